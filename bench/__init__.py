@@ -1,0 +1,1 @@
+"""Benchmarks: arms compared in one run, ratios printed, one JSON line last."""

@@ -1,0 +1,86 @@
+"""Every error the project raises on purpose.
+
+    StreamSTTMError
+    ├── ConfigError              the configuration, an option or a name is wrong
+    ├── SourceError              a stream can't be read
+    │   ├── SourceUnavailable    nobody there, cut off, timed out: worth trying again
+    │   ├── SourceDenied         wrong password or not allowed: tried again, but slowly
+    │   └── NotVideo             something answers that is no video
+    ├── ModelError               the model can't be used
+    │   ├── UnsupportedModel     a family or layout that this version can't run
+    │   └── OutOfMemory          the device has no room left
+    ├── QuestionError            a question gets no answer
+    │   ├── UnknownStream        no stream of that name
+    │   ├── QuestionRejected     empty, too long, or no room for it
+    │   ├── NoVideoYet           the stream has shown no frame so far
+    │   └── QuestionExpired      not answered in time
+    ├── StoreError               the answer store can't be read or written
+    └── SinkError                an answer could not be handed over
+
+A message is one line: what, where, what to do. Third-party exceptions are mapped in the file that imports the
+library. An error is never passed off as an answer.
+"""
+
+
+class StreamSTTMError(Exception):
+    """Root of the tree; the text is fit to be shown to a user and holds no secret."""
+
+
+class ConfigError(StreamSTTMError):
+    """The configuration, an option or a name is wrong."""
+
+
+class SourceError(StreamSTTMError):
+    """A stream can't be read."""
+
+
+class SourceUnavailable(SourceError):  # noqa: N818 - reads better where it is raised
+    """Nobody there, cut off or timed out: worth trying again."""
+
+
+class SourceDenied(SourceError):  # noqa: N818
+    """Wrong password or not allowed: tried again, but slowly."""
+
+
+class NotVideo(SourceError):  # noqa: N818
+    """Something answers that is no video."""
+
+
+class ModelError(StreamSTTMError):
+    """The model can't be used."""
+
+
+class UnsupportedModel(ModelError):  # noqa: N818
+    """A family or layout that this version can't run."""
+
+
+class OutOfMemory(ModelError):  # noqa: N818
+    """The device has no room left."""
+
+
+class QuestionError(StreamSTTMError):
+    """A question gets no answer."""
+
+
+class UnknownStream(QuestionError):  # noqa: N818
+    """No stream of that name."""
+
+
+class QuestionRejected(QuestionError):  # noqa: N818
+    """Empty, too long, or no room for it."""
+
+
+class NoVideoYet(QuestionError):  # noqa: N818
+    """The stream has shown no frame so far."""
+
+
+class QuestionExpired(QuestionError):  # noqa: N818
+    """Not answered in time."""
+
+
+class StoreError(StreamSTTMError):
+    """The answer store can't be read or written."""
+
+
+class SinkError(StreamSTTMError):
+    """An answer could not be handed over."""

@@ -1,0 +1,120 @@
+"""Every Prometheus metric of the project, one row each; incremented where the thing happens, nowhere declared else.
+
+Base units, `_total` for counters, histograms instead of averages. Labels are names from the configuration or fixed
+words, never a URL or a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+_P = "stream_sttm_"
+_LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60)
+_STAGE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+STAGES = ("decode", "preprocess", "encode", "merge", "prefill", "decode_text", "publish")
+
+# ingest
+FRAMES_RECEIVED = Counter(
+    _P + "frames_received_total", "Frames that arrived from a stream.", ["stream"]
+)
+FRAMES_DROPPED = Counter(
+    _P + "frames_dropped_total", "Frames that were not encoded, by reason.", ["stream", "reason"]
+)
+STREAM_UP = Gauge(_P + "stream_up", "1 while a stream is online, else 0.", ["stream"])
+STREAM_RECONNECTS = Counter(
+    _P + "stream_reconnects_total", "Reconnections of a stream, by reason.", ["stream", "reason"]
+)
+STREAM_LAST_FRAME = Gauge(
+    _P + "stream_last_frame_timestamp_seconds", "Wall clock of a stream's newest frame.", ["stream"]
+)
+# engine
+STAGE_DURATION = Histogram(
+    _P + "stage_duration_seconds",
+    "Time spent in one stage of the pipeline.",
+    ["stage"],
+    buckets=_STAGE,
+)
+VISUAL_TOKENS = Counter(
+    _P + "visual_tokens_total",
+    "Visual tokens by kind: before_merge, after_merge.",
+    ["stream", "kind"],
+)
+MERGE_RATIO = Gauge(
+    _P + "merge_ratio", "Tokens kept of those that came in, over the newest clip.", ["stream"]
+)
+KV_TOKENS = Gauge(_P + "kv_tokens", "Visual tokens in a stream's rolling cache.", ["stream"])
+KV_BYTES = Gauge(_P + "kv_bytes", "Bytes allocated for a stream's rolling cache.", ["stream"])
+KV_EVICTED = Counter(
+    _P + "kv_evicted_tokens_total", "Visual tokens that left a stream's rolling cache.", ["stream"]
+)
+KV_REBUILDS = Counter(
+    _P + "kv_rebuilds_total",
+    "Times a stream's memory was moved or started anew, by reason.",
+    ["stream", "reason"],
+)
+MEMORY_SPAN = Gauge(
+    _P + "memory_span_seconds",
+    "Seconds of video that a stream's rolling cache reaches back.",
+    ["stream"],
+)
+ENGINE_STEPS = Counter(
+    _P + "engine_steps_total", "Steps of the engine, by what was done.", ["work"]
+)
+ENGINE_LAST_STEP = Gauge(
+    _P + "engine_last_step_timestamp_seconds", "Wall clock of the engine's newest step."
+)
+GPU_MEMORY = Gauge(
+    _P + "gpu_memory_bytes", "Device memory by kind: allocated, reserved, free.", ["kind"]
+)
+OOM_RECOVERIES = Counter(
+    _P + "oom_recoveries_total", "Times the engine went on after the device ran out of memory."
+)
+QUEUE_DEPTH = Gauge(_P + "queue_depth", "Things waiting in a bounded queue.", ["queue"])
+ADMISSION_REJECTED = Counter(
+    _P + "admission_rejected_total", "Questions refused before they ran, by reason.", ["reason"]
+)
+# answers
+ANSWERS = Counter(
+    _P + "answers_total",
+    "Questions by outcome: answered, rejected, expired, failed.",
+    ["stream", "query", "outcome"],
+)
+EVENT_TO_ANSWER = Histogram(
+    _P + "event_to_answer_seconds",
+    "Capture of the newest frame an answer rests on to its delivery.",
+    ["stream", "sink"],
+    buckets=_LATENCY,
+)
+TIME_TO_ANSWER = Histogram(
+    _P + "time_to_answer_seconds",
+    "A question's arrival in the engine to its finished answer.",
+    ["stream"],
+    buckets=_LATENCY,
+)
+# outputs
+MQTT_CONNECTED = Gauge(
+    _P + "mqtt_connected", "1 while connected to the MQTT broker, else 0.", ["broker"]
+)
+MQTT_OUTBOX = Gauge(_P + "mqtt_outbox_depth", "Messages waiting for the MQTT broker.", ["broker"])
+MQTT_DROPPED = Counter(
+    _P + "mqtt_dropped_total",
+    "Messages given up for the MQTT broker, by reason.",
+    ["broker", "reason"],
+)
+STORE_ERRORS = Counter(_P + "store_errors_total", "Answers that could not be written to the store.")
+BUILD_INFO = Info(_P + "build", "Version of stream-sttm and the model it runs.")
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Observe the duration of the `with` body as one sample of stage `name`, one of STAGES."""
+    started = perf_counter()
+    try:
+        yield
+    finally:
+        STAGE_DURATION.labels(name).observe(perf_counter() - started)

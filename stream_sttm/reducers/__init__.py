@@ -1,0 +1,50 @@
+"""How visual tokens get fewer: one file per published method, found by name. Tensors only, no model, no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from stream_sttm import registry
+from stream_sttm.tokens import VisualTokens
+
+GROUP = "stream_sttm.reducers"
+REDUCERS: dict[str, str] = {
+    "none": "stream_sttm.reducers.baselines:KeepAll",
+    "sttm": "stream_sttm.reducers.sttm:Sttm",
+    "sttm_streaming": "stream_sttm.reducers.sttm_streaming:SttmStreaming",
+}
+
+
+class ReducerState(Protocol):
+    """What a reducer carries from one clip of a stream to the next; immutable, owned by the caller."""
+
+    @property
+    def absorbed(self) -> tuple[Tensor, Tensor]:
+        """What the last call added to tokens of earlier calls: their serials (K,) and cell counts (K,), int64."""
+        ...
+
+    def expire(self, *, before: int) -> ReducerState:
+        """The state after the cache dropped every token whose serial is below `before`."""
+        ...
+
+
+class Reducer(Protocol):
+    """A pure function: same features and state, same result.
+
+    Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start: the
+    j-th token that a stream ever got has serial j. A state speaks of tokens by serial.
+    """
+
+    def __call__(self, features: Tensor, state: Any | None = None) -> tuple[VisualTokens, Any]:
+        """(T, H, W, C) features of the next frames of a stream -> the tokens to append, and the next state."""
+        ...
+
+
+def build_reducer(name: str, options: Mapping[str, Any] | None = None) -> Reducer:
+    """The reducer `name` with `options` as its fields; raises ConfigError for an unknown name or option."""
+    cls = registry.find(REDUCERS, GROUP, name, kind="reducer")
+    reducer: Reducer = registry.build(cls, options or {}, kind=f"reducer {name!r}")
+    return reducer
