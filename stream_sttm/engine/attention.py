@@ -1,0 +1,121 @@
+"""Attention over shared prefixes: many questions read one memory's keys and values once.
+
+Registered with transformers' public AttentionInterface, so no class is patched. Rows of a batch that share a prefix
+(one stream's questions) multiply against it as one matrix; the parts, prefix and own, are joined by their
+log-sum-exp, as in Hydragen (https://arxiv.org/abs/2402.05099). Knows neither caches nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAME = "stream_sttm"
+_MOST_LOGITS = 1 << 26  # float32 logits held at once for one prefix: 256 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Keys and values that every row of a batch sees, for one layer: (1, heads, P, D); `bias` (P,) or None."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+
+def register() -> None:
+    """Make `attend` known to transformers under NAME."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix: Sequence[Any] = (),
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
+
+    `attention_mask` (B or 1, 1, n, m) speaks of the own part only: True or 0 is seen. `prefix` holds views with
+    `shared(layer) -> Shared`. Returns (B, n, heads, D) and None for the weights.
+    """
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    shared = [view.shared(module.layer_idx) for view in prefix]
+    shared = [part for part in shared if part.keys.shape[2]]
+    if not shared:
+        grouped = query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=grouped
+        )
+        return out.transpose(1, 2), None
+    parts = [_over_shared(query, part, scale) for part in shared]
+    parts.append(_over_own(query, key, value, attention_mask, scale))
+    return _joined(parts).to(query.dtype).transpose(1, 2), None
+
+
+def _over_shared(query: Tensor, part: Shared, scale: float) -> tuple[Tensor, Tensor]:
+    """Output (B, heads, n, D) and log-sum-exp (B, heads, n, 1), float32: all rows as one matrix per kv head."""
+    batch, heads, count, width = query.shape
+    kv_heads, length = part.keys.shape[1], part.keys.shape[2]
+    groups = heads // kv_heads
+    rows = query.reshape(batch, kv_heads, groups, count, width).transpose(0, 1)
+    rows = rows.reshape(kv_heads, batch * groups * count, width)
+    keys, values = part.keys[0].transpose(1, 2), part.values[0]
+    outs, sums = [], []
+    for piece in rows.split(max(1, _MOST_LOGITS // (kv_heads * length)), dim=1):
+        out, lse = _softmax(piece @ keys, part.bias, values, scale)
+        outs.append(out)
+        sums.append(lse)
+    out, lse = torch.cat(outs, dim=1), torch.cat(sums, dim=1)
+    shape = (kv_heads, batch, groups, count, -1)
+    return (
+        out.reshape(shape).transpose(0, 1).reshape(batch, heads, count, width),
+        lse.reshape(shape).transpose(0, 1).reshape(batch, heads, count, 1),
+    )
+
+
+def _over_own(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same over each row's own keys and values."""
+    batch, heads, count, width = query.shape
+    kv_heads = key.shape[1]
+    rows = query.reshape(batch, kv_heads, heads // kv_heads * count, width)
+    bias = None
+    if mask is not None:
+        mask = mask.expand(batch, 1, count, -1)
+        bias = mask.log() if mask.dtype == torch.bool else mask
+        bias = bias.repeat(1, 1, heads // kv_heads, 1)
+    out, lse = _softmax(rows @ key.transpose(2, 3), bias, value, scale)
+    return out.reshape(batch, heads, count, width), lse.reshape(batch, heads, count, 1)
+
+
+def _softmax(
+    logits: Tensor, bias: Tensor | None, values: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    logits = logits.float() * scale
+    if bias is not None:
+        logits = logits + bias
+    lse = logits.logsumexp(dim=-1, keepdim=True)
+    weights = (logits - lse).exp_()
+    return (weights.to(values.dtype) @ values).float(), lse
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Softmax over all parts from each part's own softmax and log-sum-exp."""
+    total = torch.stack([lse for _, lse in parts]).logsumexp(dim=0)
+    out = torch.zeros_like(parts[0][0])
+    for part, lse in parts:
+        out += part * (lse - total).exp()
+    return out

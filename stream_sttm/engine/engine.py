@@ -1,0 +1,274 @@
+"""Engine: clips and questions in, outcomes out, one bounded step at a time.
+
+Not thread-safe: one thread calls it. `observe` and `ask` only queue; all tensor work happens in `step`. A stream whose
+work fails loses at most its own memory, never another's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from stream_sttm import metrics
+from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.engine import attention
+from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
+from stream_sttm.engine.session import MemoryPlan, StreamSession
+from stream_sttm.errors import (
+    ConfigError,
+    ModelError,
+    NoVideoYet,
+    OutOfMemory,
+    QuestionExpired,
+    QuestionRejected,
+    StreamSTTMError,
+    UnknownStream,
+)
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.reducers import Reducer, build_reducer
+from stream_sttm.registry import suggest
+from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One model, one memory per stream."""
+
+    def __init__(
+        self,
+        model: VideoLLM,
+        *,
+        reducer: ReducerSettings | None = None,
+        memory: MemorySettings | None = None,
+        answering: AnsweringSettings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.model = model
+        self._reducer_settings = reducer or ReducerSettings()
+        self._limits = answering or AnsweringSettings()
+        self.plan = plan_for(model, self._reducer_settings, memory or MemorySettings())
+        self._clock = clock
+        self._scheduler = Scheduler(
+            max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
+        )
+        self._streams: dict[str, float] = {}
+        self._sessions: dict[str, StreamSession] = {}
+        self._batches: dict[int, AnswerBatch] = {}
+        self._numbers = itertools.count()
+        attention.register()
+        model.use_attention(attention.NAME)
+        self._reducer(1.0)  # a wrong option is a fault at start, not at the first frame
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether `step` would do nothing."""
+        return self._scheduler.is_idle
+
+    def open(self, stream: str, *, fps: float) -> None:
+        """Make a stream known; its memory is allocated with its first clip."""
+        self._streams[stream] = fps
+
+    def close(self, stream: str) -> list[Unanswered]:
+        """Forget a stream and free its memory; returns its questions that now get no answer."""
+        self._streams.pop(stream, None)
+        self._sessions.pop(stream, None)
+        error = UnknownStream(f"stream {stream!r} was removed")
+        return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
+
+    def observe(self, clip: Clip) -> Clip | None:
+        """Queue a clip; returns the stream's oldest waiting clip where that had to go, counted as dropped."""
+        skipped = self._scheduler.add_clip(clip, self._clock())
+        if skipped is not None:
+            metrics.FRAMES_DROPPED.labels(clip.stream, "engine_busy").inc(len(skipped.frames))
+        return skipped
+
+    def ask(self, question: Question) -> None:
+        """Queue a question; raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
+        try:
+            self._admit(question)
+        except StreamSTTMError as error:
+            metrics.ADMISSION_REJECTED.labels(type(error).__name__).inc()
+            raise
+
+    def _admit(self, question: Question) -> None:
+        if question.stream not in self._streams:
+            known = sorted(self._streams)
+            raise UnknownStream(f"there is no stream {question.stream!r}{suggest(question.stream, known)}")
+        if not question.text.strip():
+            raise QuestionRejected("the question is empty")
+        if len(question.text) > self._limits.max_question_chars:
+            raise QuestionRejected(
+                f"the question has {len(question.text)} characters; at most {self._limits.max_question_chars} are taken"
+            )
+        if question.stream not in self._sessions:
+            raise NoVideoYet(f"stream {question.stream!r} has shown no video yet; try again when it is online")
+        self._scheduler.add_question(question)
+
+    @torch.inference_mode()
+    def step(self) -> list[Outcome]:
+        """Do the most pressing piece of work, if any, and return what came of it."""
+        now = self._clock()
+        outcomes: list[Outcome] = [
+            Unanswered(q, QuestionExpired(f"not answered within {self._limits.timeout:g} s"))
+            for q in self._scheduler.expired(now, self._limits.timeout)
+        ]
+        work = self._scheduler.next(now)
+        if work is None:
+            return outcomes
+        metrics.ENGINE_STEPS.labels(type(work).__name__.lower()).inc()
+        try:
+            outcomes += self._do(work)
+        except (RuntimeError, ConfigError, ModelError) as error:
+            outcomes += self._recover(work, error)
+        metrics.ENGINE_LAST_STEP.set(self._clock())
+        metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
+        metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
+        return outcomes
+
+    def _do(self, work: Work) -> Sequence[Outcome]:
+        match work:
+            case Append(clip):
+                return [self._append(clip)]
+            case Ask(stream, questions):
+                return self._take_in(stream, questions)
+            case Decode(number):
+                return self._answers(number, self._batches[number].step())
+
+    def _append(self, clip: Clip) -> Observed:
+        stream = clip.stream
+        session = self._sessions.get(stream)
+        if session is None:
+            fps = self._streams.get(stream, 1.0)
+            session = self._new_session(stream, fps)
+        group = self.model.frames_per_token
+        with metrics.stage("preprocess"):
+            stacked = np.stack([frame.image for frame in clip.frames])
+            frames = torch.from_numpy(stacked).to(self.model.device).permute(0, 3, 1, 2)
+            pixels = self.model.preprocess(frames)
+        with metrics.stage("encode"):
+            features = self.model.encode(pixels)
+        captured = [frame.captured_at for frame in clip.frames]
+        done = session.append(features, [*captured[group - 1 :: group], captured[-1]][: len(features)])
+        self._sessions[stream] = session
+        self._count(session, done.before_merge, done.after_merge)
+        metrics.KV_EVICTED.labels(stream).inc(done.evicted)
+        if done.rebased:
+            metrics.KV_REBUILDS.labels(stream, "rebase").inc()
+        return Observed(clip, done.before_merge, done.after_merge)
+
+    def _count(self, session: StreamSession, before: int, after: int) -> None:
+        stream = session.stream
+        metrics.VISUAL_TOKENS.labels(stream, "before_merge").inc(before)
+        metrics.VISUAL_TOKENS.labels(stream, "after_merge").inc(after)
+        metrics.MERGE_RATIO.labels(stream).set(after / before)
+        metrics.KV_TOKENS.labels(stream).set(len(session.cache.deep))
+        metrics.KV_BYTES.labels(stream).set(session.cache.nbytes)
+        metrics.MEMORY_SPAN.labels(stream).set(session.span_seconds)
+        if self.model.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.model.device)
+            metrics.GPU_MEMORY.labels("free").set(free)
+            metrics.GPU_MEMORY.labels("allocated").set(torch.cuda.memory_allocated(self.model.device))
+            metrics.GPU_MEMORY.labels("reserved").set(torch.cuda.memory_reserved(self.model.device))
+
+    def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
+        session = self._sessions.get(stream)
+        if session is None:
+            error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
+            return [Unanswered(question, error) for question in questions]
+        batch = AnswerBatch(self.model, session.view(), questions)
+        with metrics.stage("prefill"):
+            finished = batch.prefill()
+        number = next(self._numbers)
+        self._batches[number] = batch
+        self._scheduler.opened(number)
+        return self._answers(number, finished)
+
+    def _answers(self, number: int, finished: Sequence[Finished]) -> list[Answer]:
+        batch = self._batches[number]
+        if not batch.questions:
+            del self._batches[number]
+            self._scheduler.closed(number)
+        now = self._clock()
+        answers = []
+        for done in finished:
+            metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(now - done.question.asked_at)
+            answers.append(
+                Answer(done.question, done.text, batch.view.span, done.tokens, self.model.name, now)
+            )
+        return answers
+
+    def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
+        """After a failed piece of work: the stream starts anew, its questions learn why, the others go on."""
+        failure: StreamSTTMError
+        if isinstance(error, torch.OutOfMemoryError):
+            metrics.OOM_RECOVERIES.inc()
+            torch.cuda.empty_cache()
+            failure = OutOfMemory("the device ran out of memory; fewer streams or a smaller memory.window_tokens help")
+        elif isinstance(error, StreamSTTMError):
+            failure = error
+        else:
+            failure = ModelError(f"the model failed: {str(error).splitlines()[0]}")
+        match work:
+            case Append(clip):
+                _log.error("stream %s: a window was lost, its memory starts anew: %s", clip.stream, failure)
+                metrics.FRAMES_DROPPED.labels(clip.stream, "engine_error").inc(len(clip.frames))
+                metrics.KV_REBUILDS.labels(clip.stream, "error").inc()
+                self._sessions.pop(clip.stream, None)
+                return [Lost(clip, failure)]
+            case Ask(_, questions):
+                return [Unanswered(question, failure) for question in questions]
+            case Decode(number):
+                batch = self._batches.pop(number)
+                self._scheduler.closed(number)
+                return [Unanswered(question, failure) for question in batch.questions]
+
+    def _new_session(self, stream: str, fps: float) -> StreamSession:
+        rate = fps / self.model.frames_per_token
+        return StreamSession(self.model, self._reducer(rate), self.plan, stream=stream, fps=fps)
+
+    def _reducer(self, rate: float) -> Reducer:
+        """The configured reducer for a stream with `rate` token frames per second."""
+        options = dict(self._reducer_settings.options)
+        name = self._reducer_settings.name
+        if name in ("sttm", "sttm_streaming"):
+            options.setdefault("spatial_threshold", self.model.tuned.spatial_threshold)
+            options.setdefault("temporal_threshold", self.model.tuned.temporal_threshold)
+        if "refresh_every" in options:
+            options["refresh_every"] = round(options["refresh_every"] * rate)
+        return build_reducer(name, options)
+
+
+def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
+    """The memory's layout: the configuration, and the model's own defaults where it is silent.
+
+    Raises ConfigError for a merge layer the model doesn't have or a horizon beyond its positions.
+    """
+    tuned, layers = model.tuned, len(model.layers)
+    merge_at = tuned.at_layer if reducer.at_layer is None else reducer.at_layer
+    if reducer.at_layer is None:
+        merge_at = min(merge_at, layers - 1)
+    if merge_at >= layers:
+        raise ConfigError(f"reducer.at_layer: {merge_at} is beyond the model's last layer, {layers - 1}")
+    horizon = memory.horizon or tuned.horizon or model.context * 3 // 4
+    if horizon > model.context:
+        raise ConfigError(f"memory.horizon: {horizon} is beyond the model's {model.context} positions")
+    if tuned.positions == "contiguous" and model.axes > 1:
+        raise ConfigError("contiguous positions need a model with one position axis")
+    return MemoryPlan(
+        merge_at=merge_at,
+        window_tokens=memory.window_tokens,
+        shallow_tokens=memory.shallow_tokens or memory.window_tokens,
+        horizon=horizon,
+        rebase_at=model.context,
+        evict_share=memory.evict_share,
+        size_bias=tuned.size_bias if reducer.size_bias is None else reducer.size_bias,
+        fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
+        positions=tuned.positions,
+    )

@@ -1,0 +1,134 @@
+"""What the engine does next: decode what is open, then take questions in, then append windows. No torch here.
+
+A window waits at most `patience` seconds before it goes first; of a stream that can't be kept up with only the newest
+windows stay, the others are handed back to be counted. Streams are served in the order of their oldest wish.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from stream_sttm.errors import QuestionRejected
+from stream_sttm.types import Clip, Question
+
+CLIPS_WAITING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Put this clip into its stream's memory."""
+
+    clip: Clip
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Take these questions of one stream in, as one batch."""
+
+    stream: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Go on with the open batch of this number."""
+
+    batch: int
+
+
+Work = Append | Ask | Decode
+
+
+class Scheduler:
+    """Waiting clips and questions, and the numbers of open batches."""
+
+    def __init__(
+        self, *, max_waiting: int, max_batch: int, max_open: int = 8, patience: float = 1.0
+    ) -> None:
+        self._max_waiting, self._max_batch, self._max_open = max_waiting, max_batch, max_open
+        self._patience = patience
+        self._clips: dict[str, deque[tuple[float, Clip]]] = {}
+        self._questions: deque[Question] = deque()
+        self._open: deque[int] = deque()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to do."""
+        return not (self._questions or self._open or any(self._clips.values()))
+
+    @property
+    def clips_waiting(self) -> int:
+        """Clips of all streams that are not yet in a memory."""
+        return sum(len(waiting) for waiting in self._clips.values())
+
+    @property
+    def questions_waiting(self) -> int:
+        """Questions that are not yet in a batch."""
+        return len(self._questions)
+
+    def add_clip(self, clip: Clip, now: float) -> Clip | None:
+        """Queue a clip; returns the stream's oldest one where it had to make room."""
+        waiting = self._clips.setdefault(clip.stream, deque())
+        waiting.append((now, clip))
+        return waiting.popleft()[1] if len(waiting) > CLIPS_WAITING else None
+
+    def add_question(self, question: Question) -> None:
+        """Queue a question; raises QuestionRejected where too many wait already."""
+        if len(self._questions) >= self._max_waiting:
+            raise QuestionRejected(
+                f"{self._max_waiting} questions are waiting already; try again in a moment"
+            )
+        self._questions.append(question)
+
+    def opened(self, batch: int) -> None:
+        """A batch has questions left to answer."""
+        self._open.append(batch)
+
+    def closed(self, batch: int) -> None:
+        """A batch is done."""
+        if batch in self._open:
+            self._open.remove(batch)
+
+    def forget(self, stream: str) -> list[Question]:
+        """Drop what waits for a stream; returns its questions."""
+        self._clips.pop(stream, None)
+        gone = [question for question in self._questions if question.stream == stream]
+        self._questions = deque(q for q in self._questions if q.stream != stream)
+        return gone
+
+    def expired(self, now: float, timeout: float) -> list[Question]:
+        """Take out the questions that have waited longer than `timeout` seconds."""
+        gone = [question for question in self._questions if now - question.asked_at > timeout]
+        if gone:
+            self._questions = deque(q for q in self._questions if now - q.asked_at <= timeout)
+        return gone
+
+    def next(self, now: float) -> Work | None:
+        """The most pressing work, taken out of its queue; None where there is none."""
+        late = self._oldest_clip()
+        if late is not None and now - late[0] > self._patience:
+            return self._take_clip(late[1].stream)
+        if self._open and (not self._questions or len(self._open) >= self._max_open):
+            self._open.rotate(-1)
+            return Decode(self._open[-1])
+        if self._questions:
+            return self._take_questions()
+        if late is not None:
+            return self._take_clip(late[1].stream)
+        return None
+
+    def _oldest_clip(self) -> tuple[float, Clip] | None:
+        heads = [waiting[0] for waiting in self._clips.values() if waiting]
+        return min(heads, key=lambda head: head[0], default=None)
+
+    def _take_clip(self, stream: str) -> Append:
+        return Append(self._clips[stream].popleft()[1])
+
+    def _take_questions(self) -> Ask:
+        stream = self._questions[0].stream
+        same = [question for question in self._questions if question.stream == stream]
+        taken = tuple(same[: self._max_batch])
+        chosen = {id(question) for question in taken}
+        self._questions = deque(q for q in self._questions if id(q) not in chosen)
+        return Ask(stream, taken)

@@ -1,0 +1,303 @@
+"""One camera's memory: frames in, a view to answer from out.
+
+A window is encoded once, run through the layers below the merge with all its tokens, reduced against the frame
+before, and only the survivors go on. Room for the worst case is made before reducing, so that no token that stands
+for something still on screen can be evicted behind the reducer's back. Knows no questions and no wall clock but the
+capture times it is given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine import decoder
+from stream_sttm.engine.cache import Band, CacheSnapshot, Index, RollingCache, Suffix
+from stream_sttm.errors import ConfigError
+from stream_sttm.metrics import stage
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.reducers import Reducer
+from stream_sttm.tokens import VisualTokens
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a memory is laid out; every number resolved, nothing left to a default.
+
+    `horizon`: positions a memory may span; `rebase_at`: position past which stored keys are moved back.
+    """
+
+    merge_at: int
+    window_tokens: int
+    shallow_tokens: int
+    horizon: int
+    rebase_at: int
+    evict_share: float
+    size_bias: float
+    fresh_frames: int
+    positions: Literal["own", "contiguous"]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What one window did to a memory, in visual tokens."""
+
+    before_merge: int
+    after_merge: int
+    evicted: int
+    rebased: bool
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A memory at one moment, ready for questions.
+
+    `starts`: per band, where text begins on the time axis and on the other axes, as stored. `visual` tokens are seen
+    in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame.
+    """
+
+    prefix: tuple[Any, ...]
+    bounds: tuple[int, ...]
+    starts: tuple[tuple[int, int], ...]
+    visual: int
+    before_merge: int
+    span: tuple[float, float]
+
+
+class StreamSession:
+    """Cache, reducer state and clock of one camera."""
+
+    def __init__(
+        self, model: VideoLLM, reducer: Reducer, plan: MemoryPlan, *, stream: str, fps: float
+    ) -> None:
+        self.stream = stream
+        self.frames = 0
+        self._model, self._reducer, self._plan = model, reducer, plan
+        self._step = model.step(fps)
+        self._preamble = model.preamble()
+        self.cache = RollingCache.allocate(
+            decoder.shape_of(model),
+            pinned=len(self._preamble),
+            merge_at=plan.merge_at,
+            deep=plan.window_tokens,
+            shallow=plan.shallow_tokens,
+            size_bias=plan.size_bias,
+        )
+        self._state: Any = None
+        self._grid = (0, 0)
+        self._captured: deque[tuple[int, float]] = deque()
+        self._ring: deque[Tensor] = deque(maxlen=max(1, plan.fresh_frames))
+        self._pin()
+
+    def _pin(self) -> None:
+        """Run the preamble once and keep it for ever."""
+        count = len(self._preamble)
+        if count:
+            hidden = self._model.embed(torch.tensor([self._preamble], device=self._model.device))
+            places = torch.arange(count, device=self._model.device).expand(self._model.axes, -1)
+            for band in self.cache.bands:
+                hidden = decoder.append(
+                    self._model,
+                    hidden,
+                    self.cache,
+                    band,
+                    positions=places,
+                    sizes=torch.ones(count, device=hidden.device),
+                )
+        for band in self.cache.bands:
+            band.pin()
+
+    def append(self, features: Tensor, captured: Sequence[float]) -> Appended:
+        """Merge a window's features (T, H, W, C) against the window before and append what survives.
+
+        `captured` (T,) wall clock of each token frame. Raises ConfigError where the memory can't hold one window.
+        """
+        frames, rows, columns, width = features.shape
+        count = frames * rows * columns
+        self._grid = (rows, columns)
+        evicted, rebased = self._make_room(frames, count)
+        whole = _whole(features, self.frames)
+        hidden, tokens = features, whole
+        if self._plan.merge_at > 0:
+            hidden = self._through(self.cache.bands[0], whole).reshape(features.shape)
+        with stage("merge"):
+            tokens, state = self._reducer(hidden, self._state)
+            self.cache.deep.absorb(*state.absorbed)
+        if len(tokens):
+            self._through(self.cache.deep, tokens)
+        self._state = state
+        first = self.frames
+        self.frames += frames
+        self._captured.extend(zip(range(first, self.frames), captured, strict=True))
+        self._ring.extend(features)
+        return Appended(count, len(tokens), evicted, rebased)
+
+    def view(self) -> View:
+        """The memory as it is now, its newest frames unmerged where the plan wants a fresh view."""
+        fresh = min(self._plan.fresh_frames, len(self._ring), self.frames)
+        if not self._is_merging():
+            fresh = 0
+        snapshot = self.cache.snapshot(before_frame=self.frames - fresh if fresh else None)
+        prefix: tuple[Any, ...] = (snapshot,)
+        visual = snapshot.tokens
+        extra = fresh * self._grid[0] * self._grid[1]
+        if fresh:
+            prefix = (snapshot, self._fresh(snapshot, fresh))
+        starts = []
+        for band in self.cache.bands:
+            start = self._text_start(band, fresh)
+            pinned = band.pinned
+            starts.append((pinned + start - band.offset, pinned + start - band.origin))
+        oldest = self._oldest_frame()
+        while self._captured[0][0] < oldest:
+            self._captured.popleft()
+        cells = self._grid[0] * self._grid[1]
+        return View(
+            prefix=prefix,
+            bounds=tuple(band.first for band in self.cache.bands),
+            starts=tuple(starts),
+            visual=visual + extra,
+            before_merge=(self.frames - oldest) * cells,
+            span=(self._captured[0][1], self._captured[-1][1]),
+        )
+
+    @property
+    def span_seconds(self) -> float:
+        """Seconds from the oldest frame in the memory to the newest."""
+        oldest = self._oldest_frame()
+        first = next(at for frame, at in self._captured if frame >= oldest)
+        return self._captured[-1][1] - first
+
+    def _is_merging(self) -> bool:
+        deep = self.cache.deep
+        return len(deep) + deep.evicted < self.frames * self._grid[0] * self._grid[1]
+
+    def _oldest_frame(self) -> int:
+        index = self.cache.deep.index
+        return int(index.frames[0]) if len(index) else self.frames - 1
+
+    # appending
+
+    def _make_room(self, frames: int, count: int) -> tuple[int, bool]:
+        """Evict in every band what a window of `count` tokens may need, and rebase where positions got high."""
+        evicted, rebased = 0, False
+        for band in self.cache.bands:
+            if count > band.capacity:
+                raise ConfigError(
+                    f"stream {self.stream!r}: one window has {count} visual tokens but the memory holds {band.capacity}; "
+                    f"set memory.window_tokens to {count} or more, or clip_frames lower"
+                )
+            end = self._end(band, frames, count)
+            batch = self._excess(band, end, count)
+            if batch:
+                band.evict(batch, self._model.turn, origin=self._origin(band, batch))
+                evicted += batch if band is self.cache.deep else 0
+            if band.pinned + end - band.offset > self._plan.rebase_at and band.origin > band.offset:
+                band.rebase(self._model.turn)
+                rebased = True
+        if evicted:
+            self._state = self._state.expire(before=self.cache.deep.evicted)
+        return evicted, rebased
+
+    def _excess(self, band: Band, end: int, count: int) -> int:
+        """Oldest tokens to evict: none, or a whole share of the memory, so that it happens rarely."""
+        share, horizon, times = self._plan.evict_share, self._plan.horizon, band.index.times
+        batch = 0
+        if count > band.room:
+            batch = max(count - band.room, int(band.capacity * share))
+        if len(band) and int(times[0]) < end - horizon:
+            batch = max(batch, int(torch.searchsorted(times, end - int(horizon * (1 - share)))))
+        return min(batch, len(band))
+
+    def _is_contiguous(self, band: Band) -> bool:
+        return self._plan.positions == "contiguous" and band is self.cache.deep
+
+    def _end(self, band: Band, frames: int, count: int) -> int:
+        """Where the time axis will stand at most after a window."""
+        if self._is_contiguous(band):
+            return band.evicted + len(band) + count
+        return self._model.own_time(self.frames + frames, self._grid, self._step)
+
+    def _origin(self, band: Band, count: int) -> int:
+        """Where the oldest frame begins that is left after evicting `count` tokens."""
+        if self._is_contiguous(band):
+            return band.evicted + count
+        left = band.index.since(count)
+        frame = int(left.frames[0]) if len(left) else self.frames
+        return self._model.own_time(frame, self._grid, self._step)
+
+    def _through(self, band: Band, tokens: VisualTokens) -> Tensor:
+        """Run tokens through a band's layers and commit them."""
+        places = self._places(band, tokens, start=band.evicted + len(band))
+        stored = places.clone()
+        stored[0] -= band.offset
+        with stage("prefill"):
+            hidden = decoder.append(
+                self._model,
+                tokens.features[None],
+                self.cache,
+                band,
+                positions=stored + band.pinned,
+                sizes=tokens.sizes,
+            )
+        # The index lives on the CPU: eviction decides by it without waiting for the device again.
+        band.commit(Index(tokens.boxes[:, 0].cpu(), places[0].cpu()), tokens.sizes)
+        return hidden[0]
+
+    def _places(self, band: Band, tokens: VisualTokens, *, start: int) -> Tensor:
+        """(axes, N) positions counted from the stream's first visual token."""
+        if self._is_contiguous(band):
+            return torch.arange(start, start + len(tokens), device=self._model.device)[None]
+        return self._model.own_positions(tokens, self._grid, self._step)
+
+    # viewing
+
+    def _fresh(self, snapshot: CacheSnapshot, count: int) -> Suffix:
+        """The newest `count` frames, unmerged, behind a snapshot that lacks them."""
+        features = torch.stack(list(self._ring)[-count:])
+        tokens = _whole(features, self.frames - count)
+        suffix = Suffix(decoder.shape_of(self._model), rows=1, capacity=len(tokens))
+        hidden = tokens.features[None]
+        mask = decoder.causal(len(tokens), device=hidden.device)
+        for band, seen in zip(self.cache.bands, snapshot.bands, strict=True):
+            places = self._places(band, tokens, start=band.evicted + len(seen.index))
+            stored = places.clone()
+            stored[0] -= band.offset
+            hidden = decoder.walk(
+                self._model,
+                hidden,
+                (band.first, band.last),
+                positions=(stored + band.pinned)[:, None],
+                mask=mask,
+                cache=suffix,
+                prefix=(snapshot,),
+            )
+        suffix.commit(len(tokens))
+        return suffix
+
+    def _text_start(self, band: Band, fresh: int) -> int:
+        """Where text begins on a band's time axis, counted from the stream's first visual token."""
+        if self._is_contiguous(band):
+            kept = band.index.before_frame(self.frames - fresh) if fresh else len(band)
+            return band.evicted + kept + fresh * self._grid[0] * self._grid[1]
+        return self._model.text_start(self.frames, self._grid, self._step, band.origin)
+
+
+def _whole(features: Tensor, first_frame: int) -> VisualTokens:
+    """Every cell of every frame as a token of its own."""
+    frames, rows, columns, width = features.shape
+    device = features.device
+    t, y, x = torch.meshgrid(
+        torch.arange(first_frame, first_frame + frames, device=device),
+        torch.arange(rows, device=device),
+        torch.arange(columns, device=device),
+        indexing="ij",
+    )
+    boxes = torch.stack([t, y, x, y + 1, x + 1], dim=-1).reshape(-1, 5)
+    sizes = torch.ones(len(boxes), dtype=torch.int64, device=device)
+    return VisualTokens(features.reshape(-1, width), boxes, sizes)

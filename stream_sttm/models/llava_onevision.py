@@ -1,0 +1,69 @@
+"""LLaVA-OneVision: SigLIP, projector, 2x pooling, Qwen2; one position axis. https://arxiv.org/abs/2408.03326
+
+Every frame is a square grid; the video ends with one learnt `image_newline` vector, which we put at the head of the
+question, since a stream has no end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stream_sttm.models.family import Defaults, VideoLLM
+from stream_sttm.preprocess import HALF, normalize, resize
+from stream_sttm.tokens import VisualTokens
+
+
+class LlavaOnevision(VideoLLM):
+    """A `LlavaOnevisionForConditionalGeneration` checkpoint."""
+
+    # Published for the 7B model: thresholds and layer in the STTM paper, contiguous positions in its ablation.
+    defaults: ClassVar[Defaults] = Defaults(
+        spatial_threshold=0.90, temporal_threshold=0.60, at_layer=2, positions="contiguous"
+    )
+
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """(T, 3, H, W) uint8 -> (T, 3, S, S), S the tower's picture size; not square is squeezed, as in training."""
+        side = self.config.vision_config.image_size
+        return normalize(resize(frames, side, side), HALF.or_as(self.processor)).to(self.dtype)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(T, 3, S, S) -> (T, H, W, C)."""
+        out: Any = self.core.get_video_features(
+            pixels[None],
+            vision_feature_layer=self.config.vision_feature_layer,
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+        )
+        flat = out.pooler_output if hasattr(out, "pooler_output") else out
+        features: Tensor = flat[0, :-1]  # the last one is image_newline
+        side = round((features.shape[0] / pixels.shape[0]) ** 0.5)
+        return features.reshape(pixels.shape[0], side, side, -1)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """As every family's, with the video token standing for `image_newline`."""
+        embedded = super().embed(ids)
+        newline = (ids == self.config.video_token_id)[..., None]
+        return torch.where(newline, self.core.image_newline.to(embedded.dtype), embedded)
+
+    def own_positions(self, tokens: VisualTokens, grid: tuple[int, int], step: float) -> Tensor:
+        """Raster order within a frame, frames one after the other."""
+        del step
+        boxes = tokens.boxes
+        cells = boxes[:, 0] * (grid[0] * grid[1]) + boxes[:, 1] * grid[1] + boxes[:, 2]
+        return cells[None]
+
+    def own_time(self, frame: int, grid: tuple[int, int], step: float) -> int:
+        """Frames of H * W positions each."""
+        del step
+        return frame * grid[0] * grid[1]
+
+    @property
+    def visual_word(self) -> str:
+        """`<video>`, or what the checkpoint's tokenizer calls it."""
+        word: str = self.tokenizer.convert_ids_to_tokens(self.config.video_token_id)
+        return word
+
+    def _video_end(self) -> list[int]:
+        return [self.config.video_token_id]

@@ -1,0 +1,89 @@
+"""Camera frames to a vision tower's input, in plain torch on the model's device.
+
+Follows the arithmetic of transformers' PIL image processors (bicubic with antialiasing on 8-bit pictures, then scale
+and normalise), and is tested against them. Knows no model; each family says which of these steps it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stream_sttm.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSpec:
+    """Per-channel mean and deviation (of values in 0..1) that a vision tower was trained with."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def or_as(self, processor: Mapping[str, Any]) -> PixelSpec:
+        """This spec, or what a checkpoint's processor settings say instead."""
+        mean, std = processor.get("image_mean"), processor.get("image_std")
+        return PixelSpec(tuple(mean), tuple(std)) if mean and std else self
+
+
+HALF = PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+CLIP = PixelSpec(
+    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """(T, 3, H, W) uint8 -> (T, 3, height, width) float32 in 0..255, rounded as 8-bit pictures are."""
+    pixels = frames.to(torch.float32)
+    if frames.shape[-2:] != (height, width):
+        pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+        pixels = pixels.round_().clamp_(0, 255)
+    return pixels
+
+
+def normalize(pixels: Tensor, spec: PixelSpec) -> Tensor:
+    """(T, 3, H, W) in 0..255 -> the same, scaled to 0..1, less the mean, over the deviation."""
+    mean = torch.tensor(spec.mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(spec.std, device=pixels.device).view(3, 1, 1)
+    return (pixels / 255 - mean) / std
+
+
+def fit(height: int, width: int, *, factor: int, least: int, most: int) -> tuple[int, int]:
+    """The picture size nearest to (height, width) with sides divisible by `factor` and least..most pixels.
+
+    The rule of Qwen2-VL (https://arxiv.org/abs/2409.12191), which keeps the aspect ratio as nearly as it can.
+    Raises ModelError for a picture over 200 times as long as wide, which it is not defined for.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ModelError(f"a picture of {width}x{height} is too narrow; its sides may differ 200-fold")
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > most:
+        shrink = math.sqrt(height * width / most)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < least:
+        grow = math.sqrt(least / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def patchify(pixels: Tensor, *, patch: int, merge: int, span: int) -> tuple[Tensor, Tensor]:
+    """(T, 3, H, W) -> flat patches (N, 3 * span * patch * patch) in merge-block order, and their (1, 3) grid.
+
+    `span` frames form one patch in time; a T that `span` does not divide is filled up with its last frame.
+    """
+    if missing := -pixels.shape[0] % span:
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    frames, channels, height, width = pixels.shape
+    times, rows, columns = frames // span, height // patch, width // patch
+    blocks = pixels.reshape(
+        times, span, channels, rows // merge, merge, patch, columns // merge, merge, patch
+    )
+    flat = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(times * rows * columns, -1)
+    return flat, torch.tensor([[times, rows, columns]], device=pixels.device)
