@@ -38,11 +38,15 @@ CLIP = PixelSpec(
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
-    """(T, 3, H, W) uint8 -> (T, 3, height, width) float32 in 0..255, rounded as 8-bit pictures are."""
+    """(T, 3, H, W) uint8 -> (T, 3, height, width) float32 in 0..255.
+
+    Rows first, then columns, each rounded to 8 bit, as Pillow does it.
+    """
     pixels = frames.to(torch.float32)
-    if frames.shape[-2:] != (height, width):
-        pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
-        pixels = pixels.round_().clamp_(0, 255)
+    for size in ((frames.shape[-2], width), (height, width)):
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+            pixels = pixels.round_().clamp_(0, 255)
     return pixels
 
 

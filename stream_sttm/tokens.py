@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class VisualTokens:
     """N visual tokens, each standing for a box of grid cells of one frame, in stream order.
 

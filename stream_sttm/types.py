@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stream_sttm.errors import StreamSTTMError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One decoded picture of one stream; `image` is (H, W, 3) uint8 RGB and never written to."""
 

@@ -73,7 +73,6 @@ class Analysis:
             async with asyncio.timeout(timeout):
                 return await future
         except TimeoutError:
-            _count(question, "expired")
             raise QuestionExpired(f"stream {stream!r}: not answered within {timeout:g} s") from None
         finally:
             self._asked.pop(question.id, None)

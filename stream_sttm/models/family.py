@@ -65,6 +65,7 @@ class VideoLLM(ABC):
     @classmethod
     def load(cls, source: str, *, name: str, device: str, dtype: str) -> Self:
         """Read a checkpoint of this family; raises ModelError or UnsupportedModel."""
+        from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
         place = _device(device)
@@ -72,7 +73,7 @@ class VideoLLM(ABC):
         try:
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=number)
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"model {name!r} can't be loaded: {first}") from error
         model = model.to(place).eval().requires_grad_(False)

@@ -1,0 +1,72 @@
+"""Attention over shared prefixes against one plain softmax over everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from stream_sttm.engine import attention
+from stream_sttm.engine.attention import Shared, attend
+
+
+@dataclass(frozen=True)
+class _OneLayer:
+    part: Shared
+
+    def shared(self, layer: int) -> Shared:
+        del layer
+        return self.part
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """One softmax, heads repeated by hand; (B, n, heads, D)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    weights = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + bias).softmax(-1)
+    return (weights @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("prefixes", [1, 2])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_joined_parts_equal_one_softmax(
+    kv_heads: int, prefixes: int, is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_chunked:
+        monkeypatch.setattr(attention, "_MOST_LOGITS", 64)
+    batch, heads, count, width, own = 3, 6, 4, 8, 5
+    query = _random(batch, heads, count, width, seed=1)
+    key, value = (_random(batch, kv_heads, own, width, seed=seed) for seed in (2, 3))
+    mask = torch.ones(count, own, dtype=torch.bool).tril(own - count).expand(batch, 1, -1, -1)
+    parts = [
+        Shared(
+            _random(1, kv_heads, 7 + i, width, seed=10 + i),
+            _random(1, kv_heads, 7 + i, width, seed=20 + i),
+            _random(7 + i, seed=30 + i) if i == 0 else None,
+        )
+        for i in range(prefixes)
+    ]
+    ours, _ = attend(
+        SimpleNamespace(layer_idx=0), query, key, value, mask, prefix=[_OneLayer(part) for part in parts]
+    )
+    keys = torch.cat([*(part.keys.expand(batch, -1, -1, -1) for part in parts), key], 2)
+    values = torch.cat([*(part.values.expand(batch, -1, -1, -1) for part in parts), value], 2)
+    seen = [
+        (part.bias if part.bias is not None else torch.zeros(part.keys.shape[2])).expand(batch, 1, count, -1)
+        for part in parts
+    ]
+    assert torch.allclose(ours, _plain(query, keys, values, torch.cat([*seen, mask.log()], 3)), atol=1e-5)
+
+
+def test_without_a_prefix_it_is_plain_attention() -> None:
+    query, key, value = (_random(2, heads, 5, 8, seed=heads) for heads in (4, 2, 2))
+    ours, _ = attend(SimpleNamespace(layer_idx=0), query, key, value, None)
+    assert torch.allclose(ours, _plain(query, key, value, torch.zeros(())), atol=1e-5)

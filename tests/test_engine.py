@@ -1,0 +1,181 @@
+"""The engine as its caller sees it: outcomes for everything, clear refusals, one stream's failure its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.engine.engine import Engine, plan_for
+from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.types import Answer, Clip, Frame, Lost, Observed, Outcome, Question, Unanswered
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _clip(stream: str, index: int, frames: int = 2, side: int = 48) -> Clip:
+    generator = np.random.default_rng(11)
+    image = generator.integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return Clip(
+        stream,
+        index,
+        tuple(Frame(stream, image, float(index + i), 900.0 + index + i) for i in range(frames)),
+    )
+
+
+def _question(stream: str, text: str, *, id_: str = "q", at: float = 1000.0) -> Question:
+    return Question(id_, stream, text, at, 6)
+
+
+def _engine(model: VideoLLM, clock: Clock | None = None, **settings: object) -> Engine:
+    engine = Engine(
+        model,
+        memory=MemorySettings(window_tokens=512),
+        answering=AnsweringSettings(max_question_chars=40, max_waiting=2),
+        clock=clock or Clock(),
+        **settings,  # type: ignore[arg-type]
+    )
+    engine.open("door", fps=2)
+    engine.open("yard", fps=2)
+    return engine
+
+
+def _run(engine: Engine) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    while not engine.is_idle:
+        outcomes += engine.step()
+    return outcomes
+
+
+def test_clips_and_questions_come_back_as_outcomes(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    [observed] = _run(engine)
+    assert isinstance(observed, Observed)
+    assert 0 < observed.after_merge <= observed.before_merge
+    engine.ask(_question("door", "what is there?"))
+    [answer] = _run(engine)
+    assert isinstance(answer, Answer)
+    newest = 901.0
+    assert answer.span[1] == newest
+    assert answer.tokens.answer <= 6
+    payload = answer.as_dict(published_at=newest + 1.5)
+    assert payload["event_to_answer_ms"] == 1500.0
+    assert payload["model"] == tiny_model.name
+
+
+def test_a_question_never_encodes_video_again(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+
+    def refuse(_: object) -> torch.Tensor:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(tiny_model, "encode", refuse)
+    engine.ask(_question("door", "what is there?"))
+    assert [type(outcome) for outcome in _run(engine)] == [Answer]
+
+
+@pytest.mark.parametrize(
+    ("stream", "text", "error", "words"),
+    [
+        ("dor", "hi", UnknownStream, "did you mean 'door'"),
+        ("door", "  \n", QuestionRejected, "empty"),
+        ("door", "x" * 41, QuestionRejected, "41 characters; at most 40"),
+        ("yard", "hi", NoVideoYet, "has shown no video yet"),
+    ],
+)
+def test_a_bad_question_is_refused_in_words(
+    tiny_model: VideoLLM, stream: str, text: str, error: type[Exception], words: str
+) -> None:
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    with pytest.raises(error, match=words):
+        engine.ask(_question(stream, text))
+
+
+def test_a_question_that_waited_too_long_is_told_so(tiny_model: VideoLLM) -> None:
+    clock = Clock()
+    engine = _engine(tiny_model, clock)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    engine.ask(_question("door", "what?", at=clock.now))
+    clock.now += 31
+    [outcome] = _run(engine) or engine.step()
+    assert isinstance(outcome, Unanswered)
+    assert "30 s" in str(outcome.error)
+
+
+def test_one_streams_failure_starts_its_memory_anew_and_leaves_others_alone(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(tiny_model)
+    for stream in ("door", "yard"):
+        engine.observe(_clip(stream, 0))
+    _run(engine)
+    encode = tiny_model.encode
+
+    def fail(_: object) -> torch.Tensor:
+        raise RuntimeError("device-side trouble\nsecond line")
+
+    monkeypatch.setattr(tiny_model, "encode", fail)
+    engine.observe(_clip("door", 1))
+    [lost] = _run(engine)
+    monkeypatch.setattr(tiny_model, "encode", encode)
+    assert isinstance(lost, Lost)
+    assert str(lost.error) == "the model failed: device-side trouble"
+    with pytest.raises(NoVideoYet):
+        engine.ask(_question("door", "what?"))
+    engine.ask(_question("yard", "what?"))
+    assert [type(outcome) for outcome in _run(engine)] == [Answer]
+    engine.observe(_clip("door", 2))
+    assert [type(outcome) for outcome in _run(engine)] == [Observed]
+
+
+def test_a_window_larger_than_the_memory_is_lost_with_advice(tiny_model: VideoLLM) -> None:
+    engine = Engine(tiny_model, memory=MemorySettings(window_tokens=16))
+    engine.open("door", fps=2)
+    engine.observe(_clip("door", 0, frames=8))
+    [lost] = _run(engine)
+    assert isinstance(lost, Lost)
+    assert "set memory.window_tokens to" in str(lost.error)
+
+
+def test_a_camera_that_changes_its_picture_size_goes_on(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model)
+    for index, side in enumerate((48, 64, 40, 64)):
+        engine.observe(_clip("door", index, side=side))
+        assert [type(outcome) for outcome in _run(engine)] == [Observed]
+    engine.ask(_question("door", "what?"))
+    assert [type(outcome) for outcome in _run(engine)] == [Answer]
+
+
+def test_wrong_settings_are_faults_at_start(tiny_model: VideoLLM) -> None:
+    with pytest.raises(ConfigError, match="spatial_treshold.*did you mean 'spatial_threshold'"):
+        _engine(tiny_model, reducer=ReducerSettings(spatial_treshold=0.5))  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="no reducer 'stm'"):
+        _engine(tiny_model, reducer=ReducerSettings(name="stm"))
+    with pytest.raises(ConfigError, match="at_layer: 4 is beyond the model's last layer, 3"):
+        plan_for(tiny_model, ReducerSettings(at_layer=4), MemorySettings())
+    with pytest.raises(ConfigError, match="horizon: 99999 is beyond"):
+        plan_for(tiny_model, ReducerSettings(), MemorySettings(horizon=99_999))
+
+
+def test_a_removed_stream_frees_its_memory_and_settles_its_questions(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    engine.ask(_question("door", "what?"))
+    [gone] = engine.close("door")
+    assert "removed" in str(gone.error)
+    with pytest.raises(UnknownStream):
+        engine.ask(_question("door", "what?"))

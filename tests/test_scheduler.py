@@ -1,0 +1,92 @@
+"""What runs next, without a model: the scheduler is told the time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler
+from stream_sttm.errors import QuestionRejected
+from stream_sttm.types import Clip, Frame, Question
+
+
+def _clip(stream: str, index: int) -> Clip:
+    image = np.zeros((2, 2, 3), np.uint8)
+    return Clip(stream, index, (Frame(stream, image, float(index), float(index)),))
+
+
+def _question(stream: str, name: str, at: float = 0.0) -> Question:
+    return Question(name, stream, "what?", at, 8)
+
+
+def _scheduler(**options: float) -> Scheduler:
+    return Scheduler(**{"max_waiting": 4, "max_batch": 3, **options})  # type: ignore[arg-type]
+
+
+def test_questions_go_before_clips_and_open_batches_before_clips() -> None:
+    scheduler = _scheduler()
+    clip = _clip("a", 0)
+    scheduler.add_clip(clip, 0.0)
+    scheduler.add_question(_question("a", "q"))
+    assert isinstance(scheduler.next(0.1), Ask)
+    scheduler.opened(7)
+    assert scheduler.next(0.1) == Decode(7)
+    scheduler.closed(7)
+    assert scheduler.next(0.1) == Append(clip)
+    assert scheduler.next(0.1) is None
+    assert scheduler.is_idle
+
+
+def test_a_clip_waits_no_longer_than_the_patience() -> None:
+    scheduler = _scheduler(patience=1.0)
+    scheduler.opened(1)
+    scheduler.add_clip(_clip("a", 0), 0.0)
+    assert scheduler.next(0.9) == Decode(1)
+    assert isinstance(scheduler.next(1.1), Append)
+
+
+def test_questions_of_one_stream_form_one_batch_up_to_its_limit() -> None:
+    scheduler = _scheduler()
+    for name, stream in (("1", "a"), ("2", "b"), ("3", "a"), ("4", "a")):
+        scheduler.add_question(_question(stream, name))
+    first, second = scheduler.next(0.0), scheduler.next(0.0)
+    assert isinstance(first, Ask)
+    assert isinstance(second, Ask)
+    assert [q.id for q in first.questions] == ["1", "3", "4"]
+    assert [q.id for q in second.questions] == ["2"]
+
+
+def test_open_batches_take_turns() -> None:
+    scheduler = _scheduler()
+    for number in (1, 2, 3):
+        scheduler.opened(number)
+    assert [scheduler.next(0.0) for _ in range(4)] == [Decode(1), Decode(2), Decode(3), Decode(1)]
+
+
+def test_of_a_stream_that_is_behind_the_newest_clips_stay_and_others_keep_theirs() -> None:
+    scheduler = _scheduler()
+    scheduler.add_clip(_clip("b", 0), 0.0)
+    dropped = [scheduler.add_clip(_clip("a", index), 0.1 + index) for index in range(4)]
+    assert [clip.index if clip else None for clip in dropped] == [None, None, 0, 1]
+    taken = [scheduler.next(0.5) for _ in range(3)]
+    assert [(w.clip.stream, w.clip.index) for w in taken if isinstance(w, Append)] == [("b", 0), ("a", 2), ("a", 3)]
+
+
+def test_one_question_too_many_is_refused_and_late_ones_are_taken_out() -> None:
+    scheduler = _scheduler()
+    for name in "1234":
+        scheduler.add_question(_question("a", name, at=float(name)))
+    with pytest.raises(QuestionRejected, match="4 questions are waiting already"):
+        scheduler.add_question(_question("a", "5"))
+    assert [q.id for q in scheduler.expired(now=13.5, timeout=11.0)] == ["1", "2"]
+    assert scheduler.questions_waiting == 2
+
+
+def test_a_removed_stream_leaves_nothing_behind() -> None:
+    scheduler = _scheduler()
+    scheduler.add_clip(_clip("a", 0), 0.0)
+    scheduler.add_question(_question("a", "1"))
+    scheduler.add_question(_question("b", "2"))
+    assert [q.id for q in scheduler.forget("a")] == ["1"]
+    assert isinstance(scheduler.next(0.0), Ask)
+    assert scheduler.is_idle

@@ -1,0 +1,269 @@
+"""A stream's memory: equal however it is cut, bounded, exact after eviction, untouched for whoever reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.answering import AnswerBatch
+from stream_sttm.engine.session import MemoryPlan, StreamSession
+from stream_sttm.errors import ConfigError
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.reducers import build_reducer
+from stream_sttm.types import Question
+
+PLAN = MemoryPlan(
+    merge_at=2,
+    window_tokens=512,
+    shallow_tokens=512,
+    horizon=1500,
+    rebase_at=2048,
+    evict_share=0.125,
+    size_bias=0.0,
+    fresh_frames=0,
+    positions="own",
+)
+STTM = {"spatial_threshold": 0.8, "temporal_threshold": 0.8}
+ROWS = COLUMNS = 4
+CELLS = ROWS * COLUMNS
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> object:
+    with torch.inference_mode():
+        yield
+
+
+def _session(
+    model: VideoLLM, plan: MemoryPlan = PLAN, reducer: str = "sttm_streaming"
+) -> StreamSession:
+    options = STTM if reducer == "sttm_streaming" else {}
+    return StreamSession(model, build_reducer(reducer, options), plan, stream="cam", fps=2.0)
+
+
+def _video(model: VideoLLM, frames: int, seed: int = 0) -> Tensor:
+    """Features of a mostly still scene: a fixed background, a few cells that change, a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    width = model.text.config.hidden_size
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, width, generator=generator)
+
+    video = noise(1, ROWS, COLUMNS).repeat(frames, 1, 1, 1)
+    for frame in range(1, frames):
+        video[frame] = video[frame - 1] + 0.02 * noise(ROWS, COLUMNS)
+        row, column = torch.randint(0, ROWS, (2,), generator=generator).tolist()
+        video[frame, row, column] = noise()
+    return video * 0.5
+
+
+def _feed(session: StreamSession, video: Tensor, cut: int) -> None:
+    for start in range(0, len(video), cut):
+        window = video[start : start + cut]
+        first = session.frames
+        session.append(window, [float(first + i) / 2 for i in range(len(window))])
+
+
+def _question(text: str, most: int = 12) -> Question:
+    return Question(text, "cam", text, 0.0, most)
+
+
+def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
+    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts])
+    done = batch.prefill()
+    while batch.questions:
+        done += batch.step()
+    return {one.question.id: one.text for one in done}
+
+
+def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
+    seen: list[Tensor] = []
+    batch = AnswerBatch(model, session.view(), [_question(text, most=1)])
+    batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
+    batch.prefill()
+    return seen[0]
+
+
+def _layer(session: StreamSession, layer: int) -> tuple[Tensor, Tensor]:
+    shared = session.cache.snapshot().shared(layer)
+    return shared.keys, shared.values
+
+
+@pytest.mark.parametrize("merge_at", [0, 2])
+@pytest.mark.parametrize("cut", [1, 3, 12])
+def test_memory_is_equal_however_the_stream_is_cut(tiny_model: VideoLLM, merge_at: int, cut: int) -> None:
+    plan = replace(PLAN, merge_at=merge_at)
+    video = _video(tiny_model, 12)
+    whole, parts = _session(tiny_model, plan), _session(tiny_model, plan)
+    _feed(whole, video, 12)
+    _feed(parts, video, cut)
+    assert len(whole.cache.deep) == len(parts.cache.deep) < 12 * CELLS
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(parts, layer), _layer(whole, layer), strict=True):
+            assert torch.allclose(ours, wanted, atol=2e-5)
+    assert torch.allclose(
+        _first_logits(tiny_model, parts, "what is there?"),
+        _first_logits(tiny_model, whole, "what is there?"),
+        atol=2e-4,
+    )
+
+
+def test_layers_below_the_merge_hold_every_token_and_those_above_the_survivors(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 8), 2)
+    lengths = [session.cache.length(layer) for layer in range(len(tiny_model.layers))]
+    assert lengths[:2] == [8 * CELLS] * 2
+    assert lengths[2] == lengths[3] == len(session.cache.deep) < 4 * CELLS
+
+
+@pytest.mark.parametrize("reducer", ["none", "sttm_streaming"])
+def test_rebase_leaves_logits_unchanged(tiny_model: VideoLLM, reducer: str) -> None:
+    session = _session(tiny_model, replace(PLAN, window_tokens=160, shallow_tokens=160), reducer)
+    _feed(session, _video(tiny_model, 30), 2)
+    before = _first_logits(tiny_model, session, "how many objects are there?")
+    moved = [band.origin - band.offset for band in session.cache.bands]
+    for band in session.cache.bands:
+        band.rebase(tiny_model.turn)
+    after = _first_logits(tiny_model, session, "how many objects are there?")
+    assert max(moved) > 0
+    assert all(band.offset == band.origin for band in session.cache.bands)
+    assert torch.allclose(before, after, atol=1e-3 * before.std())
+
+
+def test_first_layer_after_eviction_equals_a_fresh_prefill_of_what_was_kept(tiny_model: VideoLLM) -> None:
+    """Deeper layers differ by design: kept keys remember what was evicted."""
+    plan = replace(PLAN, window_tokens=10 * CELLS, shallow_tokens=10 * CELLS)
+    video = _video(tiny_model, 17)
+    old = _session(tiny_model, plan, "none")
+    _feed(old, video, 1)
+    for band in old.cache.bands:
+        band.rebase(tiny_model.turn)
+    kept = video[old._oldest_frame() :]
+    assert 0 < len(kept) < 17
+    fresh = _session(tiny_model, plan, "none")
+    _feed(fresh, kept, 1)
+    for ours, wanted in zip(_layer(old, 0), _layer(fresh, 0), strict=True):
+        assert torch.allclose(ours, wanted, atol=1e-4)
+    assert old.view().starts == fresh.view().starts
+
+
+def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoLLM) -> None:
+    plan = replace(PLAN, window_tokens=8 * CELLS, shallow_tokens=8 * CELLS, rebase_at=12 * CELLS)
+    video = _video(tiny_model, 40)
+    calm, busy = _session(tiny_model, plan), _session(tiny_model, plan)
+    texts = ("what is there?", "is there a red circle?")
+    finished: list[dict[str, str]] = []
+    for session, is_busy in ((calm, False), (busy, True)):
+        _feed(session, video[:6], 2)
+        batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+        done = batch.prefill()
+        start = 6
+        while batch.questions:
+            if is_busy:
+                _feed(session, video[start : start + 2], 2)
+                start += 2
+            done += batch.step()
+        finished.append({one.question.id: one.text for one in done})
+    assert busy.cache.deep.evicted > 0
+    assert finished[0] == finished[1]
+
+
+@pytest.mark.parametrize("reducer", ["none", "sttm_streaming"])
+@pytest.mark.parametrize("fresh_frames", [0, 1])
+def test_batched_questions_equal_one_by_one(tiny_model: VideoLLM, reducer: str, fresh_frames: int) -> None:
+    session = _session(tiny_model, replace(PLAN, fresh_frames=fresh_frames), reducer)
+    _feed(session, _video(tiny_model, 10), 2)
+    texts = ("a?", "what objects are there in the picture now?", "which way does the star move?", "how many?")
+    together = _answers(tiny_model, session, *texts)
+    alone = {text: _answers(tiny_model, session, text)[text] for text in texts}
+    assert together == alone
+    assert len(set(together.values())) > 1
+
+
+def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: VideoLLM) -> None:
+    horizon = tiny_model.own_time(10, (ROWS, COLUMNS), tiny_model.step(2.0))
+    plan = replace(PLAN, horizon=horizon, rebase_at=3 * horizon, window_tokens=9 * CELLS)
+    session = _session(tiny_model, plan)
+    size = session.cache.nbytes
+    video = _video(tiny_model, 120)
+    for start in range(0, 120, 2):
+        _feed(session, video[start : start + 2], 2)
+        for band, (time, place) in zip(session.cache.bands, session.view().starts, strict=True):
+            assert len(band) <= band.capacity
+            assert time <= plan.rebase_at + band.pinned
+            assert place <= horizon + band.pinned + CELLS
+    assert session.cache.deep.evicted > 0
+    assert session.cache.nbytes == size
+    assert len(session._captured) <= 30
+
+
+def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(tiny_model: VideoLLM) -> None:
+    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS)
+    session = _session(tiny_model, plan)
+    video = _video(tiny_model, 60, seed=4)
+    for start in range(0, 60, 2):
+        _feed(session, video[start : start + 2], 2)
+        alive = range(session.cache.deep.evicted, session.cache.deep.evicted + len(session.cache.deep))
+        serials = session._state.anchors.tolist()
+        assert serials
+        assert all(serial in alive for serial in serials)
+    assert session.cache.deep.evicted > 0
+
+
+def test_fresh_view_shows_the_newest_frames_whole_and_none_twice(tiny_model: VideoLLM) -> None:
+    merged, fresh = (
+        _session(tiny_model, replace(PLAN, fresh_frames=count)) for count in (0, 2)
+    )
+    video = _video(tiny_model, 8)
+    _feed(merged, video, 2)
+    _feed(fresh, video, 2)
+    newest = int((merged.cache.deep.index.frames >= 6).sum())
+    assert fresh.view().visual == merged.view().visual - newest + 2 * CELLS
+    assert fresh.view().starts == merged.view().starts
+
+
+def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) -> None:
+    plain = _session(tiny_model, PLAN, "none")
+    fresh = _session(tiny_model, replace(PLAN, fresh_frames=2), "none")
+    for session in (plain, fresh):
+        _feed(session, _video(tiny_model, 6), 2)
+    texts = ("what is there?", "how many?")
+    assert _answers(tiny_model, plain, *texts) == _answers(tiny_model, fresh, *texts)
+
+
+def test_size_bias_gives_a_merged_token_the_weight_of_what_it_stands_for(tiny_model: VideoLLM) -> None:
+    """A still scene seen n times weighs on a question as n equal copies would: log(n) on every logit."""
+    biased = _session(tiny_model, replace(PLAN, size_bias=1.0))
+    plain = _session(tiny_model, PLAN)
+    still = _video(tiny_model, 1).repeat(6, 1, 1, 1)
+    for session in (biased, plain):
+        _feed(session, still, 2)
+    deep = biased.cache.deep
+    assert deep.sizes[: len(deep)].tolist() == plain.cache.deep.sizes[: len(deep)].tolist()
+    assert float(deep.sizes[: len(deep)].sum()) == 6 * CELLS
+    bias = biased.cache.bias(deep, len(deep))
+    assert bias is not None
+    assert torch.allclose(bias[deep.pinned :].exp(), deep.sizes[: len(deep)])
+    assert bias[: deep.pinned].abs().sum() == 0
+    assert not torch.allclose(
+        _first_logits(tiny_model, biased, "what is there?"), _first_logits(tiny_model, plain, "what is there?")
+    )
+
+
+def test_contiguous_positions_leave_no_gap(tiny_model: VideoLLM) -> None:
+    if tiny_model.axes > 1:
+        pytest.skip("only for one position axis")
+    session = _session(tiny_model, replace(PLAN, positions="contiguous"))
+    _feed(session, _video(tiny_model, 8), 2)
+    deep = session.cache.deep
+    assert deep.index.times.tolist() == list(range(len(deep)))
+    assert session.view().starts[1][0] == deep.pinned + len(deep)
+
+
+def test_a_window_larger_than_the_memory_is_refused_with_the_smallest_that_works(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model, replace(PLAN, window_tokens=3 * CELLS))
+    with pytest.raises(ConfigError, match=f"memory.window_tokens to {4 * CELLS} or more"):
+        _feed(session, _video(tiny_model, 4), 4)
