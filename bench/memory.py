@@ -73,8 +73,10 @@ def answering(model: VideoLLM, seconds: int, repeat: int) -> dict[str, float]:
         arms["re_encode"].append(time.perf_counter() - started)
     middle = {name: statistics.median(samples) for name, samples in arms.items()}
     ratio = middle["re_encode"] / middle["answer"]
-    print(f"after {seconds} s of stream: answer {middle['answer'] * 1e3:.1f} ms, "
-          f"re-encode {middle['re_encode'] * 1e3:.1f} ms, ratio {ratio:.1f}")
+    print(
+        f"after {seconds} s of stream: answer {middle['answer'] * 1e3:.1f} ms, "
+        f"re-encode {middle['re_encode'] * 1e3:.1f} ms, ratio {ratio:.1f}"
+    )
     return {**{f"{name}_s": value for name, value in middle.items()}, "ratio": ratio}
 
 
@@ -105,8 +107,10 @@ def long_run(model: VideoLLM, windows: int) -> dict[str, float]:
                 resident[index] = _resident_bytes()
     first, last = resident.values()
     ratio = statistics.median(late) / statistics.median(early)
-    print(f"{windows} windows: resident {first / 1e6:.1f} MB after a tenth, {last / 1e6:.1f} MB at the end, "
-          f"cache {session.cache.nbytes / 1e6:.2f} MB, window time late/early {ratio:.3f}")
+    print(
+        f"{windows} windows: resident {first / 1e6:.1f} MB after a tenth, {last / 1e6:.1f} MB at the end, "
+        f"cache {session.cache.nbytes / 1e6:.2f} MB, window time late/early {ratio:.3f}"
+    )
     return {
         "windows": windows,
         "resident_growth_bytes_per_window": (last - first) / (windows * 0.9),

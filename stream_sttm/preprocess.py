@@ -32,9 +32,7 @@ class PixelSpec:
 
 
 HALF = PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-CLIP = PixelSpec(
-    mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-)
+CLIP = PixelSpec(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
@@ -64,7 +62,9 @@ def fit(height: int, width: int, *, factor: int, least: int, most: int) -> tuple
     Raises ModelError for a picture over 200 times as long as wide, which it is not defined for.
     """
     if max(height, width) > 200 * min(height, width):
-        raise ModelError(f"a picture of {width}x{height} is too narrow; its sides may differ 200-fold")
+        raise ModelError(
+            f"a picture of {width}x{height} is too narrow; its sides may differ 200-fold"
+        )
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > most:
         shrink = math.sqrt(height * width / most)

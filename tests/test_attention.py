@@ -55,15 +55,24 @@ def test_joined_parts_equal_one_softmax(
         for i in range(prefixes)
     ]
     ours, _ = attend(
-        SimpleNamespace(layer_idx=0), query, key, value, mask, prefix=[_OneLayer(part) for part in parts]
+        SimpleNamespace(layer_idx=0),
+        query,
+        key,
+        value,
+        mask,
+        prefix=[_OneLayer(part) for part in parts],
     )
     keys = torch.cat([*(part.keys.expand(batch, -1, -1, -1) for part in parts), key], 2)
     values = torch.cat([*(part.values.expand(batch, -1, -1, -1) for part in parts), value], 2)
     seen = [
-        (part.bias if part.bias is not None else torch.zeros(part.keys.shape[2])).expand(batch, 1, count, -1)
+        (part.bias if part.bias is not None else torch.zeros(part.keys.shape[2])).expand(
+            batch, 1, count, -1
+        )
         for part in parts
     ]
-    assert torch.allclose(ours, _plain(query, keys, values, torch.cat([*seen, mask.log()], 3)), atol=1e-5)
+    assert torch.allclose(
+        ours, _plain(query, keys, values, torch.cat([*seen, mask.log()], 3)), atol=1e-5
+    )
 
 
 def test_without_a_prefix_it_is_plain_attention() -> None:

@@ -71,7 +71,9 @@ def test_clips_and_questions_come_back_as_outcomes(tiny_model: VideoLLM) -> None
     assert payload["model"] == tiny_model.name
 
 
-def test_a_question_never_encodes_video_again(tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_never_encodes_video_again(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = _engine(tiny_model)
     engine.observe(_clip("door", 0))
     _run(engine)

@@ -42,7 +42,9 @@ def _boxes(frames: int, rows: int, columns: int) -> VisualTokens:
 def test_our_layer_loop_equals_transformers_forward(model: VideoLLM, tiny_folder: Path) -> None:
     """A whole chat: preamble, video, question; embeddings, positions and logits against the library's own."""
     frames = _frames(4)
-    reference = AutoModelForImageTextToText.from_pretrained(tiny_folder, attn_implementation="eager").eval()
+    reference = AutoModelForImageTextToText.from_pretrained(
+        tiny_folder, attn_implementation="eager"
+    ).eval()
     features = model.encode(model.preprocess(frames))
     count, rows, columns, width = features.shape
     before, after = model.preamble(), model.ask("what is there?")
@@ -69,7 +71,12 @@ def test_our_layer_loop_equals_transformers_forward(model: VideoLLM, tiny_folder
     suffix = Suffix(decoder.shape_of(model), rows=1, capacity=length)
     layers = (0, len(model.layers))
     ours = decoder.walk(
-        model, hidden, layers, positions=positions, mask=decoder.causal(length, device=model.device), cache=suffix
+        model,
+        hidden,
+        layers,
+        positions=positions,
+        mask=decoder.causal(length, device=model.device),
+        cache=suffix,
     )
     if model.axes == 1:
         pixels = model.preprocess(frames)
@@ -103,7 +110,9 @@ def test_a_turned_key_equals_the_key_at_that_position(model: VideoLLM) -> None:
     assert not torch.allclose(moved, rotated(key, 700, 5), atol=1e-2)
 
 
-def test_ask_equals_the_chat_template_as_the_library_tokenises_it(tiny_folder: Path, model: VideoLLM) -> None:
+def test_ask_equals_the_chat_template_as_the_library_tokenises_it(
+    tiny_folder: Path, model: VideoLLM
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "how many?"}]}],

@@ -69,7 +69,11 @@ def test_of_a_stream_that_is_behind_the_newest_clips_stay_and_others_keep_theirs
     dropped = [scheduler.add_clip(_clip("a", index), 0.1 + index) for index in range(4)]
     assert [clip.index if clip else None for clip in dropped] == [None, None, 0, 1]
     taken = [scheduler.next(0.5) for _ in range(3)]
-    assert [(w.clip.stream, w.clip.index) for w in taken if isinstance(w, Append)] == [("b", 0), ("a", 2), ("a", 3)]
+    assert [(w.clip.stream, w.clip.index) for w in taken if isinstance(w, Append)] == [
+        ("b", 0),
+        ("a", 2),
+        ("a", 3),
+    ]
 
 
 def test_one_question_too_many_is_refused_and_late_ones_are_taken_out() -> None:

@@ -46,6 +46,7 @@ class Analysis:
         self._taken: dict[str, asyncio.Event] = {}
         self._asked: dict[str, asyncio.Future[Answer]] = {}
         self._wake = asyncio.Event()
+        self._stepping: float | None = None
 
     async def run(self, clips: Mapping[str, Channel[Clip]]) -> None:
         """Serve every stream's clips and all questions until cancelled."""
@@ -54,9 +55,7 @@ class Analysis:
                 group.create_task(self._feed(stream, channel), name=f"feed[{stream}]")
             group.create_task(self._work(), name="engine")
 
-    async def ask(
-        self, stream: str, text: str, *, max_new_tokens: int, timeout: float
-    ) -> Answer:
+    async def ask(self, stream: str, text: str, *, max_new_tokens: int, timeout: float) -> Answer:
         """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
         question = Question(
             id=uuid.uuid4().hex,
@@ -76,6 +75,10 @@ class Analysis:
             raise QuestionExpired(f"stream {stream!r}: not answered within {timeout:g} s") from None
         finally:
             self._asked.pop(question.id, None)
+
+    def seconds_in_step(self) -> float:
+        """How long the engine has been at its present step, 0 while it waits."""
+        return time.monotonic() - self._stepping if self._stepping is not None else 0.0
 
     async def _feed(self, stream: str, channel: Channel[Clip]) -> None:
         """Hand over one stream's clips, each when the one before is in its memory."""
@@ -97,7 +100,10 @@ class Analysis:
                 self._engine.observe(self._clips.popleft())
             while self._questions:
                 self._admit(self._questions.popleft())
-            for outcome in await loop.run_in_executor(self._thread, self._engine.step):
+            self._stepping = time.monotonic()
+            outcomes = await loop.run_in_executor(self._thread, self._engine.step)
+            self._stepping = None
+            for outcome in outcomes:
                 self._settle(outcome)
 
     def _admit(self, question: Question) -> None:

@@ -64,7 +64,9 @@ class Index:
 class Band:
     """The storage of layers [first, last), all of one length."""
 
-    def __init__(self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int) -> None:
+    def __init__(
+        self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int
+    ) -> None:
         self.first, self.last = first, last
         self.pinned, self.capacity = pinned, capacity
         self._shape = shape
@@ -211,7 +213,13 @@ class RollingCache:
 
     @staticmethod
     def allocate(
-        shape: CacheShape, *, pinned: int, merge_at: int, deep: int, shallow: int, size_bias: float = 0.0
+        shape: CacheShape,
+        *,
+        pinned: int,
+        merge_at: int,
+        deep: int,
+        shallow: int,
+        size_bias: float = 0.0,
     ) -> RollingCache:
         """An empty cache; `deep` and `shallow` are capacities in visual tokens from layer `merge_at` on and below."""
         bands = [Band(shape, merge_at, shape.layers, pinned=pinned, capacity=deep)]
@@ -233,7 +241,9 @@ class RollingCache:
         """Visual tokens in one layer."""
         return len(self._band(layer))
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """What transformers' attention calls with the rotated keys and values of the tokens it runs."""
         return self._band(layer_idx).write(keys, values, layer_idx)
 
@@ -250,7 +260,7 @@ class RollingCache:
         if self.size_bias == 0 or band is not self.deep:
             return None
         sizes = band.sizes[:length].log() * self.size_bias
-        return torch.cat([sizes.new_zeros(band.pinned), sizes])
+        return torch.cat([sizes.new_zeros(band.written - len(band)), sizes])
 
     def _band(self, layer: int) -> Band:
         return self.bands[-1] if layer >= self.bands[-1].first else self.bands[0]
@@ -267,7 +277,9 @@ class Suffix:
         self._values = [torch.empty_like(keys) for keys in self._keys]
         self.length = 0
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """What transformers' attention calls; returns each row's own keys and values so far."""
         end = self.length + keys.shape[2]
         k, v = self._keys[layer_idx], self._values[layer_idx]

@@ -55,7 +55,13 @@ def causal(new: int, *, seen: int = 0, device: torch.device) -> Tensor | None:
 
 
 def append(
-    model: VideoLLM, hidden: Tensor, cache: RollingCache, band: Band, *, positions: Tensor, sizes: Tensor
+    model: VideoLLM,
+    hidden: Tensor,
+    cache: RollingCache,
+    band: Band,
+    *,
+    positions: Tensor,
+    sizes: Tensor,
 ) -> Tensor:
     """(1, N, C) visual tokens through one band's layers, written behind its memory (not yet committed).
 

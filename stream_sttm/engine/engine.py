@@ -100,7 +100,9 @@ class Engine:
     def _admit(self, question: Question) -> None:
         if question.stream not in self._streams:
             known = sorted(self._streams)
-            raise UnknownStream(f"there is no stream {question.stream!r}{suggest(question.stream, known)}")
+            raise UnknownStream(
+                f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
+            )
         if not question.text.strip():
             raise QuestionRejected("the question is empty")
         if len(question.text) > self._limits.max_question_chars:
@@ -108,7 +110,9 @@ class Engine:
                 f"the question has {len(question.text)} characters; at most {self._limits.max_question_chars} are taken"
             )
         if question.stream not in self._sessions:
-            raise NoVideoYet(f"stream {question.stream!r} has shown no video yet; try again when it is online")
+            raise NoVideoYet(
+                f"stream {question.stream!r} has shown no video yet; try again when it is online"
+            )
         self._scheduler.add_question(question)
 
     @torch.inference_mode()
@@ -155,7 +159,9 @@ class Engine:
         with metrics.stage("encode"):
             features = self.model.encode(pixels)
         captured = [frame.captured_at for frame in clip.frames]
-        done = session.append(features, [*captured[group - 1 :: group], captured[-1]][: len(features)])
+        done = session.append(
+            features, [*captured[group - 1 :: group], captured[-1]][: len(features)]
+        )
         self._sessions[stream] = session
         self._count(session, done.before_merge, done.after_merge)
         metrics.KV_EVICTED.labels(stream).inc(done.evicted)
@@ -174,7 +180,9 @@ class Engine:
         if self.model.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.model.device)
             metrics.GPU_MEMORY.labels("free").set(free)
-            metrics.GPU_MEMORY.labels("allocated").set(torch.cuda.memory_allocated(self.model.device))
+            metrics.GPU_MEMORY.labels("allocated").set(
+                torch.cuda.memory_allocated(self.model.device)
+            )
             metrics.GPU_MEMORY.labels("reserved").set(torch.cuda.memory_reserved(self.model.device))
 
     def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
@@ -198,7 +206,9 @@ class Engine:
         now = self._clock()
         answers = []
         for done in finished:
-            metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(now - done.question.asked_at)
+            metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(
+                now - done.question.asked_at
+            )
             answers.append(
                 Answer(done.question, done.text, batch.view.span, done.tokens, self.model.name, now)
             )
@@ -210,14 +220,18 @@ class Engine:
         if isinstance(error, torch.OutOfMemoryError):
             metrics.OOM_RECOVERIES.inc()
             torch.cuda.empty_cache()
-            failure = OutOfMemory("the device ran out of memory; fewer streams or a smaller memory.window_tokens help")
+            failure = OutOfMemory(
+                "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
+            )
         elif isinstance(error, StreamSTTMError):
             failure = error
         else:
             failure = ModelError(f"the model failed: {str(error).splitlines()[0]}")
         match work:
             case Append(clip):
-                _log.error("stream %s: a window was lost, its memory starts anew: %s", clip.stream, failure)
+                _log.error(
+                    "stream %s: a window was lost, its memory starts anew: %s", clip.stream, failure
+                )
                 metrics.FRAMES_DROPPED.labels(clip.stream, "engine_error").inc(len(clip.frames))
                 metrics.KV_REBUILDS.labels(clip.stream, "error").inc()
                 self._sessions.pop(clip.stream, None)
@@ -255,10 +269,14 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
     if reducer.at_layer is None:
         merge_at = min(merge_at, layers - 1)
     if merge_at >= layers:
-        raise ConfigError(f"reducer.at_layer: {merge_at} is beyond the model's last layer, {layers - 1}")
+        raise ConfigError(
+            f"reducer.at_layer: {merge_at} is beyond the model's last layer, {layers - 1}"
+        )
     horizon = memory.horizon or tuned.horizon or model.context * 3 // 4
     if horizon > model.context:
-        raise ConfigError(f"memory.horizon: {horizon} is beyond the model's {model.context} positions")
+        raise ConfigError(
+            f"memory.horizon: {horizon} is beyond the model's {model.context} positions"
+        )
     if tuned.positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
     return MemoryPlan(

@@ -205,13 +205,16 @@ class StreamSession:
         return evicted, rebased
 
     def _excess(self, band: Band, end: int, count: int) -> int:
-        """Oldest tokens to evict: none, or a whole share of the memory, so that it happens rarely."""
+        """Oldest tokens to evict: none, or a share of the memory, so that it happens rarely; whole frames always."""
         share, horizon, times = self._plan.evict_share, self._plan.horizon, band.index.times
         batch = 0
         if count > band.room:
             batch = max(count - band.room, int(band.capacity * share))
         if len(band) and int(times[0]) < end - horizon:
             batch = max(batch, int(torch.searchsorted(times, end - int(horizon * (1 - share)))))
+        if 0 < batch < len(band):
+            frames = band.index.frames
+            batch = int(torch.searchsorted(frames, frames[batch - 1], right=True))
         return min(batch, len(band))
 
     def _is_contiguous(self, band: Band) -> bool:

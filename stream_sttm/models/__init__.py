@@ -31,7 +31,9 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Video
     model_type = _model_type(source)
     if model_type not in registry.names(FAMILIES, GROUP):
         known = ", ".join(registry.names(FAMILIES, GROUP))
-        raise UnsupportedModel(f"model {name!r} is of the family {model_type!r}; supported: {known}")
+        raise UnsupportedModel(
+            f"model {name!r} is of the family {model_type!r}; supported: {known}"
+        )
     family: Any = registry.find(FAMILIES, GROUP, model_type, kind="model family")
     model: VideoLLM = family.load(source, name=name, device=device, dtype=dtype)
     return model

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from stream_sttm.errors import ModelError, UnsupportedModel
 from stream_sttm.tokens import VisualTokens
 
-_QUESTION = "\x1aquestion\x1a"  # stands for the question while the chat template is cut; no tokenizer input
+_QUESTION = (
+    "\x1aquestion\x1a"  # stands for the question while the chat template is cut; no tokenizer input
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,9 @@ class VideoLLM(ABC):
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=number)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
             raise ModelError(f"model {name!r} can't be loaded: {first}") from error
         model = model.to(place).eval().requires_grad_(False)
         _check_layout(model.model.language_model, name)
@@ -96,7 +100,9 @@ class VideoLLM(ABC):
     def kv_shape(self) -> tuple[int, int]:
         """Key-value heads and head dimension of a layer."""
         config = self.text.config
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         return config.num_key_value_heads, width
 
     @property
@@ -264,7 +270,11 @@ def _check_layout(text: Any, name: str) -> None:
     """Refuse decoders whose layers our loop would run wrongly."""
     kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
-        raise UnsupportedModel(f"model {name!r} has layers of kind {', '.join(sorted(kinds))}; only full attention runs")
+        raise UnsupportedModel(
+            f"model {name!r} has layers of kind {', '.join(sorted(kinds))}; only full attention runs"
+        )
     rope = (getattr(text.config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
-        raise UnsupportedModel(f"model {name!r} scales its rotary embedding with length ({rope}), which a rolling cache can't follow")
+        raise UnsupportedModel(
+            f"model {name!r} scales its rotary embedding with length ({rope}), which a rolling cache can't follow"
+        )

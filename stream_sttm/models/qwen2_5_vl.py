@@ -15,7 +15,10 @@ from stream_sttm.models.family import Defaults, VideoLLM
 from stream_sttm.preprocess import CLIP, fit, normalize, patchify, resize
 from stream_sttm.tokens import VisualTokens
 
-_LEAST_PIXELS, _MOST_PIXELS = 128 * 28 * 28, 768 * 28 * 28  # per frame, as the family's video processor
+_LEAST_PIXELS, _MOST_PIXELS = (
+    128 * 28 * 28,
+    768 * 28 * 28,
+)  # per frame, as the family's video processor
 
 
 class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name

@@ -1,0 +1,195 @@
+"""stream-sttm serve | ask | check | demo: what a person types."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from stream_sttm import __version__
+from stream_sttm.config import Settings, load
+from stream_sttm.errors import ConfigError, StreamSTTMError
+
+_log = logging.getLogger("stream_sttm")
+_QUIET = (
+    "httpx",
+    "httpcore",
+    "aiortc",
+    "aioice",
+    "libav",
+    "uvicorn",
+    "amqtt",
+    "transitions",
+    "asyncio",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 well, 1 failed, 2 wrong configuration or usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except ConfigError as error:
+        print(f"stream-sttm: {error}", file=sys.stderr)
+        return 2
+    except StreamSTTMError as error:
+        print(f"stream-sttm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stream-sttm", description="Live video that answers questions."
+    )
+    parser.add_argument("--version", action="version", version=f"stream-sttm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    serve = commands.add_parser("serve", help="watch the configured streams and answer")
+    serve.add_argument("--config", required=True, metavar="FILE", help="the configuration, YAML")
+    serve.add_argument(
+        "--port", type=int, help="HTTP port instead of the configured one; 0 takes a free one"
+    )
+    serve.set_defaults(run=_serve)
+
+    ask = commands.add_parser("ask", help="ask a running service one question")
+    ask.add_argument("stream", help="name of the stream")
+    ask.add_argument("question", help="the question, in words")
+    ask.add_argument("--url", default="http://127.0.0.1:8080", help="where the service listens")
+    ask.add_argument(
+        "--token-env",
+        default="STREAM_STTM_TOKEN",
+        metavar="NAME",
+        help="environment variable that holds the bearer token, if one is needed",
+    )
+    ask.set_defaults(run=_ask)
+
+    check = commands.add_parser("check", help="report every fault of a configuration at once")
+    check.add_argument("config", metavar="FILE")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser(
+        "demo", help="a drawn camera, watched and answered, with the truth beside each answer"
+    )
+    demo.add_argument(
+        "--seconds", type=float, help="end after so long; without it, run until Ctrl-C"
+    )
+    demo.add_argument("--mqtt", metavar="URL", help="a broker to use instead of the embedded one")
+    demo.add_argument("--port", type=int, default=8080, help="port of the page; 0 takes a free one")
+    demo.add_argument("--seed", type=int, default=7, help="which drawn world")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _settings(path: str, **overrides: Any) -> Settings:
+    from workers.local import faults_of
+
+    given = {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
+    return load(path, overrides=given, check=faults_of)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from workers import local
+
+    settings = _settings(options.config, http__port=options.port)
+    _log_to_stderr(settings.log_level)
+
+    def listening(port: int) -> None:
+        _log.info("listening on http://%s:%d", settings.http.host, port)
+
+    return _until_stopped(local.run(settings, ready=listening))
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings = _settings(options.config)
+    print(
+        f"{options.config}: fine: {len(settings.streams)} streams, {len(settings.queries)} queries, "
+        f"{len(settings.sinks)} sinks, model {settings.model}"
+    )
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    import httpx
+
+    token = os.environ.get(options.token_env)
+    try:
+        reply = httpx.post(
+            f"{options.url.rstrip('/')}/api/v1/ask",
+            json={"stream": options.stream, "question": options.question},
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=60,
+        )
+        body = reply.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise StreamSTTMError(
+            f"{options.url} does not answer as stream-sttm does: {reason}"
+        ) from error
+    if reply.is_error:
+        raise StreamSTTMError(str(body.get("error", reply.reason_phrase)))
+    print(body["answer"])
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from workers import demo
+
+    _log_to_stderr("warning")
+    return _until_stopped(
+        demo.run(seconds=options.seconds, mqtt=options.mqtt, port=options.port, seed=options.seed)
+    )
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for name in _QUIET:  # other people's logs may show addresses; ours say what matters, masked
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def _until_stopped(work: Coroutine[Any, Any, int | None]) -> int:
+    """Run to the end, or to SIGINT or SIGTERM, which are a good end; of several errors the first is told."""
+    try:
+        return asyncio.run(_stoppable(work))
+    except BaseExceptionGroup as group:
+        known = group.subgroup(StreamSTTMError)
+        if known is None:
+            raise
+        raise _first(known) from group
+
+
+async def _stoppable(work: Coroutine[Any, Any, int | None]) -> int:
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        return await task or 0
+    return 0
+
+
+def _first(group: BaseExceptionGroup[StreamSTTMError]) -> StreamSTTMError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, StreamSTTMError)
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The demo: the whole main job on an embedded default, with the truth printed beside every answer.
+
+A drawn camera in a process of its own sends WebRTC; the service reads it, answers standing queries, and publishes
+them on MQTT; a plain MQTT client prints what arrives. Once in a while something else is asked over HTTP. Nothing here
+looks into the service: what is printed came over the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiomqtt
+import httpx
+
+from stream_sttm import urls
+from stream_sttm.config import Settings
+from stream_sttm.errors import ConfigError, SourceUnavailable
+from stream_sttm.sources.scene import Scene
+from stream_sttm.sources.truth import KINDS
+from workers import local
+
+STREAM, PREFIX = "scene", "demo"
+STANDING = {"objects": "list", "count": "count"}  # query name: kind of question
+ASK_EVERY = 4.0  # seconds between two questions over HTTP
+WAIT = 60.0  # seconds for the camera and the service to start
+_COLUMNS = "{:>7}  {:<5} {:<38} {:<44} {:<44} {:<5} {:>12} {:>8}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came over the network so far; only answers with a clear truth count as true or false."""
+
+    started: float = field(default_factory=time.monotonic)
+    by: dict[str, int] = field(default_factory=lambda: {"mqtt": 0, "http": 0})
+    clear: int = 0
+    true: int = 0
+    latencies: list[float] = field(default_factory=list)
+    tokens: tuple[int, int] = (0, 0)
+
+    def add(self, way: str, answer: dict[str, Any], truth: str | None) -> None:
+        """Count one answer and print it."""
+        self.by[way] += 1
+        self.clear += truth is not None
+        is_true = truth is not None and answer["answer"] == truth
+        self.true += is_true
+        self.latencies.append(answer["event_to_answer_ms"])
+        before, after = answer["tokens"]["visual_before_merge"], answer["tokens"]["visual"]
+        self.tokens = (self.tokens[0] + before, self.tokens[1] + after)
+        verdict = "" if truth is None else "true" if is_true else "FALSE"
+        _say(
+            f"{time.monotonic() - self.started:.1f} s",
+            way,
+            answer["question"],
+            answer["answer"],
+            truth or "(no clear truth)",
+            verdict,
+            f"{before} -> {after}",
+            f"{answer['event_to_answer_ms']:.0f} ms",
+        )
+
+    def summary(self) -> str:
+        """One line over the whole run."""
+        if not self.latencies:
+            return "demo: no answers"
+        before, after = self.tokens
+        return (
+            f"demo: {time.monotonic() - self.started:.0f} s, {self.by['mqtt']} answers over MQTT and "
+            f"{self.by['http']} over HTTP, {self.true} of {self.clear} with a clear truth true, "
+            f"event to answer median {statistics.median(self.latencies):.0f} ms, "
+            f"visual tokens kept {after / max(1, before):.0%}"
+        )
+
+
+async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) -> int:
+    """Run the demo for `seconds`, or until cancelled; 0 where answers came over MQTT and over HTTP, else 1."""
+    tally = Tally()
+    try:
+        async with (
+            _camera(seed) as (camera, epoch),
+            _broker(mqtt) as broker,
+            _service(camera, broker, port) as page,
+        ):
+            truth = _Truth(Scene(seed), epoch)
+            print(f"camera {camera} · broker {urls.mask(broker)} · page {page}")
+            _say("time", "by", "question", "answer", "truth", "", "tokens", "latency")
+            tally.started = time.monotonic()
+            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+                group.create_task(_listen(broker, truth, tally), name="listen")
+                group.create_task(_ask(page, truth, tally), name="ask")
+    except TimeoutError:
+        pass
+    finally:
+        print(tally.summary(), flush=True)
+    return 0 if all(tally.by.values()) else 1
+
+
+class _Truth:
+    """What was true in the camera's scene during the span that an answer speaks of."""
+
+    def __init__(self, scene: Scene, epoch: float) -> None:
+        self.scene, self._epoch = scene, epoch
+
+    def of(self, answer: dict[str, Any], kind: str, subject: str | None = None) -> str | None:
+        start, end = (at - self._epoch for at in answer["window"])
+        return self.scene.truth(kind, start, end, subject=subject)
+
+    def something_to_ask(self, rng: random.Random) -> tuple[str, str]:
+        """A kind of question and its subject, about what is in view now, or sometimes is not."""
+        now = time.time() - self._epoch
+        things = self.scene.objects_at(now - 1.0)
+        kind = rng.choice(["exist", "colour", "motion", "where", "exist"])
+        if not things:
+            return "exist", "red circle"
+        thing = rng.choice(things)
+        if kind == "exist" and rng.random() < 0.5:
+            colours = sorted({"red", "blue", "green", "white"} - {thing.colour})
+            return kind, f"{rng.choice(colours)} {thing.shape}"
+        return kind, thing.shape if kind == "colour" else thing.name
+
+
+async def _listen(broker: str, truth: _Truth, tally: Tally) -> None:
+    parts = urlsplit(broker)
+    async with aiomqtt.Client(
+        parts.hostname or "127.0.0.1",
+        parts.port or 1883,
+        username=parts.username,
+        password=parts.password,
+    ) as client:
+        prefix = parts.path.strip("/")
+        await client.subscribe(f"{prefix}/{STREAM}/query/+/answer")
+        async for message in client.messages:
+            payload = message.payload
+            answer = json.loads(payload if isinstance(payload, bytes | str) else b"{}")
+            tally.add("mqtt", answer, truth.of(answer, STANDING[answer["query"]]))
+
+
+async def _ask(page: str, truth: _Truth, tally: Tally) -> None:
+    rng = random.Random(0)
+    async with httpx.AsyncClient(base_url=page, timeout=30) as client:
+        while True:
+            await asyncio.sleep(ASK_EVERY)
+            kind, subject = truth.something_to_ask(rng)
+            question = KINDS[kind].format(subject).replace("a orange", "an orange")
+            reply = await client.post("/api/v1/ask", json={"stream": STREAM, "question": question})
+            if reply.is_success:
+                answer = reply.json()
+                tally.add("http", answer, truth.of(answer, kind, subject))
+            else:
+                print(f"over HTTP: {reply.json().get('error', reply.status_code)}")
+
+
+@asynccontextmanager
+async def _camera(seed: int) -> AsyncIterator[tuple[str, float]]:
+    """The drawn camera in a process of its own; its URL and the wall clock of its scene's beginning."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "stream_sttm.demo.camera",
+        "--seed",
+        str(seed),
+        stdout=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE,  # closed with us, which ends it whatever happens here
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(WAIT):
+            line = await process.stdout.readline()
+        if not line:
+            raise SourceUnavailable("the demo's camera did not start; its own message stands above")
+        told = json.loads(line)
+        yield told["url"], told["epoch"]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def _broker(given: str | None) -> AsyncIterator[str]:
+    """The broker to use: the one given, or one embedded here on a free port."""
+    if given is not None:
+        if urls.split(given).scheme not in ("mqtt", "mqtts"):
+            raise ConfigError(
+                f"--mqtt {urls.mask(given)}: not a broker; it looks like mqtt://host:1883"
+            )
+        yield given if urlsplit(given).path.strip("/") else f"{given.rstrip('/')}/{PREFIX}"
+        return
+    from amqtt.broker import Broker
+
+    port = _free_port()
+    broker = Broker(
+        {
+            "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
+            "plugins": {
+                "amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}
+            },
+        }
+    )
+    await broker.start()
+    try:
+        yield f"mqtt://127.0.0.1:{port}/{PREFIX}"
+    finally:
+        await broker.shutdown()
+
+
+@asynccontextmanager
+async def _service(camera: str, broker: str, port: int) -> AsyncIterator[str]:
+    """The real service on the camera, ready to answer; yields its address."""
+    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings.model_validate(_configuration(camera, broker, port, folder))
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(
+                local.run(settings, ready=listening.set_result), name="service"
+            )
+            done, _ = await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if task in done:
+                return  # the group tells why
+            page = f"http://127.0.0.1:{listening.result()}"
+            async with httpx.AsyncClient(base_url=page) as client, asyncio.timeout(WAIT):
+                while (await client.get("/v1/health/ready")).status_code != 200:
+                    await asyncio.sleep(0.1)
+            yield page
+            task.cancel()
+
+
+def _configuration(camera: str, broker: str, port: int, folder: str) -> dict[str, Any]:
+    return {
+        "streams": {STREAM: {"source": camera, "fps": 2}},
+        "queries": {
+            name: {"streams": [STREAM], "ask": KINDS[kind], "every": 2, "announce": "always"}
+            for name, kind in STANDING.items()
+        },
+        "sinks": [broker],
+        "http": {"port": port},
+        "store": {"path": os.path.join(folder, "answers.db")},
+    }
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _say(*cells: str) -> None:
+    print(_COLUMNS.format(*cells).rstrip(), flush=True)

@@ -1,0 +1,231 @@
+"""The whole service in one process on one device: ingest, analysis, delivery and gateway under one TaskGroup."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from stream_sttm import __version__, metrics, registry
+from stream_sttm.api.app import create_app
+from stream_sttm.config import Settings
+from stream_sttm.engine.engine import Engine
+from stream_sttm.errors import ConfigError, NoVideoYet, UnknownStream
+from stream_sttm.models import load_model
+from stream_sttm.queries import StandingQueries
+from stream_sttm.reducers import GROUP as REDUCER_GROUP
+from stream_sttm.reducers import REDUCERS
+from stream_sttm.sinks import open_sink
+from stream_sttm.sinks.feed import Feed
+from stream_sttm.sources import open_source
+from stream_sttm.sources.pictures import to_jpeg
+from stream_sttm.store import AnswerStore
+from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
+from workers import delivery, gateway, ingest
+from workers.analysis import Analysis
+from workers.channel import Channel
+
+_log = logging.getLogger(__name__)
+_CLIPS_AHEAD = 2
+_ANSWERS_AHEAD = 4096
+_STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for longer is not ready
+
+
+class LocalService:
+    """What the HTTP interface may ask of the running service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        now = time.time()
+        self._statuses = {
+            name: StreamStatus(name, StreamState.CONNECTING, now) for name in settings.streams
+        }
+        self._newest: dict[str, Frame] = {}
+        self._analysis: Analysis | None = None
+        self._reason = "the model is being loaded"
+        self.outbox: Channel[Answer | StreamStatus] = Channel(_ANSWERS_AHEAD)
+
+    @property
+    def model(self) -> str:
+        """Name of the model that answers."""
+        return self._settings.model
+
+    def streams(self) -> list[StreamStatus]:
+        """Every stream's status, in the order of the configuration."""
+        return list(self._statuses.values())
+
+    def queries(self) -> list[dict[str, Any]]:
+        """The standing queries as configured."""
+        return [
+            {"name": name, **query.model_dump()} for name, query in self._settings.queries.items()
+        ]
+
+    async def ask(
+        self,
+        stream: str,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Answer a question from a stream's memory; raises QuestionError where it can't be."""
+        if stream not in self._statuses:
+            hint = registry.suggest(stream, sorted(self._statuses))
+            raise UnknownStream(f"there is no stream {stream!r}{hint}")
+        if self._analysis is None:
+            raise NoVideoYet(self._reason)
+        limits = self._settings.answering
+        return await self._analysis.ask(
+            stream,
+            text,
+            max_new_tokens=min(max_new_tokens or limits.max_new_tokens, limits.max_new_tokens),
+            timeout=min(timeout or limits.timeout, limits.timeout),
+        )
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether questions can be answered, and why not."""
+        if self._analysis is None:
+            return False, self._reason
+        waited = self._analysis.seconds_in_step()
+        if waited > _STEP_WITHIN:
+            return False, f"the engine has been in one step for {waited:.0f} s"
+        return True, "ready"
+
+    async def snapshot(self, stream: str) -> bytes | None:
+        """The newest frame as JPEG, None before the first."""
+        frame = self._newest.get(stream)
+        return await asyncio.to_thread(to_jpeg, frame.image) if frame is not None else None
+
+    def keep_newest(self, frame: Frame) -> None:
+        """Remember a frame for snapshots."""
+        self._newest[frame.stream] = frame
+
+    def report(self, status: StreamStatus) -> None:
+        """Take a stream's new status and pass it on."""
+        self._statuses[status.stream] = status
+        self.outbox.offer(status)
+
+    def started(self, analysis: Analysis) -> None:
+        """The engine runs."""
+        self._analysis = analysis
+
+
+def faults_of(tree: Mapping[str, Any]) -> list[str]:
+    """Faults of a configuration tree that only the open families know: schemes, reducers, their options."""
+    faults = []
+    streams = tree.get("streams")
+    for name, stream in streams.items() if isinstance(streams, dict) else ():
+        url = stream.get("source") if isinstance(stream, dict) else None
+        if isinstance(url, str):
+            faults += _fault(
+                f"streams.{name}.source", open_source, url, stream=name, fps=1.0, max_side=640
+            )
+    sinks = tree.get("sinks")
+    for index, url in enumerate(sinks if isinstance(sinks, list) else ()):
+        if isinstance(url, str):
+            faults += _fault(f"sinks.{index}", open_sink, url)
+    reducer = tree.get("reducer")
+    if isinstance(reducer, dict):
+        faults += _fault("reducer", _check_reducer, reducer)
+    return faults
+
+
+def _check_reducer(reducer: Mapping[str, Any]) -> None:
+    name = str(reducer.get("name", "sttm_streaming"))
+    cls = registry.find(REDUCERS, REDUCER_GROUP, name, kind="reducer")
+    own = {"name", "at_layer", "size_bias"}
+    options = {key: value for key, value in reducer.items() if key not in own}
+    registry.build(cls, options, kind=f"reducer {name!r}")
+
+
+def _fault(path: str, check: Callable[..., object], *args: Any, **kwargs: Any) -> list[str]:
+    try:
+        check(*args, **kwargs)
+    except ConfigError as error:
+        return [] if "not a URL" in str(error) else [f"{path}: {error}"]
+    return []
+
+
+async def run(settings: Settings, *, ready: Callable[[int], None] | None = None) -> None:
+    """Serve `settings` until cancelled; `ready` is told the HTTP port once it listens.
+
+    Raises ConfigError or ModelError where the service can't start; afterwards streams, sinks and the store may fail
+    and recover without ending it.
+    """
+    service = LocalService(settings)
+    feed = Feed()
+    store = AnswerStore(settings.store.path)
+    token = settings.http.token.get_secret_value() if settings.http.token else None
+    app = create_app(service, store=store, feed=feed, token=token)
+    limits = delivery.Limits(
+        keep_answers=settings.store.keep_days * 86_400 if settings.store.keep_days else None
+    )
+    sinks = [open_sink(url) for url in settings.sinks]
+    thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                gateway.run(app, settings.http.host, settings.http.port, ready=ready or _ignore),
+                name="gateway",
+            )
+            group.create_task(
+                delivery.run(service.outbox, store=store, sinks=sinks, feed=feed, limits=limits),
+                name="delivery",
+            )
+            group.create_task(_watch(settings, service, thread), name="watch")
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(store.close)
+
+
+async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolExecutor) -> None:
+    """Load the model, then read every camera and answer."""
+    engine = await asyncio.get_running_loop().run_in_executor(thread, _engine, settings)
+    queries = StandingQueries(settings.queries, settings.answering)
+    analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
+    service.started(analysis)
+    clips: dict[str, Channel[Clip]] = {
+        name: Channel(_CLIPS_AHEAD, on_drop=_count_drop) for name in settings.streams
+    }
+    async with asyncio.TaskGroup() as group:
+        group.create_task(analysis.run(clips), name="analysis")
+        for name, stream in settings.streams.items():
+            group.create_task(
+                ingest.run(
+                    name,
+                    stream,
+                    clips=clips[name],
+                    report=service.report,
+                    on_frame=service.keep_newest,
+                ),
+                name=f"ingest[{name}]",
+            )
+
+
+def _engine(settings: Settings) -> Engine:
+    started = time.perf_counter()
+    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    engine = Engine(
+        model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
+    )
+    for name, stream in settings.streams.items():
+        engine.open(name, fps=stream.fps)
+    metrics.BUILD_INFO.info({"version": __version__, "model": settings.model})
+    _log.info(
+        "model %s on %s, ready after %.1f s",
+        settings.model,
+        model.device,
+        time.perf_counter() - started,
+    )
+    return engine
+
+
+def _count_drop(clip: Clip) -> None:
+    metrics.FRAMES_DROPPED.labels(clip.stream, "queue_full").inc(len(clip.frames))
+
+
+def _ignore(port: int) -> None:
+    del port
