@@ -51,7 +51,8 @@ class MqttSink:
         parts = urls.split(self.url)
         self._prefix = _prefix(parts)
         self._options = _connection(parts)
-        self.name = f"{parts.hostname}:{self._options['port']}"
+        host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+        self.name = f"{host}:{self._options['port']}"
         self._retained: dict[str, str] = {}
         self._link: _Link | None = None
         self._linked = asyncio.Event()

@@ -7,6 +7,7 @@ const PICTURE_EVERY = 1000;  // milliseconds
 const RETRY = 2000;
 const byId = (id) => document.getElementById(id);
 const cards = new Map();     // stream name -> its card's elements
+const seen = new Set();      // ids of the answers shown, for the first events repeat what was loaded
 let token = sessionStorage.getItem("token") || "";
 let isStarted = false;
 
@@ -49,6 +50,8 @@ function answerBox(tag, answer) {
 }
 
 function showAnswer(answer, isFresh) {
+  if (seen.has(answer.id)) return;
+  seen.add(answer.id);
   const box = answerBox("li", answer);
   if (isFresh) box.classList.add("fresh");
   const list = byId("answers");
@@ -110,7 +113,7 @@ function showLink(state) {
 }
 
 async function readEvents(last) {
-  const response = await call("/api/v1/events", last ? { headers: { "Last-Event-ID": last } } : {});
+  const response = await call("/api/v1/events", { headers: { "Last-Event-ID": last } });
   showLink("live");
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -133,7 +136,7 @@ async function readEvents(last) {
 }
 
 async function keepEvents() {
-  let last = "";
+  let last = "0";  // from the first event that is remembered, so that none falls between loading and listening
   for (;;) {
     try {
       last = await readEvents(last);
