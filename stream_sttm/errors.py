@@ -12,10 +12,12 @@
     ├── QuestionError            a question gets no answer
     │   ├── UnknownStream        no stream of that name
     │   ├── QuestionRejected     empty, too long, or no room for it
+    │   │   └── TooManyQuestions no room for one more now: worth asking again
     │   ├── NoVideoYet           the stream has shown no frame so far
     │   └── QuestionExpired      not answered in time
     ├── StoreError               the answer store can't be read or written
-    └── SinkError                an answer could not be handed over
+    └── SinkError                an answer could not be handed over: worth trying again
+        └── SinkRefused          this one will never be taken: given up
 
 A message is one line: what, where, what to do. Third-party exceptions are mapped in the file that imports the
 library. An error is never passed off as an answer.
@@ -70,6 +72,10 @@ class QuestionRejected(QuestionError):  # noqa: N818
     """Empty, too long, or no room for it."""
 
 
+class TooManyQuestions(QuestionRejected):
+    """No room for one more now: worth asking again."""
+
+
 class NoVideoYet(QuestionError):  # noqa: N818
     """The stream has shown no frame so far."""
 
@@ -83,4 +89,8 @@ class StoreError(StreamSTTMError):
 
 
 class SinkError(StreamSTTMError):
-    """An answer could not be handed over."""
+    """An answer could not be handed over: worth trying again."""
+
+
+class SinkRefused(SinkError):  # noqa: N818
+    """This answer will never be taken by the other side: given up, not retried."""

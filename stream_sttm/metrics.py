@@ -107,6 +107,9 @@ MQTT_DROPPED = Counter(
     ["broker", "reason"],
 )
 STORE_ERRORS = Counter(_P + "store_errors_total", "Answers that could not be written to the store.")
+FEED_DROPPED = Counter(
+    _P + "feed_dropped_total", "Events that a slow reader of the live feed never saw."
+)
 BUILD_INFO = Info(_P + "build", "Version of stream-sttm and the model it runs.")
 
 

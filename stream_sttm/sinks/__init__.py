@@ -22,8 +22,16 @@ SINKS: dict[str, str] = {
 class Sink(AbstractAsyncContextManager["Sink"], Protocol):
     """An output; entering starts it without waiting for the other side, leaving says goodbye."""
 
+    @property
+    def name(self) -> str:
+        """What logs and metrics call it, such as host:port; never a credential."""
+        ...
+
     async def send(self, answer: Answer) -> None:
-        """Hand over one answer; returns when the other side has it, raises SinkError when it could not be."""
+        """Hand over one answer; returns when the other side has it.
+
+        Raises SinkError where trying again may help and SinkRefused where it never will.
+        """
         ...
 
     async def report(self, status: StreamStatus) -> None:

@@ -1,0 +1,1 @@
+"""How people and programs reach in: HTTP, its live events, and the page."""

@@ -1,0 +1,287 @@
+"""The HTTP interface: ask, streams, queries, answers, live events, metrics, health, and the page.
+
+Knows the service only by `Service`, so it runs without an engine; blocking work goes to threads. Every error is
+{"error": "one line"}, never a trace. What a request must pass first is in guard.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from stream_sttm import __version__, registry
+from stream_sttm.api import events
+from stream_sttm.api.guard import Guard, refusal
+from stream_sttm.api.service import Service
+from stream_sttm.config import AnsweringSettings
+from stream_sttm.errors import (
+    ModelError,
+    NoVideoYet,
+    QuestionExpired,
+    QuestionRejected,
+    StoreError,
+    StreamSTTMError,
+    TooManyQuestions,
+    UnknownStream,
+)
+from stream_sttm.sinks.feed import Feed
+from stream_sttm.store import MAX_LIMIT, AnswerStore
+from stream_sttm.types import StreamStatus
+
+_STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
+    UnknownStream: 404,
+    TooManyQuestions: 429,
+    QuestionRejected: 422,
+    NoVideoYet: 503,
+    QuestionExpired: 504,
+    StoreError: 503,
+    ModelError: 503,
+    StreamSTTMError: 500,
+}
+_RETRY_AFTER = {429: "1", 503: "2"}  # seconds
+_PAGE = Path(__file__).parent / "page"
+_PAGE_TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+_SECURE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_SEQ_MAX = 2**63 - 1  # SQLite's largest integer
+
+Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class AskRequest(BaseModel):
+    """A question to a stream's memory."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    stream: str = Field(description="Name of a stream.", examples=["door"])
+    question: str = Field(description="The question, in words.", examples=["Is someone there?"])
+    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Longest answer in tokens.")
+    timeout: float | None = Field(
+        None, gt=0, le=300, allow_inf_nan=False, description="Seconds to wait for the answer."
+    )
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in one line."""
+
+    error: str
+
+
+def create_app(
+    service: Service,
+    *,
+    store: AnswerStore,
+    feed: Feed,
+    answering: AnsweringSettings | None = None,
+    token: str | None = None,
+    keepalive: float = 15.0,
+) -> FastAPI:
+    """The application over `service`; with a `token`, all but page and health need it as a bearer token.
+
+    It ends its live events when `feed` is closed, which the caller does as the first step of shutting down.
+    """
+    errors: dict[int | str, dict[str, Any]] = {
+        code: {"model": ErrorBody} for code in (401, 404, 413, 422, 429, 503, 504)
+    }
+    app = FastAPI(
+        title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
+    )
+    app.add_middleware(Guard, token=token)
+    app.add_exception_handler(StreamSTTMError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_defect)
+    _add_asking(app, service, answering or AnsweringSettings())
+    _add_streams(app, service)
+    _add_answers(app, store, feed, keepalive)
+    _add_health(app, service)
+    _add_page(app)
+    return app
+
+
+def _add_asking(app: FastAPI, service: Service, answering: AnsweringSettings) -> None:
+    @app.post("/api/v1/ask")
+    async def ask(asked: AskRequest) -> dict[str, Any]:
+        """Ask a stream's memory now and wait for the answer."""
+        _check_question(asked.question, answering.max_question_chars)
+        _status_of(service, asked.stream)
+        is_ready, reason = service.readiness()
+        if not is_ready:
+            raise HTTPException(503, f"not ready: {reason}")
+        timeout = asked.timeout or answering.timeout
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await service.ask(
+                    asked.stream,
+                    asked.question,
+                    max_new_tokens=asked.max_new_tokens,
+                    timeout=timeout,
+                )
+        except TimeoutError as error:
+            raise QuestionExpired(f"no answer within {timeout:g} s") from error
+        return answer.as_dict(published_at=time.time())
+
+
+def _add_streams(app: FastAPI, service: Service) -> None:
+    @app.get("/api/v1/streams")
+    async def list_streams() -> dict[str, Any]:
+        """Every stream with its state."""
+        streams = [status.as_dict() for status in service.streams()]
+        return {"model": service.model, "streams": streams}
+
+    @app.get("/api/v1/streams/{name}")
+    async def show_stream(name: Name) -> dict[str, Any]:
+        """One stream's state."""
+        return _status_of(service, name).as_dict()
+
+    @app.get("/api/v1/streams/{name}/snapshot.jpg", response_class=Response)
+    async def show_snapshot(name: Name) -> Response:
+        """A stream's newest picture."""
+        _status_of(service, name)
+        picture = await asyncio.to_thread(service.snapshot, name)
+        if picture is None:
+            raise NoVideoYet(f"stream {name!r} has shown no frame yet")
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+    @app.get("/api/v1/queries")
+    async def list_queries() -> dict[str, Any]:
+        """Every standing query."""
+        return {"queries": service.queries()}
+
+
+def _add_answers(app: FastAPI, store: AnswerStore, feed: Feed, keepalive: float) -> None:
+    @app.get("/api/v1/answers")
+    async def list_answers(
+        stream: Filter = None,
+        query: Filter = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
+        before: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
+    ) -> dict[str, Any]:
+        """Kept answers, newest first; `next` is the `before` of the page that follows, null at the end."""
+        answers = await asyncio.to_thread(
+            store.recent, stream=stream, query=query, limit=limit, before=before
+        )
+        follows = answers[-1]["seq"] if len(answers) == limit else None
+        return {"answers": answers, "next": follows}
+
+    @app.get("/api/v1/events", response_class=StreamingResponse)
+    async def stream_events(
+        last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+    ) -> StreamingResponse:
+        """Answers and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
+        is_number = last_event_id is not None and last_event_id.isdecimal()
+        after = int(last_event_id or 0) if is_number else None
+        return StreamingResponse(
+            events.lines(feed, after=after, keepalive=keepalive),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    has_started = False
+
+    @app.get("/healthz", include_in_schema=False)
+    @app.get("/v1/health/live")
+    async def live() -> dict[str, str]:
+        """That the process answers; depends on nothing else."""
+        return {"status": "live"}
+
+    @app.get("/readyz", include_in_schema=False)
+    @app.get("/v1/health/ready", response_model=None)
+    async def ready() -> Response:
+        """Whether questions can be answered now."""
+        nonlocal has_started
+        is_ready, reason = service.readiness()
+        has_started = has_started or is_ready
+        return JSONResponse({"status": "ready"}) if is_ready else refusal(503, reason)
+
+    @app.get("/v1/health/startup", response_model=None)
+    async def startup() -> Response:
+        """Whether questions could be answered at any time since the start."""
+        answer = await ready()
+        return JSONResponse({"status": "started"}) if has_started else answer
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def show_metrics() -> Response:
+        """Every metric in Prometheus' text format."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    def add(file: str, media_type: str) -> None:
+        content = (_PAGE / file).read_bytes()
+
+        async def show() -> Response:
+            return Response(content, media_type=media_type, headers=_SECURE)
+
+        path = "/" if file == "index.html" else f"/{file}"
+        app.add_api_route(path, show, include_in_schema=False, response_model=None)
+
+    for file, media_type in _PAGE_TYPES.items():
+        add(file, media_type)
+
+
+def _status_of(service: Service, name: str) -> StreamStatus:
+    streams = {status.stream: status for status in service.streams()}
+    if name not in streams:
+        near = registry.suggest(name[:64], sorted(streams))
+        raise UnknownStream(f"there is no stream {name[:64]!r}{near}")
+    return streams[name]
+
+
+def _check_question(text: str, longest: int) -> None:
+    if not text.strip():
+        raise QuestionRejected("question: is empty; write what you want to know")
+    if len(text) > longest:
+        raise QuestionRejected(f"question: has {len(text)} characters; at most {longest} are taken")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON may escape half a character
+        raise QuestionRejected("question: is no valid Unicode; send UTF-8")
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    wait = _RETRY_AFTER.get(status)
+    return refusal(status, str(error), {"Retry-After": wait} if wait else None)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return refusal(422, "; ".join(_fault(item) for item in error.errors()[:5]))
+
+
+def _fault(item: dict[str, Any]) -> str:
+    """One of pydantic's errors as path and message, without the input."""
+    if item["type"] == "json_invalid":
+        return f"body: is not JSON: {item['ctx']['error']}"
+    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # what the framework makes of a body that no parser can read
+        return refusal(422, "body: can't be read; send JSON in UTF-8")
+    wait = _RETRY_AFTER.get(error.status_code)
+    headers = {**(error.headers or {}), **({"Retry-After": wait} if wait else {})}
+    return refusal(error.status_code, str(error.detail), headers)
+
+
+async def _on_defect(_: Request, error: Exception) -> Response:
+    """A defect of ours: the log has the trace, the caller a line."""
+    return refusal(500, f"internal error ({type(error).__name__}); the log says more")

@@ -1,0 +1,28 @@
+"""The live feed as server-sent events: answers and statuses as they come, a comment where nothing does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from stream_sttm.sinks.feed import Feed
+
+RETRY_MS = 2000  # how long a browser waits before it reconnects
+
+
+async def lines(feed: Feed, *, after: int | None, keepalive: float) -> AsyncIterator[str]:
+    """The events past number `after` and all to come, until the feed closes; a comment each `keepalive` seconds."""
+    yield f"retry: {RETRY_MS}\n\n"
+    async with feed.subscribe(after=after) as subscription:
+        while True:
+            try:
+                async with asyncio.timeout(keepalive):
+                    event = await anext(subscription)
+            except TimeoutError:
+                yield ": keepalive\n\n"
+            except StopAsyncIteration:
+                return
+            else:
+                content = json.dumps(event, ensure_ascii=False)
+                yield f"id: {event['event']}\nevent: {event['type']}\ndata: {content}\n\n"

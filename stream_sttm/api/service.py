@@ -1,0 +1,38 @@
+"""What the HTTP interface needs of whatever runs behind it: nothing but this protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from stream_sttm.types import Answer, StreamStatus
+
+
+class Service(Protocol):
+    """What runs behind the interface; all but `snapshot` is called on the event loop and must not block it."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    def streams(self) -> list[StreamStatus]:
+        """Every configured stream, in the configuration's order."""
+        ...
+
+    def queries(self) -> list[dict[str, Any]]:
+        """Every standing query as JSON."""
+        ...
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether questions can be answered, and if not, why."""
+        ...
+
+    def snapshot(self, stream: str) -> bytes | None:
+        """The stream's newest picture as JPEG, None before the first; called from a thread."""
+        ...
+
+    async def ask(
+        self, stream: str, text: str, *, max_new_tokens: int | None = None, timeout: float
+    ) -> Answer:
+        """The answer to a question asked now; raises QuestionError where there is none within `timeout` seconds."""
+        ...

@@ -1,0 +1,109 @@
+"""The live feed: what happens now, fanned out inside the process to whoever reads along (SSE, the demo).
+
+Publishing never waits: each reader has a bounded queue, and one too slow for it loses its oldest events, counted.
+A short history lets a reader that was cut off go on where it was. All calls are made from the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from stream_sttm import metrics
+from stream_sttm.types import Answer, StreamStatus
+
+Event = dict[
+    str, Any
+]  # {"type": "answer" | "status", "event": its number, ...the answer or status}
+
+
+class Subscription:
+    """One reader's queue; iterate over it until the feed closes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.dropped = 0
+        self._events: deque[Event] = deque()
+        self._capacity = capacity
+        self._arrived = asyncio.Event()
+        self._is_closed = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self._is_closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._events.popleft()
+
+    def offer(self, event: Event) -> None:
+        """Queue `event`, in place of the oldest one where the queue is full."""
+        if len(self._events) >= self._capacity:
+            self._events.popleft()
+            self.dropped += 1
+            metrics.FEED_DROPPED.inc()
+        self._events.append(event)
+        self._arrived.set()
+
+    def close(self) -> None:
+        """End the iteration after what is queued."""
+        self._is_closed = True
+        self._arrived.set()
+
+
+class Feed:
+    """Answers and statuses as they come, for any number of readers.
+
+    Events are numbered upwards from the wall clock in milliseconds, so that numbers go on rising when the process is
+    started anew and a reader's last number stays comparable.
+    """
+
+    def __init__(self, *, capacity: int = 256, history: int = 256) -> None:
+        self._capacity = capacity
+        self._history: deque[Event] = deque(maxlen=history)
+        self._subscriptions: set[Subscription] = set()
+        self._newest = int(time.time() * 1000)
+        self._is_closed = False
+
+    def publish(self, item: Answer | StreamStatus, *, published_at: float) -> None:
+        """Show `item` to every reader; returns at once, does nothing once the feed is closed."""
+        if self._is_closed:
+            return
+        self._newest += 1
+        if isinstance(item, Answer):
+            kind, body = "answer", item.as_dict(published_at=published_at)
+        else:
+            kind, body = "status", item.as_dict()
+        event = {"type": kind, "event": self._newest, **body}
+        self._history.append(event)
+        for subscription in self._subscriptions:
+            subscription.offer(event)
+
+    @asynccontextmanager
+    async def subscribe(self, *, after: int | None = None) -> AsyncIterator[Subscription]:
+        """Read along from now, or from the first event past number `after` that is still remembered."""
+        subscription = Subscription(self._capacity)
+        for event in self._since(after):
+            subscription.offer(event)
+        if self._is_closed:
+            subscription.close()
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """End every reader's iteration after what it has queued, now and from now on."""
+        self._is_closed = True
+        for subscription in self._subscriptions:
+            subscription.close()
+
+    def _since(self, after: int | None) -> Iterator[Event]:
+        return iter(()) if after is None else (e for e in self._history if e["event"] > after)

@@ -1,0 +1,163 @@
+"""The answer store: once per id, newest first, pruned, migrated, and one line for every fault of SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_sttm.errors import StoreError
+from stream_sttm.store import MIGRATIONS, AnswerStore
+from tests.answers import make_answer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[AnswerStore]:
+    with AnswerStore(tmp_path / "answers.db", busy_timeout=0.05) as opened:
+        yield opened
+
+
+def numbers(answers: list[dict[str, object]]) -> list[object]:
+    return [answer["id"] for answer in answers]
+
+
+def test_answer_comes_back_as_it_went_in(store: AnswerStore) -> None:
+    answer = make_answer("sí, ein Kind \x00 😀", query=None, news=False)
+    assert store.add(answer, published_at=answer.answered_at)
+    (row,) = store.recent()
+    assert row == answer.as_dict(published_at=answer.answered_at) | {"seq": 1}
+
+
+def test_adding_the_same_id_twice_keeps_one(store: AnswerStore) -> None:
+    assert store.add(make_answer("first", number=7))
+    assert not store.add(make_answer("second", number=7))
+    assert [row["answer"] for row in store.recent()] == ["first"]
+
+
+def test_newest_come_first_by_stream_and_query_and_page_by_page(store: AnswerStore) -> None:
+    for number in range(6):
+        store.add(make_answer(number=number, stream="ab"[number % 2], query="xyz"[number % 3]))
+    assert numbers(store.recent()) == ["q5", "q4", "q3", "q2", "q1", "q0"]
+    assert numbers(store.recent(stream="a")) == ["q4", "q2", "q0"]
+    assert numbers(store.recent(query="x")) == ["q3", "q0"]
+    assert numbers(store.recent(stream="a", query="x")) == ["q0"]
+    first = store.recent(limit=4)
+    assert numbers(store.recent(limit=4, before=first[-1]["seq"])) == ["q1", "q0"]
+    assert store.recent(limit=0) == []
+
+
+def test_prune_deletes_what_is_older_and_nothing_else(store: AnswerStore) -> None:
+    for number in range(2500):
+        store.add(make_answer(number=number, answered_at=float(number)))
+    assert store.prune(older_than=2400.0) == 2400
+    assert len(store.recent(limit=1000)) == 100
+    assert store.prune(older_than=2400.0) == 0
+
+
+def test_answers_outlive_the_process_and_an_id_is_still_known(tmp_path: Path) -> None:
+    with AnswerStore(tmp_path / "a.db") as first:
+        first.add(make_answer(number=1))
+    with AnswerStore(tmp_path / "a.db") as second:
+        assert not second.add(make_answer(number=1))
+        assert numbers(second.recent()) == ["q1"]
+
+
+def test_file_is_in_wal_mode_at_the_newest_schema(tmp_path: Path) -> None:
+    with AnswerStore(tmp_path / "a.db"):
+        db = sqlite3.connect(tmp_path / "a.db")
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        db.close()
+
+
+def test_threads_may_write_and_read_at_once(store: AnswerStore) -> None:
+    def write(start: int) -> None:
+        for number in range(start, start + 50):
+            store.add(make_answer(number=number))
+            store.recent(limit=5)
+
+    threads = [threading.Thread(target=write, args=(start,)) for start in range(0, 200, 50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.recent(limit=1000)) == 200
+
+
+def fault(path: Path | str) -> str:
+    with pytest.raises(StoreError) as caught:
+        AnswerStore(path, busy_timeout=0.05)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    assert f"folder {tmp_path / 'no'} does not exist" in fault(tmp_path / "no" / "a.db")
+
+
+def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    assert "can't be opened" in fault(tmp_path)
+
+
+def test_folder_that_can_not_be_written_is_refused() -> None:
+    assert "can't be opened" in fault("/proc/answers.db")
+
+
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text("not a database at all, but long enough to look like one" * 9)
+    assert "is no SQLite file" in fault(tmp_path / "a.db")
+
+
+def test_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "a.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    assert "newer version" in fault(tmp_path / "a.db")
+
+
+def test_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "a.db")
+    db.execute("CREATE TABLE answers_by_age (x)")  # collides with the last step of the schema
+    db.close()
+    fault(tmp_path / "a.db")
+    db = sqlite3.connect(tmp_path / "a.db")
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    db.close()
+    assert (tables, version) == ({"answers_by_age"}, 0)
+
+
+def test_lock_of_another_process_is_one_line_and_passes(store: AnswerStore, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "answers.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="is locked by another process"):
+        store.add(make_answer())
+    other.execute("ROLLBACK")
+    other.close()
+    assert store.add(make_answer())
+
+
+def test_full_disk_is_one_line_and_what_was_kept_stays_readable(store: AnswerStore) -> None:
+    store.add(make_answer(number=1))
+    store._db.execute("PRAGMA max_page_count = 8")  # SQLite then reports what a full disk reports
+    with pytest.raises(StoreError, match="the disk is full"):
+        store.add(make_answer("x" * 100_000, number=2))
+    assert numbers(store.recent()) == ["q1"]
+
+
+def test_closed_store_says_so(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "a.db")
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="is closed"):
+        store.recent()
+
+
+def test_text_that_is_no_unicode_is_refused_not_a_crash(store: AnswerStore) -> None:
+    with pytest.raises(StoreError):
+        store.add(make_answer("\ud800"))
+    assert store.recent() == []

@@ -1,0 +1,88 @@
+"""The HTTP interface as a task of the running loop: a uvicorn server around an ASGI application.
+
+Installs no signal handlers and configures no logging; it runs until cancelled and is gone within two seconds then,
+open event streams included. Knows nothing of the application's routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from stream_sttm.errors import ConfigError
+
+_GRACE = 1  # seconds that open requests get to end by themselves
+
+
+async def run(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[int], None] | None = None,
+    closing: Callable[[], None] | None = None,
+) -> None:
+    """Serve `app` until cancelled; `ready` is told the bound port once requests are taken.
+
+    `closing` is called as the end begins, to end what would go on for ever (`feed.close`). Raises ConfigError where
+    the address can't be listened on.
+    """
+    with await _listen(host, port) as listening:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
+        server = _Server(config)
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve(sockets=[listening]), name="http")
+            try:
+                await server.is_up.wait()
+                if ready is not None:
+                    ready(listening.getsockname()[1])
+                await asyncio.shield(serving)
+            finally:
+                if closing is not None:
+                    closing()
+                server.should_exit = True
+                await asyncio.wait((serving,), timeout=2 * _GRACE)
+                serving.cancel()
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the process's signals alone and says when it is up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+
+async def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port`, port 0 taking a free one."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(
+            f"http: can't listen on {host}:{port}: {reason}; change http.host or http.port"
+        ) from error
