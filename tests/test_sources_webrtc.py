@@ -114,13 +114,16 @@ async def test_a_camera_that_hangs_up_is_unavailable():
 async def test_frames_nobody_takes_are_replaced_by_newer_ones_and_counted():
     dropped = FRAMES_DROPPED.labels("slow", "superseded")
     before = dropped._value.get()
-    async with open_camera(Scene(7), fps=20, size=96) as camera, asyncio.timeout(20):
-        async with pull(camera.url, "slow", fps=20) as source:
-            frames = source.frames()
-            first = await anext(frames)
-            assert await until(lambda: dropped._value.get() >= before + 5)
-            newer = await anext(frames)
-            assert newer.pts - first.pts > 5 / 20 - 0.1
+    async with (
+        open_camera(Scene(7), fps=20, size=96) as camera,
+        asyncio.timeout(20),
+        pull(camera.url, "slow", fps=20) as source,
+    ):
+        frames = source.frames()
+        first = await anext(frames)
+        assert await until(lambda: dropped._value.get() >= before + 5)
+        newer = await anext(frames)
+        assert newer.pts - first.pts > 5 / 20 - 0.1
 
 
 @pytest.mark.parametrize("form", ["whep://user:{}@{}", "whep://{1}?token={0}"])
