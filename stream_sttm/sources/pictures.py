@@ -1,0 +1,43 @@
+"""From decoded pictures to RGB images: no larger than asked for, and converted hardly more often than they are sampled.
+
+Shared by the sources that decode. Which frames are really looked at is the sampler's decision; a Pace only leaves
+out those that no sampler of that rate could want.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from av import VideoFrame
+from numpy.typing import NDArray
+
+EARLY = 0.25  # share of the sampling period by which a frame may be early and still be wanted
+
+
+class Pace:
+    """Says which frames of a stream a sampler of `fps` may want, from their times in seconds."""
+
+    def __init__(self, fps: float) -> None:
+        self._period = 1 / fps
+        self._due: float | None = None
+
+    def wants(self, t: float) -> bool:
+        """Whether the frame at time `t` is near or past the next one due; times never go back."""
+        if self._due is None or t - self._due > self._period:
+            self._due = t
+        if t < self._due - EARLY * self._period:
+            return False
+        if t >= self._due:
+            self._due += self._period
+        return True
+
+
+def rgb(picture: VideoFrame, max_side: int) -> NDArray[np.uint8]:
+    """The picture as (H, W, 3) RGB, scaled down where its longer side exceeds `max_side` pixels."""
+    scale = min(1.0, max_side / max(picture.width, picture.height))
+    image = picture.to_ndarray(
+        format="rgb24",
+        width=max(1, round(picture.width * scale)),
+        height=max(1, round(picture.height * scale)),
+        interpolation="AREA",
+    )
+    return np.asarray(image, np.uint8)
