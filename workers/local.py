@@ -21,7 +21,7 @@ from stream_sttm.reducers import REDUCERS
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
-from stream_sttm.sources.pictures import to_jpeg
+from stream_sttm.sources.pictures import jpeg
 from stream_sttm.store import AnswerStore
 from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
@@ -82,7 +82,7 @@ class LocalService:
             stream,
             text,
             max_new_tokens=min(max_new_tokens or limits.max_new_tokens, limits.max_new_tokens),
-            timeout=min(timeout or limits.timeout, limits.timeout),
+            timeout=min(timeout, limits.timeout),
         )
 
     def readiness(self) -> tuple[bool, str]:
@@ -94,10 +94,10 @@ class LocalService:
             return False, f"the engine has been in one step for {waited:.0f} s"
         return True, "ready"
 
-    async def snapshot(self, stream: str) -> bytes | None:
+    def snapshot(self, stream: str) -> bytes | None:
         """The newest frame as JPEG, None before the first."""
         frame = self._newest.get(stream)
-        return await asyncio.to_thread(to_jpeg, frame.image) if frame is not None else None
+        return jpeg(frame.image) if frame is not None else None
 
     def keep_newest(self, frame: Frame) -> None:
         """Remember a frame for snapshots."""
@@ -159,7 +159,7 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
     feed = Feed()
     store = AnswerStore(settings.store.path)
     token = settings.http.token.get_secret_value() if settings.http.token else None
-    app = create_app(service, store=store, feed=feed, token=token)
+    app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
     limits = delivery.Limits(
         keep_answers=settings.store.keep_days * 86_400 if settings.store.keep_days else None
     )
@@ -168,7 +168,9 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                gateway.run(app, settings.http.host, settings.http.port, ready=ready or _ignore),
+                gateway.run(
+                    app, settings.http.host, settings.http.port, ready=ready, closing=feed.close
+                ),
                 name="gateway",
             )
             group.create_task(
@@ -225,7 +227,3 @@ def _engine(settings: Settings) -> Engine:
 
 def _count_drop(clip: Clip) -> None:
     metrics.FRAMES_DROPPED.labels(clip.stream, "queue_full").inc(len(clip.frames))
-
-
-def _ignore(port: int) -> None:
-    del port

@@ -7,10 +7,14 @@ track of its own. Knows nothing of the service it feeds.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
+import contextlib
 import hmac
+import json
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -166,3 +170,24 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+async def _serve(seed: int, port: int) -> None:
+    """Show a scene until standard input ends, which it does with the process that started this one."""
+    async with open_camera(Scene(seed), port=port) as camera:
+        print(json.dumps({"url": camera.url, "epoch": camera.epoch}), flush=True)
+        await asyncio.to_thread(sys.stdin.buffer.read)
+
+
+def main() -> None:
+    """`python -m stream_sttm.demo.camera`: print the URL and the epoch as JSON, then serve."""
+    parser = argparse.ArgumentParser(description="A drawn camera, watched by WHEP.")
+    parser.add_argument("--seed", type=int, default=7, help="which drawn world")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    options = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(options.seed, options.port))
+
+
+if __name__ == "__main__":
+    main()

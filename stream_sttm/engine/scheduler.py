@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from stream_sttm.errors import QuestionRejected
+from stream_sttm.errors import TooManyQuestions
 from stream_sttm.types import Clip, Question
 
 CLIPS_WAITING = 2
@@ -74,9 +74,9 @@ class Scheduler:
         return waiting.popleft()[1] if len(waiting) > CLIPS_WAITING else None
 
     def add_question(self, question: Question) -> None:
-        """Queue a question; raises QuestionRejected where too many wait already."""
+        """Queue a question; raises TooManyQuestions where too many wait already."""
         if len(self._questions) >= self._max_waiting:
-            raise QuestionRejected(
+            raise TooManyQuestions(
                 f"{self._max_waiting} questions are waiting already; try again in a moment"
             )
         self._questions.append(question)

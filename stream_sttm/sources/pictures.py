@@ -6,9 +6,12 @@ out those that no sampler of that rate could want.
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from av import VideoFrame
 from numpy.typing import NDArray
+from PIL import Image
 
 EARLY = 0.25  # share of the sampling period by which a frame may be early and still be wanted
 
@@ -41,3 +44,10 @@ def rgb(picture: VideoFrame, max_side: int) -> NDArray[np.uint8]:
         interpolation="AREA",
     )
     return np.asarray(image, np.uint8)
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    """An (H, W, 3) RGB picture as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
