@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # On a CPU, frames go through the pyramid in blocks that stay in its cache: a third of the time, no large temporaries.
-CACHE_BYTES = 4 << 20
+CACHE_BYTES = 1 << 20
 EPSILON = 1e-20
 
 
@@ -41,12 +41,15 @@ class Leaves:
         """How many cells each leaf covers, (N,)."""
         return (self.boxes[:, 3] - self.boxes[:, 1]) * (self.boxes[:, 4] - self.boxes[:, 2])
 
-    def take(self, rows: Tensor) -> Tensor:
-        """The features behind `rows`, (n, C), always a copy."""
+    def take(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The features behind `rows`, (n, C), copied to a new tensor or to the first n rows of `out`."""
         first, *others = self.tables
         start = first.shape[0]
-        taken = first.index_select(0, rows.clamp(max=start - 1))
+        taken = first.new_empty(len(rows), first.shape[1]) if out is None else out[: len(rows)]
+        torch.index_select(first, 0, rows.clamp(max=start - 1), out=taken)
         for table in others:
+            if not table.shape[0]:
+                continue
             here = ((rows >= start) & (rows < start + table.shape[0])).nonzero()[:, 0]
             taken.index_copy_(0, here, table.index_select(0, rows[here] - start))
             start += table.shape[0]
@@ -80,26 +83,27 @@ def cut(
 
 def pyramid(features: Tensor, root_level: int) -> Pyramid:
     """Means and similarities of (T, H, W, C) features at every level that `root_level` leaves."""
-    frames, *grid, channels = features.shape
+    frames, height, width, channels = features.shape
     cells = features.float().contiguous()
-    shapes = _shapes(*grid, root_level)
-    nodes = cells.new_empty(sum(frames * h * w for h, w in shapes[:-1]), channels)
+    shapes = _shapes(height, width, root_level)
+    counts = [frames * h * w for h, w in shapes[:-1]]
+    nodes = cells.new_empty(sum(counts), channels)
     tables = [
-        part.view(frames, h, w, channels)
-        for part, (h, w) in zip(
-            nodes.split([frames * h * w for h, w in shapes[:-1]]), shapes[:-1], strict=True
-        )
+        nodes[end - count : end].view(frames, h, w, channels)
+        for count, end, (h, w) in zip(counts, itertools.accumulate(counts), shapes, strict=False)
     ]
     norms = [cells.new_empty(frames, h, w) for h, w in shapes]
     lowest = [cells.new_empty(frames, h, w) for h, w in shapes[:-1]]
-    for part in _blocks(cells):
+    blocks = _blocks(cells)
+    scratch = torch.empty_like(cells[blocks[0]]).view(-1)
+    for part in blocks:
         child = cells[part]
         norms[-1][part] = torch.linalg.vector_norm(child, dim=-1)
         for level in reversed(range(len(shapes) - 1)):
             parent = _halved(child)
             norms[level][part] = torch.linalg.vector_norm(parent, dim=-1)
             lowest[level][part] = _lowest_similarity(
-                child, norms[level + 1][part], parent, norms[level][part]
+                child, norms[level + 1][part], parent, norms[level][part], scratch
             )
             tables[level][part] = parent
             child = parent
@@ -118,18 +122,18 @@ def leaves(pyramid: Pyramid, spatial_threshold: float, first_frame: int = 0) -> 
     depth = torch.zeros(frames, height, width, dtype=torch.int64, device=device)
     for level, bound in enumerate(pyramid.split_below):
         depth += (bound < spatial_threshold)[:, ys[level]][:, :, xs[level]]
-    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
-    top, left = y_starts[depth, y], x_starts[depth, x]
-    corner = (top == y) & (left == x)
+    row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    top, left = y_starts[depth, row], x_starts[depth, column]
+    corner = (top == row) & (left == column)
     frame = torch.arange(frames, device=device)[:, None, None]
     rank = (corner.flatten().cumsum(0) - 1)[((frame * height + top) * width + left).flatten()]
     t, y, x = corner.nonzero().unbind(1)
-    level = depth[t, y, x]
+    kept = depth[t, y, x]
     sides = torch.tensor(shapes, device=device)
     before = torch.tensor(_starts(shapes, frames), device=device)
-    rows = before[level] + (t * sides[level, 0] + ys[level, y]) * sides[level, 1] + xs[level, x]
+    rows = before[kept] + (t * sides[kept, 0] + ys[kept, y]) * sides[kept, 1] + xs[kept, x]
     norms = torch.cat([norm.flatten() for norm in (pyramid.norms[-1], *pyramid.norms[:-1])])
-    boxes = torch.stack([t + first_frame, y, x, y_ends[level, y], x_ends[level, x]], 1)
+    boxes = torch.stack([t + first_frame, y, x, y_ends[kept, y], x_ends[kept, x]], 1)
     return Leaves(
         (pyramid.cells, pyramid.nodes), rows, norms[rows], boxes, rank.view(frames, height, width)
     )
@@ -151,17 +155,17 @@ def _shapes(height: int, width: int, root_level: int) -> list[tuple[int, int]]:
 
 def _starts(shapes: list[tuple[int, ...]], frames: int) -> list[int]:
     """Where each level's rows start when the cells come first and the other levels follow, roots first."""
-    *counts, cells = [frames * h * w for h, w in shapes]
-    return [cells + done for done in itertools.accumulate(counts, initial=0)][:-1] + [0]
+    counts = [frames * h * w for h, w in shapes]
+    return [*itertools.accumulate(counts[:-2], initial=counts[-1]), 0][-len(shapes) :]
 
 
-def _blocks(cells: Tensor) -> Iterator[slice]:
+def _blocks(cells: Tensor) -> list[slice]:
     """Runs of frames that are worked on together."""
     frames = cells.shape[0]
     step = frames
     if cells.device.type == "cpu":
         step = max(1, CACHE_BYTES // (cells[0].numel() * cells.element_size()))
-    return (slice(start, start + step) for start in range(0, frames, step))
+    return [slice(start, start + step) for start in range(0, frames, step)]
 
 
 def _halved(child: Tensor) -> Tensor:
@@ -172,21 +176,29 @@ def _halved(child: Tensor) -> Tensor:
 
 
 def _lowest_similarity(
-    child: Tensor, child_norm: Tensor, parent: Tensor, parent_norm: Tensor
+    child: Tensor, child_norm: Tensor, parent: Tensor, parent_norm: Tensor, scratch: Tensor
 ) -> Tensor:
-    """Each parent's least cosine with a child that exists, (T, h, w)."""
+    """Each parent's least cosine with a child that exists, (T, h, w); `scratch` has room for the children."""
     _, height, width, _ = child.shape
     similarity = torch.empty_like(child_norm)
     for ys, parent_ys, rows in _runs(height):
         for xs, parent_xs, columns in _runs(width):
-            family = child[:, ys, xs].unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
-            dots = (family * parent[:, parent_ys, None, parent_xs, None]).sum(-1)
-            size = child_norm[:, ys, xs].unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
+            family = _grouped(child[:, ys, xs], rows, columns)
+            products = scratch[: family.numel()].view(family.shape)
+            torch.mul(family, parent[:, parent_ys, None, parent_xs, None], out=products)
+            dots = products.sum(-1)
+            size = _grouped(child_norm[:, ys, xs], rows, columns)
             size = size * parent_norm[:, parent_ys, None, parent_xs, None]
             cosine = dots / size.clamp(min=EPSILON)
             similarity[:, ys, xs] = cosine.flatten(3, 4).flatten(1, 2)
     odd = (height % 2, width % 2)
     return -F.max_pool2d(-similarity[:, None], 2, padding=odd)[:, 0]
+
+
+def _grouped(nodes: Tensor, rows: int, columns: int) -> Tensor:
+    """(T, h, w, ...) as (T, h/rows, rows, w/columns, columns, ...), a view."""
+    frames, height, width, *rest = nodes.shape
+    return nodes.view(frames, height // rows, rows, width // columns, columns, *rest)
 
 
 def _runs(side: int) -> list[tuple[slice, slice, int]]:

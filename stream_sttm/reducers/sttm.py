@@ -90,15 +90,17 @@ def similarities(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
 
 def row_dots(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
     """Dot products of the features behind two lists of table rows, (P,)."""
-    step = max(first.shape[0], 1)
+    count, channels = first.shape[0], leaves.tables[0].shape[1]
+    step = max(count, 1)
     if first.device.type == "cpu":
-        step = max(1, quadtree.CACHE_BYTES // (4 * leaves.tables[0].shape[1]))
-    return torch.cat(
-        [
-            leaves.take(a).mul_(leaves.take(b)).sum(-1)
-            for a, b in zip(first.split(step), second.split(step), strict=True)
-        ]
-    )
+        step = min(step, max(1, quadtree.CACHE_BYTES // (4 * channels)))
+    dots = leaves.norms.new_empty(count)
+    left, right = leaves.tables[0].new_empty(2, step, channels)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        products = leaves.take(first[part], left).mul_(leaves.take(second[part], right))
+        torch.sum(products, -1, out=dots[part])
+    return dots
 
 
 def components(first: Tensor, second: Tensor, count: int) -> Tensor:
