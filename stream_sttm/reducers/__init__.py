@@ -26,6 +26,11 @@ class ReducerState(Protocol):
         """What the last call added to tokens of earlier calls: their serials (K,) and cell counts (K,), int64."""
         ...
 
+    @property
+    def last_seen(self) -> Tensor:
+        """For each of these serials the last frame, counted from the stream's start, that added to it, (K,) int64."""
+        ...
+
     def expire(self, *, before: int) -> ReducerState:
         """The state after the cache dropped every token whose serial is below `before`."""
         ...

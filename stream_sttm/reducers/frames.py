@@ -1,0 +1,51 @@
+"""What every reducer asks of its input, and the state of those that remember nothing but how far they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The state of a reducer that looks at no earlier clip: how many frames and tokens came before."""
+
+    frames: int
+    tokens: int
+    absorbed: tuple[Tensor, Tensor]
+    last_seen: Tensor
+
+    def expire(self, *, before: int) -> Progress:
+        """Itself: nothing here depends on what the cache still holds."""
+        return self
+
+
+def after(state: Progress | None, frames: int, tokens: int, device: torch.device) -> Progress:
+    """The state after `frames` more frames gave `tokens` more tokens."""
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    done = (state.frames, state.tokens) if state is not None else (0, 0)
+    return Progress(done[0] + frames, done[1] + tokens, (none, none), none)
+
+
+def checked(features: Tensor, *, min_side: int = 1) -> Tensor:
+    """`features` without its graph; raises ValueError for anything but (T, H, W, C) floating point."""
+    if features.ndim != 4:
+        raise ValueError(
+            f"features must have four axes (T, H, W, C), got {features.ndim}: {_shape(features)}"
+        )
+    if not features.is_floating_point():
+        raise ValueError(f"features must be floating point, got {features.dtype}")
+    frames, height, width, channels = features.shape
+    if frames < 1 or channels < 1:
+        raise ValueError(f"features hold no frame or no channel: {_shape(features)}")
+    if min(height, width) < min_side:
+        raise ValueError(
+            f"features need a grid of at least {min_side}x{min_side} cells per frame, got {height}x{width}"
+        )
+    return features.detach()
+
+
+def _shape(features: Tensor) -> str:
+    return "(" + ", ".join(str(side) for side in features.shape) + ")"

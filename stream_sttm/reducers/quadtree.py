@@ -1,0 +1,241 @@
+"""Frames cut into boxes of like cells: the quadtree of STTM, for all frames at once.
+
+Dense: means, similarities and split decisions are maps of fixed shape; which cells are top-left corners of a
+kept box (a *leaf*) is read off once at the end. Knows one frame at a time and nothing of time or streams.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# On a CPU, frames go through the pyramid in blocks that stay in its cache: a third of the time, no large temporaries.
+CACHE_BYTES = 1 << 20
+EPSILON = 1e-20
+
+
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """N kept boxes of consecutive frames, by frame, then top-left cell in raster order.
+
+    A leaf's float32 feature is row `rows[i]` of `tables` laid end to end; most are cells of the input, which is
+    not copied. `norms` (N,); `boxes` (N, 5) rows (t, y0, x0, y1, x1); `owner` (T, H, W), the leaf over each cell.
+    """
+
+    tables: tuple[Tensor, ...]
+    rows: Tensor
+    norms: Tensor
+    boxes: Tensor
+    owner: Tensor
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def sizes(self) -> Tensor:
+        """How many cells each leaf covers, (N,)."""
+        return (self.boxes[:, 3] - self.boxes[:, 1]) * (self.boxes[:, 4] - self.boxes[:, 2])
+
+    def take(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The features behind `rows`, (n, C), copied to a new tensor or to the first n rows of `out`."""
+        first, *others = self.tables
+        start = first.shape[0]
+        taken = first.new_empty(len(rows), first.shape[1]) if out is None else out[: len(rows)]
+        torch.index_select(first, 0, rows.clamp(max=start - 1), out=taken)
+        for table in others:
+            if not table.shape[0]:
+                continue
+            here = ((rows >= start) & (rows < start + table.shape[0])).nonzero()[:, 0]
+            taken.index_copy_(0, here, table.index_select(0, rows[here] - start))
+            start += table.shape[0]
+        return taken
+
+    def features(self) -> Tensor:
+        """Every leaf's feature, (N, C)."""
+        return self.take(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Pyramid:
+    """Frames at every resolution from the roots to the cells.
+
+    `cells` (T * H * W, C) and `nodes` (K, C), the coarser levels one after the other; `norms`, one (T, h, w) per
+    level, roots first; `split_below`, one per level but the last: a node splits iff the threshold is above it.
+    """
+
+    cells: Tensor
+    nodes: Tensor
+    norms: tuple[Tensor, ...]
+    split_below: tuple[Tensor, ...]
+
+
+def cut(
+    features: Tensor, *, spatial_threshold: float, root_level: int, first_frame: int = 0
+) -> Leaves:
+    """The leaves of (T, H, W, C) features; raises ValueError where `root_level` leaves no level or a value is bad."""
+    return leaves(pyramid(features, root_level), spatial_threshold, first_frame)
+
+
+def pyramid(features: Tensor, root_level: int) -> Pyramid:
+    """Means and similarities of (T, H, W, C) features at every level that `root_level` leaves."""
+    frames, height, width, channels = features.shape
+    cells = features.float().contiguous()
+    shapes = _shapes(height, width, root_level)
+    counts = [frames * h * w for h, w in shapes[:-1]]
+    nodes = cells.new_empty(sum(counts), channels)
+    tables = [
+        nodes[end - count : end].view(frames, h, w, channels)
+        for count, end, (h, w) in zip(counts, itertools.accumulate(counts), shapes, strict=False)
+    ]
+    norms = [cells.new_empty(frames, h, w) for h, w in shapes]
+    lowest = [cells.new_empty(frames, h, w) for h, w in shapes[:-1]]
+    blocks = _blocks(cells)
+    scratch = torch.empty_like(cells[blocks[0]]).view(-1)
+    for part in blocks:
+        child = cells[part]
+        norms[-1][part] = torch.linalg.vector_norm(child, dim=-1)
+        for level in reversed(range(len(shapes) - 1)):
+            parent = _halved(child)
+            norms[level][part] = torch.linalg.vector_norm(parent, dim=-1)
+            lowest[level][part] = _lowest_similarity(
+                child, norms[level + 1][part], parent, norms[level][part], scratch
+            )
+            tables[level][part] = parent
+            child = parent
+    if not bool(torch.isfinite(norms[-1]).all()):  # one sync: bad input must not become a token
+        raise ValueError("features hold NaN, infinite or huge values (a norm is not finite)")
+    return Pyramid(cells.view(-1, channels), nodes, tuple(norms), tuple(_split_below(lowest)))
+
+
+def leaves(pyramid: Pyramid, spatial_threshold: float, first_frame: int = 0) -> Leaves:
+    """The boxes that stay whole at `spatial_threshold`, their t counting from `first_frame`."""
+    frames, height, width = pyramid.norms[-1].shape
+    device = pyramid.cells.device
+    shapes = [tuple(norm.shape[1:]) for norm in pyramid.norms]
+    ys, y_starts, y_ends = _axis([h for h, _ in shapes], device)
+    xs, x_starts, x_ends = _axis([w for _, w in shapes], device)
+    depth = torch.zeros(frames, height, width, dtype=torch.int64, device=device)
+    for level, bound in enumerate(pyramid.split_below):
+        depth += (bound < spatial_threshold)[:, ys[level]][:, :, xs[level]]
+    row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    top, left = y_starts[depth, row], x_starts[depth, column]
+    corner = (top == row) & (left == column)
+    frame = torch.arange(frames, device=device)[:, None, None]
+    rank = (corner.flatten().cumsum(0) - 1)[((frame * height + top) * width + left).flatten()]
+    t, y, x = corner.nonzero().unbind(1)
+    kept = depth[t, y, x]
+    sides = torch.tensor(shapes, device=device)
+    before = torch.tensor(_starts(shapes, frames), device=device)
+    rows = before[kept] + (t * sides[kept, 0] + ys[kept, y]) * sides[kept, 1] + xs[kept, x]
+    norms = torch.cat([norm.flatten() for norm in (pyramid.norms[-1], *pyramid.norms[:-1])])
+    boxes = torch.stack([t + first_frame, y, x, y_ends[kept, y], x_ends[kept, x]], 1)
+    return Leaves(
+        (pyramid.cells, pyramid.nodes), rows, norms[rows], boxes, rank.view(frames, height, width)
+    )
+
+
+def _shapes(height: int, width: int, root_level: int) -> list[tuple[int, int]]:
+    """(h, w) of each level, roots first."""
+    shapes = [(height, width)]
+    while min(shapes[0]) > 2:
+        h, w = shapes[0]
+        shapes.insert(0, ((h + 1) // 2, (w + 1) // 2))
+    if root_level >= len(shapes):
+        raise ValueError(
+            f"root_level {root_level} leaves no level of a {height}x{width} grid, which has {len(shapes)}: "
+            f"use at most {len(shapes) - 1}"
+        )
+    return shapes[root_level:]
+
+
+def _starts(shapes: list[tuple[int, ...]], frames: int) -> list[int]:
+    """Where each level's rows start when the cells come first and the other levels follow, roots first."""
+    counts = [frames * h * w for h, w in shapes]
+    return [*itertools.accumulate(counts[:-2], initial=counts[-1]), 0][-len(shapes) :]
+
+
+def _blocks(cells: Tensor) -> list[slice]:
+    """Runs of frames that are worked on together."""
+    frames = cells.shape[0]
+    step = frames
+    if cells.device.type == "cpu":
+        step = max(1, CACHE_BYTES // (cells[0].numel() * cells.element_size()))
+    return [slice(start, start + step) for start in range(0, frames, step)]
+
+
+def _halved(child: Tensor) -> Tensor:
+    """The mean of each parent's 1, 2 or 4 children: (T, h, w, C) -> (T, ceil(h/2), ceil(w/2), C)."""
+    odd = (child.shape[1] % 2, child.shape[2] % 2)
+    pooled = F.avg_pool2d(child.permute(0, 3, 1, 2), 2, padding=odd, count_include_pad=False)
+    return pooled.permute(0, 2, 3, 1).contiguous()
+
+
+def _lowest_similarity(
+    child: Tensor, child_norm: Tensor, parent: Tensor, parent_norm: Tensor, scratch: Tensor
+) -> Tensor:
+    """Each parent's least cosine with a child that exists, (T, h, w); `scratch` has room for the children."""
+    _, height, width, _ = child.shape
+    similarity = torch.empty_like(child_norm)
+    for ys, parent_ys, rows in _runs(height):
+        for xs, parent_xs, columns in _runs(width):
+            family = _grouped(child[:, ys, xs], rows, columns)
+            products = scratch[: family.numel()].view(family.shape)
+            torch.mul(family, parent[:, parent_ys, None, parent_xs, None], out=products)
+            dots = products.sum(-1)
+            size = _grouped(child_norm[:, ys, xs], rows, columns)
+            size = size * parent_norm[:, parent_ys, None, parent_xs, None]
+            cosine = dots / size.clamp(min=EPSILON)
+            similarity[:, ys, xs] = cosine.flatten(3, 4).flatten(1, 2)
+    odd = (height % 2, width % 2)
+    return -F.max_pool2d(-similarity[:, None], 2, padding=odd)[:, 0]
+
+
+def _grouped(nodes: Tensor, rows: int, columns: int) -> Tensor:
+    """(T, h, w, ...) as (T, h/rows, rows, w/columns, columns, ...), a view."""
+    frames, height, width, *rest = nodes.shape
+    return nodes.view(frames, height // rows, rows, width // columns, columns, *rest)
+
+
+def _runs(side: int) -> list[tuple[slice, slice, int]]:
+    """(children, parents, children per parent) along one axis; on an odd side the first child is alone."""
+    if side % 2 == 0:
+        return [(slice(0, side), slice(0, side // 2), 2)]
+    alone = (slice(0, 1), slice(0, 1), 1)
+    return [alone, (slice(1, side), slice(1, (side + 1) // 2), 2)] if side > 1 else [alone]
+
+
+def _split_below(lowest: list[Tensor]) -> Iterator[Tensor]:
+    """e(node): the greatest m(node) on the way from the root, since every ancestor must split too."""
+    above: Tensor | None = None
+    for level in lowest:
+        bound = level
+        if above is not None:
+            _, height, width = level.shape
+            y = _parents(height, level.device)
+            x = _parents(width, level.device)
+            bound = torch.maximum(level, above[:, y][:, :, x])
+        yield bound
+        above = bound
+
+
+def _parents(side: int, device: torch.device) -> Tensor:
+    """The parent of each of `side` children along one axis."""
+    return (torch.arange(side, device=device) + side % 2) // 2
+
+
+def _axis(sides: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Per level and cell along one axis, (L, n) each: the node over it, that node's first cell and its end."""
+    node = torch.arange(sides[-1], device=device)
+    nodes = [node]
+    for side in reversed(sides[1:]):
+        node = _parents(side, device)[node]
+        nodes.insert(0, node)
+    stacked = torch.stack(nodes)
+    starts = torch.searchsorted(stacked, stacked, right=False)
+    ends = torch.searchsorted(stacked, stacked, right=True)
+    return stacked, starts, ends

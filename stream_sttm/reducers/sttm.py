@@ -1,0 +1,170 @@
+"""STTM: Multi-Granular Spatio-Temporal Token Merging for Training-Free Acceleration of Video LLMs, ICCV 2025.
+
+https://arxiv.org/abs/2507.07990. In space each frame becomes quadtree leaves; in time, leaves of consecutive
+frames that share a cell and look alike join, and a group keeps the place of its earliest, top-left leaf.
+Here the whole clip is seen before anything is returned; sttm_streaming.py is the form for an endless stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stream_sttm.reducers import frames, quadtree
+from stream_sttm.reducers.quadtree import EPSILON, Leaves
+from stream_sttm.tokens import VisualTokens
+
+
+def merge_video(
+    features: Tensor,
+    *,
+    spatial_threshold: float,
+    temporal_threshold: float | None,
+    root_level: int = 1,
+) -> VisualTokens:
+    """The merged tokens of one video's (T, H, W, C) features; `temporal_threshold=None` merges in space only.
+
+    Similarities and means are float32; the returned features have the input's dtype.
+    """
+    return Sttm(spatial_threshold, temporal_threshold, root_level)(features)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Sttm:
+    """Offline STTM, each clip for itself; the defaults are the published setting for half the tokens."""
+
+    spatial_threshold: float = 0.85
+    temporal_threshold: float | None = 0.65
+    root_level: int = 1
+
+    def __post_init__(self) -> None:
+        check_options(self.spatial_threshold, self.temporal_threshold, self.root_level)
+
+    def __call__(
+        self, features: Tensor, state: frames.Progress | None = None
+    ) -> tuple[VisualTokens, frames.Progress]:
+        """Merge the frames of one clip among themselves."""
+        features = frames.checked(features, min_side=2)
+        leaves = quadtree.cut(
+            features,
+            spatial_threshold=self.spatial_threshold,
+            root_level=self.root_level,
+            first_frame=state.frames if state is not None else 0,
+        )
+        if self.temporal_threshold is None:
+            merged = VisualTokens(leaves.features(), leaves.boxes, leaves.sizes)
+        else:
+            later, earlier = neighbours(leaves)
+            linked = similarities(leaves, later, earlier) >= self.temporal_threshold
+            root = components(later[linked], earlier[linked], len(leaves))
+            merged = joined(leaves, root)
+        tokens = VisualTokens(merged.features.to(features.dtype), merged.boxes, merged.sizes)
+        return tokens, frames.after(state, features.shape[0], len(tokens), features.device)
+
+
+def neighbours(leaves: Leaves) -> tuple[Tensor, Tensor]:
+    """Every pair of leaves of consecutive frames that share a cell, once: (later (P,), earlier (P,)).
+
+    Such leaves are nested, so the smaller one's top-left cell finds the larger one in the other frame.
+    """
+    count, (last, *_) = len(leaves), leaves.owner.shape
+    t, y, x, *_ = leaves.boxes.unbind(1)
+    t = t - t[0]
+    me = torch.arange(count, device=t.device)
+    before = leaves.owner[(t - 1).clamp(min=0), y, x]
+    after = leaves.owner[(t + 1).clamp(max=last - 1), y, x]
+    size = leaves.sizes
+    inside = ((t > 0) & (size[before] >= size)).nonzero()[:, 0]
+    ahead = ((t < last - 1) & (size[after] > size)).nonzero()[:, 0]
+    return torch.cat([me[inside], after[ahead]]), torch.cat([before[inside], me[ahead]])
+
+
+def similarities(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
+    """cos(leaf first[i], leaf second[i]), (P,)."""
+    dots = row_dots(leaves, leaves.rows[first], leaves.rows[second])
+    return dots / (leaves.norms[first] * leaves.norms[second]).clamp(min=EPSILON)
+
+
+def row_dots(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
+    """Dot products of the features behind two lists of table rows, (P,)."""
+    count, channels = first.shape[0], leaves.tables[0].shape[1]
+    step = max(count, 1)
+    if first.device.type == "cpu":
+        step = min(step, max(1, quadtree.CACHE_BYTES // (4 * channels)))
+    dots = leaves.norms.new_empty(count)
+    left, right = leaves.tables[0].new_empty(2, step, channels)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        products = leaves.take(first[part], left).mul_(leaves.take(second[part], right))
+        torch.sum(products, -1, out=dots[part])
+    return dots
+
+
+def components(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """The lowest node that each of `count` nodes is connected to by the edges (first[i], second[i]), (count,)."""
+    label = torch.arange(count, device=first.device)
+    while True:
+        a, b = label[first], label[second]
+        low = torch.minimum(a, b)
+        lower = label.scatter_reduce(0, a, low, "amin").scatter_reduce_(0, b, low, "amin")
+        for _ in range(3):
+            lower = lower[lower]
+        if torch.equal(
+            lower, label
+        ):  # a sync per round; the rounds grow with the log of the longest chain
+            return label
+        label = lower
+
+
+def joined(leaves: Leaves, root: Tensor) -> VisualTokens:
+    """One token per leaf that is its own root: its box, the mean feature and the cells of its whole group."""
+    count = len(leaves)
+    is_root = root == torch.arange(count, device=root.device)
+    roots = is_root.nonzero()[:, 0]
+    group = (is_root.cumsum(0) - 1)[root]
+    sizes = torch.zeros_like(roots).index_add_(0, group, leaves.sizes)
+    return VisualTokens(group_means(leaves, group, roots.shape[0]), leaves.boxes[roots], sizes)
+
+
+def group_means(leaves: Leaves, group: Tensor, groups: int) -> Tensor:
+    """The mean feature of the leaves of each group, (groups, C); a group of -1 is left out."""
+    start = 0
+    total: Tensor | None = None
+    members = torch.bincount(group[group >= 0], minlength=groups)
+    for table in leaves.tables:
+        end = start + table.shape[0]
+        here = ((leaves.rows >= start) & (leaves.rows < end) & (group >= 0)).nonzero()[:, 0]
+        # Sorted bags are summed in a fixed order on every device, unlike a scatter with atomics.
+        order = here[group[here].argsort(stable=True)]
+        counts = torch.bincount(group[here], minlength=groups)
+        bags = counts.cumsum(0) - counts
+        part = F.embedding_bag(leaves.rows[order] - start, table, bags, mode="sum")
+        total = part if total is None else total.add_(part)
+        start = end
+    assert total is not None
+    return total.div_(members[:, None])
+
+
+def check_options(
+    spatial_threshold: float, temporal_threshold: float | None, root_level: int
+) -> None:
+    """Raise ValueError for the first option that STTM can't work with."""
+    check_cosine("spatial_threshold", spatial_threshold)
+    if temporal_threshold is not None:
+        check_cosine("temporal_threshold", temporal_threshold)
+    check_count("root_level", root_level)
+
+
+def check_cosine(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a number from -1 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+        raise ValueError(f"{name} must be a number from -1 to 1, got {value!r}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is a whole number, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be a whole number, 0 or more, got {value!r}")

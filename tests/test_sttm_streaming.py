@@ -1,0 +1,406 @@
+"""Streaming STTM against golden vectors, a plain loop over the rules, and the invariants of an endless stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stream_sttm.reducers.sttm import merge_video
+from stream_sttm.reducers.sttm_streaming import StreamState, SttmStreaming
+from stream_sttm.tokens import VisualTokens
+from tests.moving_fields import moving_field
+from tests.test_reducers import equal, tensors
+from tests.test_sttm import CASES, load
+
+FRAMES, GRID = 7, (5, 6)
+MARGIN = 1e-5
+quick = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 10**6)
+cuts = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(
+    lambda sizes: [*sizes, *[FRAMES] * (sum(sizes) < FRAMES)]
+)
+options = st.fixed_dictionaries(
+    {
+        "spatial_threshold": st.sampled_from([0.3, 0.6, 0.8, 0.95]),
+        "temporal_threshold": st.sampled_from([0.2, 0.5, 0.7, 0.9]),
+        "root_level": st.sampled_from([0, 1]),
+        "drift_threshold": st.sampled_from([-1.0, 0.4, 0.8]),
+        "refresh_every": st.sampled_from([0, 3, 5]),
+    }
+)
+
+
+def windows(features: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """The features cut into clips of these sizes, until they are used up."""
+    start = 0
+    for size in sizes:
+        if start < features.shape[0]:
+            yield features[start : start + size]
+            start += size
+
+
+def stream(
+    reducer: SttmStreaming, clips: Iterator[Tensor] | list[Tensor]
+) -> tuple[VisualTokens, StreamState]:
+    """All tokens of a stream, sizes as they are in the end, and its last state."""
+    state: StreamState | None = None
+    parts: list[VisualTokens] = []
+    sizes = torch.zeros(0, dtype=torch.int64)
+    for clip in clips:
+        tokens, state = reducer(clip, state)
+        serials, cells = state.absorbed
+        sizes = torch.cat([sizes.index_add(0, serials, cells), tokens.sizes])
+        parts.append(tokens)
+    assert state is not None
+    features, boxes = (
+        torch.cat([getattr(p, name) for p in parts]) for name in ("features", "boxes")
+    )
+    return VisualTokens(features, boxes, sizes), state
+
+
+# The rules, one leaf at a time.
+
+
+@dataclass
+class Loop:
+    """The causal rules as a loop over frames and leaves; keeps every token that it ever emitted."""
+
+    reducer: SttmStreaming
+    boxes: list[list[int]] = field(default_factory=list)
+    looks: list[Tensor] = field(default_factory=list)
+    members: list[list[Tensor]] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
+    last_seen: list[int] = field(default_factory=list)
+    previous: list[tuple[list[int], Tensor, int]] = field(default_factory=list)
+    evicted: int = 0
+    frames: int = 0
+    is_clear: bool = True
+
+    def observe(self, frame: Tensor) -> list[int]:
+        """The serial behind each leaf of the next frame, (H, W, C)."""
+        leaves = merge_video(
+            frame[None],
+            spatial_threshold=self.reducer.spatial_threshold,
+            temporal_threshold=None,
+            root_level=self.reducer.root_level,
+        )
+        current = []
+        for box, look in zip(leaves.boxes.tolist(), leaves.features.double(), strict=True):
+            serial = self._found(box, look)
+            if serial is None:
+                serial = len(self.boxes)
+                self.boxes.append([self.frames, *box[1:]])
+                self.looks.append(look)
+                self.members.append([])
+                self.cells.append(0)
+                self.last_seen.append(0)
+            self.members[serial].append(look)
+            self.cells[serial] += (box[3] - box[1]) * (box[4] - box[2])
+            self.last_seen[serial] = self.frames
+            current.append((box, look, serial))
+        self.previous = current
+        self.frames += 1
+        return [serial for _, _, serial in current]
+
+    def _found(self, box: list[int], look: Tensor) -> int | None:
+        near = [
+            (self._cosine(look, other), serial)
+            for (_, y0, x0, y1, x1), other, serial in self.previous
+            if y0 < box[3] and box[1] < y1 and x0 < box[4] and box[2] < x1
+        ]
+        if not near:
+            return None
+        best, serial = max(near, key=lambda pair: pair[0])
+        self.is_clear &= sum(value > best - MARGIN for value, _ in near) == 1
+        drift = self._cosine(look, self.looks[serial])
+        limits = (self.reducer.temporal_threshold, self.reducer.drift_threshold)
+        self.is_clear &= all(
+            abs(value - limit) > MARGIN for value, limit in zip((best, drift), limits, strict=True)
+        )
+        every = self.reducer.refresh_every
+        is_refresh = every > 0 and self.frames % every == 0
+        is_close = best >= limits[0] and drift >= limits[1]
+        return serial if is_close and serial >= self.evicted and not is_refresh else None
+
+    @staticmethod
+    def _cosine(first: Tensor, second: Tensor) -> float:
+        return float(torch.cosine_similarity(first, second, dim=0))
+
+
+@quick
+@given(seeds, options, cuts, st.lists(st.integers(0, 60), min_size=8, max_size=8), st.booleans())
+def test_stream_equals_a_plain_loop_over_the_rules(
+    seed: int, chosen: dict[str, Any], sizes: list[int], evictions: list[int], average: bool
+) -> None:
+    reducer = SttmStreaming(**chosen, window_average=average)
+    loop = Loop(reducer)
+    state: StreamState | None = None
+    for clip, before in zip(
+        windows(moving_field(seed, frames=FRAMES), sizes), evictions, strict=False
+    ):
+        emitted = len(loop.boxes)
+        cells, members = list(loop.cells), [len(group) for group in loop.members]
+        for frame in clip:
+            serials = loop.observe(frame)
+        assume(loop.is_clear)
+        tokens, state = reducer(clip, state)
+        assert tokens.boxes.tolist() == loop.boxes[emitted:]
+        assert tokens.sizes.tolist() == loop.cells[emitted:]
+        assert state.serials.tolist() == serials
+        grown = {s: loop.cells[s] - cells[s] for s in range(emitted) if loop.cells[s] > cells[s]}
+        assert dict(zip(*(part.tolist() for part in state.absorbed), strict=True)) == grown
+        assert state.last_seen.tolist() == [loop.last_seen[serial] for serial in sorted(grown)]
+        assert (state.frames, state.tokens) == (loop.frames, len(loop.boxes))
+        looks = [
+            torch.stack(group).mean(0) if average else look
+            for group, look in zip(loop.members[emitted:], loop.looks[emitted:], strict=True)
+        ]
+        if looks:
+            torch.testing.assert_close(
+                tokens.features.double(), torch.stack(looks), rtol=1e-5, atol=1e-5
+            )
+        assert len(members) == emitted
+        state = state.expire(before=before)
+        loop.evicted = max(loop.evicted, min(before, len(loop.boxes)))
+
+
+# Golden vectors.
+
+
+@pytest.mark.parametrize("size", [1, 3, 99])
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_emitted_leaves_and_anchors_equal_the_golden_ones(path: Path, size: int) -> None:
+    golden, chosen = load(path)
+    reducer = SttmStreaming(**chosen)
+    anchors = golden["causal_anchor"].long()
+    is_emitted = anchors == torch.arange(len(anchors))
+    serials = (is_emitted.cumsum(0) - 1)[anchors]
+    leaf_frames = golden["leaf_boxes"][:, 0]
+    state, parts, start = None, [], 0
+    for clip in golden["features"].split(size):
+        tokens, state = reducer(clip, state)
+        parts.append(tokens)
+        start += clip.shape[0]
+        assert torch.equal(state.serials, serials[leaf_frames == start - 1])
+    assert torch.equal(
+        torch.cat([tokens.boxes for tokens in parts]), golden["leaf_boxes"][is_emitted].long()
+    )
+    torch.testing.assert_close(
+        torch.cat([tokens.features for tokens in parts]),
+        golden["leaf_features"][is_emitted],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_a_leaf_joins_exactly_when_the_golden_match_says_so(path: Path) -> None:
+    golden, chosen = load(path)
+    tokens, _ = SttmStreaming(**chosen)(golden["features"])
+    unmatched = golden["leaf_boxes"][golden["causal_match"] < 0].long()
+    assert torch.equal(tokens.boxes, unmatched)
+
+
+# Invariants.
+
+
+@quick
+@given(seeds, options, cuts)
+def test_how_a_stream_is_cut_into_clips_changes_nothing(
+    seed: int, chosen: dict[str, Any], sizes: list[int]
+) -> None:
+    features = moving_field(seed, frames=FRAMES)
+    reducer = SttmStreaming(**chosen)
+    whole, end = stream(reducer, [features])
+    used = sum(clip.shape[0] for clip in windows(features, sizes))
+    assume(used == FRAMES)
+    for clips in (list(windows(features, sizes)), list(features.split(1))):
+        cut, cut_end = stream(reducer, clips)
+        assert equal(whole, cut)
+        assert torch.equal(end.serials, cut_end.serials)
+        assert equal(end.last, cut_end.last)
+
+
+@quick
+@given(seeds, options, cuts, st.integers(0, 2**31))
+def test_every_cell_of_the_newest_frame_has_a_living_anchor_after_any_eviction(
+    seed: int, chosen: dict[str, Any], sizes: list[int], dice: int
+) -> None:
+    reducer = SttmStreaming(**chosen)
+    looks = torch.zeros(0, 8)
+    state: StreamState | None = None
+    evicted = 0
+    for number, clip in enumerate(windows(moving_field(seed, frames=FRAMES), sizes)):
+        tokens, state = reducer(clip, state)
+        looks = torch.cat([looks, tokens.features])
+        owner = state.serials[state.last.owner[0]]
+        assert owner.shape == GRID
+        assert bool((owner >= evicted).all())
+        assert bool((owner < len(looks)).all())
+        assert bool(state.is_alive.all())
+        cosine = torch.cosine_similarity(state.last.features(), looks[state.serials], dim=1)
+        assert bool((cosine >= chosen["drift_threshold"] - MARGIN).all())
+        evicted = max(evicted, dice * (number + 1) % (len(looks) + 1))
+        state = state.expire(before=evicted)
+        assert torch.equal(state.is_alive, state.serials >= evicted)
+
+
+@quick
+@given(seeds, options)
+def test_causal_survivors_contain_the_offline_survivors(seed: int, chosen: dict[str, Any]) -> None:
+    features = moving_field(seed, frames=FRAMES)
+    causal, _ = SttmStreaming(**chosen)(features)
+    offline = merge_video(
+        features, **{name: chosen[name] for name in chosen if not name.startswith(("drift", "re"))}
+    )
+    kept = {tuple(box) for box in causal.boxes.tolist()}
+    assert {tuple(box) for box in offline.boxes.tolist()} <= kept
+
+
+@quick
+@given(seeds, options)
+def test_refresh_frames_emit_all_their_leaves(seed: int, chosen: dict[str, Any]) -> None:
+    features = moving_field(seed, frames=FRAMES, jumps=0.0)
+    every = 3
+    tokens, _ = stream(SttmStreaming(**{**chosen, "refresh_every": every}), list(features.split(2)))
+    leaves = merge_video(
+        features,
+        spatial_threshold=chosen["spatial_threshold"],
+        temporal_threshold=None,
+        root_level=chosen["root_level"],
+    )
+    for frame in range(0, FRAMES, every):
+        assert torch.equal(
+            tokens.boxes[tokens.boxes[:, 0] == frame], leaves.boxes[leaves.boxes[:, 0] == frame]
+        )
+
+
+def test_streams_of_the_property_tests_really_merge() -> None:
+    chosen = {"spatial_threshold": 0.8, "temporal_threshold": 0.7}
+    shares = [
+        len(SttmStreaming(**chosen)(moving_field(seed, frames=FRAMES))[0]) / (FRAMES * 30)
+        for seed in range(20)
+    ]
+    assert 0.1 < sum(shares) / len(shares) < 0.7
+
+
+@pytest.mark.parametrize("guard", [-1.0, 0.5])
+def test_state_stays_as_small_after_many_clips_as_after_one(guard: float) -> None:
+    reducer = SttmStreaming(drift_threshold=guard, spatial_threshold=0.9)
+    most = 0
+    state: StreamState | None = None
+    bound = 30 * (2 * 8 * 4 + 2 * 4 + 5 * 8 + 8 * 8)
+    for seed in range(60):
+        _, state = reducer(moving_field(seed, frames=4), state)
+        held = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(state)
+        }
+        most = max(most, sum(held.values()))
+    assert 0 < most <= bound
+
+
+def test_a_still_scene_is_emitted_once_and_again_when_its_tokens_are_evicted() -> None:
+    scene = moving_field(1, frames=1, jumps=0.0).expand(3, -1, -1, -1)
+    reducer = SttmStreaming(spatial_threshold=0.95)
+    first, state = reducer(scene)
+    assert first.boxes[:, 0].unique().tolist() == [0]
+    again, state = reducer(scene, state)
+    assert len(again) == 0
+    assert torch.equal(state.absorbed[0], torch.arange(len(first)))
+    assert state.absorbed[1].sum() == 90
+    assert state.last_seen.unique().tolist() == [5]
+    half = len(first) // 2
+    anew, state = reducer(scene, state.expire(before=half))
+    assert torch.equal(anew.boxes[:, 1:], first.boxes[:half, 1:])
+    assert anew.boxes[:, 0].unique().tolist() == [6]
+    assert torch.equal(anew.features, first.features[:half])
+    none, _ = reducer(scene, state.expire(before=half))
+    assert len(none) == 0
+
+
+def test_drift_guard_ends_a_slow_slide_that_frame_to_frame_matching_follows_for_ever() -> None:
+    angles = torch.linspace(0, torch.pi, 40)
+    slide = torch.stack([angles.cos(), angles.sin()], 1)[:, None, None, :].expand(-1, 4, 4, -1)
+    loose, _ = SttmStreaming(temporal_threshold=0.9)(slide)
+    assert loose.boxes[:, 0].unique().tolist() == [0]
+    guarded, _ = stream(
+        SttmStreaming(temporal_threshold=0.9, drift_threshold=0.8), list(slide.split(8))
+    )
+    frames = guarded.boxes[:, 0].unique()
+    kept = slide[frames, 0, 0]
+    assert len(frames) > 3
+    for start, end, look in zip(frames, [*frames[1:].tolist(), 40], kept, strict=True):
+        assert bool((slide[start:end, 0, 0] @ look >= 0.8 - MARGIN).all())
+
+
+def test_window_average_takes_the_mean_of_its_own_clip_only() -> None:
+    base = moving_field(2, frames=1, jumps=0.0)
+    clip = torch.cat([base, base * 3])
+    tokens, state = SttmStreaming(window_average=True, root_level=0)(clip)
+    plain, _ = SttmStreaming(root_level=0)(clip[:1])
+    torch.testing.assert_close(tokens.features, plain.features * 2)
+    later, state = SttmStreaming(window_average=True, root_level=0)(clip * 5, state)
+    assert len(later) == 0
+    assert state.absorbed[1].sum() == 60
+
+
+@pytest.mark.parametrize("change", ["grid", "channels"])
+def test_a_changed_grid_emits_everything_and_goes_on_counting(change: str) -> None:
+    reducer = SttmStreaming(drift_threshold=0.0)
+    first, state = reducer(moving_field(3))
+    other = moving_field(3, grid=(4, 7)) if change == "grid" else moving_field(3, channels=9)
+    fresh, _ = reducer(other)
+    tokens, after = reducer(other, state)
+    assert torch.equal(tokens.boxes[:, 1:], fresh.boxes[:, 1:])
+    assert torch.equal(tokens.boxes[:, 0], fresh.boxes[:, 0] + 6)
+    assert (after.frames, after.tokens) == (12, len(first) + len(tokens))
+    assert len(after.absorbed[0]) == 0
+    assert bool((after.serials >= len(first)).all())
+
+
+def test_a_state_kept_without_a_guard_starts_afresh_under_one() -> None:
+    features = moving_field(4)
+    _, state = SttmStreaming()(features)
+    tokens, after = SttmStreaming(drift_threshold=0.2)(features, state)
+    assert len(tokens) == len(SttmStreaming(drift_threshold=0.2)(features)[0])
+    assert after.frames == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_decides_as_its_float32_copy_does(dtype: torch.dtype) -> None:
+    features = moving_field(5, frames=8).to(dtype)
+    reducer = SttmStreaming(drift_threshold=0.3, window_average=True)
+    low, low_state = stream(reducer, list(features.split(3)))
+    full, full_state = stream(reducer, list(features.float().split(3)))
+    assert torch.equal(low.boxes, full.boxes)
+    assert torch.equal(low.sizes, full.sizes)
+    assert torch.equal(low.features, full.features.to(dtype))
+    assert equal(low_state, full_state)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "complaint"),
+    [
+        ({"drift_threshold": 1.1}, "drift_threshold must be a number from -1 to 1"),
+        ({"temporal_threshold": None}, "temporal_threshold must be a number from -1 to 1"),
+        ({"refresh_every": -1}, "refresh_every must be a whole number"),
+        ({"window_average": 1}, "window_average must be true or false"),
+    ],
+)
+def test_bad_options_are_refused(chosen: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        SttmStreaming(**chosen)
+
+
+def test_options_are_plain_fields() -> None:
+    names = [option.name for option in dataclasses.fields(SttmStreaming)]
+    assert names[:3] == ["spatial_threshold", "temporal_threshold", "root_level"]
