@@ -162,7 +162,7 @@ def test_a_camera_that_changes_its_picture_size_goes_on(tiny_model: VideoLLM) ->
 
 
 def test_wrong_settings_are_faults_at_start(tiny_model: VideoLLM) -> None:
-    with pytest.raises(ConfigError, match="spatial_treshold.*did you mean 'spatial_threshold'"):
+    with pytest.raises(ConfigError, match=r"spatial_treshold.*did you mean 'spatial_threshold'"):
         _engine(tiny_model, reducer=ReducerSettings(spatial_treshold=0.5))  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="no reducer 'stm'"):
         _engine(tiny_model, reducer=ReducerSettings(name="stm"))

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of each supported family, written to disk as the real ones are and loaded by the real code."""
+"""Tiny random checkpoints of each supported family, written to disk as real ones are, loaded by the real code."""
 
 from __future__ import annotations
 

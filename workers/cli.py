@@ -159,7 +159,7 @@ def _log_to_stderr(level: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _until_stopped(work: Coroutine[Any, Any, int | None]) -> int:

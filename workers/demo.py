@@ -225,12 +225,12 @@ async def _service(camera: str, broker: str, port: int) -> AsyncIterator[str]:
             task = group.create_task(
                 local.run(settings, ready=listening.set_result), name="service"
             )
-            done, _ = await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if task in done:
+            await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
                 return  # the group tells why
             page = f"http://127.0.0.1:{listening.result()}"
             async with httpx.AsyncClient(base_url=page) as client, asyncio.timeout(WAIT):
-                while (await client.get("/v1/health/ready")).status_code != 200:
+                while (await client.get("/v1/health/ready")).status_code != 200:  # noqa: ASYNC110 - it is a poll
                     await asyncio.sleep(0.1)
             yield page
             task.cancel()

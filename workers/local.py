@@ -69,7 +69,7 @@ class LocalService:
         text: str,
         *,
         max_new_tokens: int | None = None,
-        timeout: float | None = None,
+        timeout: float,
     ) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
         if stream not in self._statuses:

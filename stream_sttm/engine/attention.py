@@ -73,7 +73,7 @@ def _over_shared(query: Tensor, part: Shared, scale: float) -> tuple[Tensor, Ten
     rows = rows.reshape(kv_heads, batch * groups * count, width)
     keys, values = part.keys[0].transpose(1, 2), part.values[0]
     outs, sums = [], []
-    for piece in rows.split(max(1, _MOST_LOGITS // (kv_heads * length)), dim=1):
+    for piece in torch.split(rows, max(1, _MOST_LOGITS // (kv_heads * length)), dim=1):
         out, lse = _softmax(piece @ keys, part.bias, values, scale)
         outs.append(out)
         sums.append(lse)

@@ -117,7 +117,7 @@ class StreamSession:
 
         `captured` (T,) wall clock of each token frame. Raises ConfigError where the memory can't hold one window.
         """
-        frames, rows, columns, width = features.shape
+        frames, rows, columns, _ = features.shape
         count = frames * rows * columns
         self._grid = (rows, columns)
         evicted, rebased = self._make_room(frames, count)
@@ -189,8 +189,8 @@ class StreamSession:
         for band in self.cache.bands:
             if count > band.capacity:
                 raise ConfigError(
-                    f"stream {self.stream!r}: one window has {count} visual tokens but the memory holds {band.capacity}; "
-                    f"set memory.window_tokens to {count} or more, or clip_frames lower"
+                    f"stream {self.stream!r}: one window has {count} visual tokens but the memory holds "
+                    f"{band.capacity}; set memory.window_tokens to {count} or more, or clip_frames lower"
                 )
             end = self._end(band, frames, count)
             batch = self._excess(band, end, count)

@@ -72,6 +72,7 @@ class VideoLLM(ABC):
 
         place = _device(device)
         number = _dtype(dtype, place)
+        model: Any
         try:
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=number)
             tokenizer = AutoTokenizer.from_pretrained(source)

@@ -1,0 +1,126 @@
+"""Clips and questions meet the engine: standing answers after each clip, on-demand ones at once, nothing left open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from stream_sttm.config import AnsweringSettings, MemorySettings, QuerySettings
+from stream_sttm.engine.engine import Engine
+from stream_sttm.errors import NoVideoYet, QuestionExpired, QuestionRejected, UnknownStream
+from stream_sttm.models import load_model
+from stream_sttm.queries import StandingQueries
+from stream_sttm.types import Answer, Clip, Frame
+from workers.analysis import Analysis
+from workers.channel import Channel
+
+LIMITS = AnsweringSettings(max_new_tokens=8)
+
+
+def _clip(stream: str, index: int) -> Clip:
+    image = np.full((96, 96, 3), 40 + index % 5, np.uint8)
+    frames = tuple(
+        Frame(stream, image, index + half, 5000.0 + index + half) for half in (0.0, 0.5)
+    )
+    return Clip(stream, index, frames)
+
+
+class Running:
+    """An analysis with its channels and what it delivered."""
+
+    def __init__(self, thread: ThreadPoolExecutor, **queries: QuerySettings) -> None:
+        self.engine = Engine(load_model("demo"), memory=MemorySettings(), answering=LIMITS)
+        self.clips: dict[str, Channel[Clip]] = {"door": Channel(2), "yard": Channel(2)}
+        for name in self.clips:
+            self.engine.open(name, fps=2)
+        self.delivered: Channel[Answer] = Channel(100)
+        self.analysis = Analysis(
+            self.engine,
+            StandingQueries(queries, LIMITS),
+            thread=thread,
+            deliver=self.delivered.offer,
+        )
+
+    async def ask(self, stream: str, text: str, timeout: float = 20) -> Answer:
+        return await self.analysis.ask(stream, text, max_new_tokens=8, timeout=timeout)
+
+    async def show(self, stream: str, clips: int) -> None:
+        for index in range(clips):
+            await self.clips[stream].send(_clip(stream, index))
+        while len(self.clips[stream]) or self.engine.is_idle is False:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def _running(**queries: QuerySettings) -> AsyncIterator[Running]:
+    with ThreadPoolExecutor(1) as thread:
+        running = Running(thread, **queries)
+        task = asyncio.create_task(running.analysis.run(running.clips))
+        try:
+            yield running
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_standing_query_is_answered_in_its_rhythm_after_the_clip_it_is_due_with() -> None:
+    query = QuerySettings(streams=["door"], ask="how many objects are there?", every=2, announce="always")
+    async with _running(count=query) as running:
+        await running.show("door", 6)
+        answers = [await running.delivered.receive() for _ in range(3)]
+    newest = [answer.captured_at for answer in answers]
+    assert newest == [5000.5, 5002.5, 5004.5]
+    assert {answer.question.query for answer in answers} == {"count"}
+
+
+async def test_on_change_answers_are_news_once() -> None:
+    query = QuerySettings(streams=["door"], ask="how many objects are there?", every=1)
+    async with _running(count=query) as running:
+        await running.show("door", 3)
+        answers = [await running.delivered.receive() for _ in range(3)]
+    assert len({answer.text for answer in answers}) == 1
+    assert [answer.news for answer in answers] == [True, False, False]
+
+
+async def test_many_questions_at_once_are_all_answered() -> None:
+    async with _running() as running:
+        await running.show("door", 2)
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(running.ask("door", f"is there a red circle? {i}")) for i in range(20)]
+    assert len({task.result().question.id for task in asked}) == 20
+    assert running.engine.is_idle
+
+
+async def test_bad_questions_fail_alone() -> None:
+    async with _running() as running:
+        await running.show("door", 1)
+        results = await asyncio.gather(
+            running.ask("nowhere", "hi"),
+            running.ask("yard", "hi"),
+            running.ask("door", "  "),
+            running.ask("door", "x" * 5000),
+            running.ask("door", "is there a red circle?"),
+            return_exceptions=True,
+        )
+    kinds = [type(result) for result in results]
+    assert kinds == [UnknownStream, NoVideoYet, QuestionRejected, QuestionRejected, Answer]
+
+
+async def test_a_question_that_can_not_be_answered_in_time_says_so_and_leaves_nothing_open() -> None:
+    async with _running() as running:
+        await running.show("door", 1)
+        with pytest.raises(QuestionExpired, match="not answered within"):
+            await running.ask("door", "is there a red circle?", timeout=1e-6)
+        assert (await running.ask("door", "is there a red circle?")).text
+        assert not running.analysis._asked
+
+
+async def test_a_stream_without_clips_does_not_hold_up_another() -> None:
+    async with _running() as running:
+        await running.show("yard", 4)
+        assert (await running.ask("yard", "how many objects are there?")).question.stream == "yard"
