@@ -24,9 +24,7 @@ LIMITS = AnsweringSettings(max_new_tokens=8)
 
 def _clip(stream: str, index: int) -> Clip:
     image = np.full((96, 96, 3), 40 + index % 5, np.uint8)
-    frames = tuple(
-        Frame(stream, image, index + half, 5000.0 + index + half) for half in (0.0, 0.5)
-    )
+    frames = tuple(Frame(stream, image, index + half, 5000.0 + index + half) for half in (0.0, 0.5))
     return Clip(stream, index, frames)
 
 
@@ -69,7 +67,9 @@ async def _running(**queries: QuerySettings) -> AsyncIterator[Running]:
 
 
 async def test_a_standing_query_is_answered_in_its_rhythm_after_the_clip_it_is_due_with() -> None:
-    query = QuerySettings(streams=["door"], ask="how many objects are there?", every=2, announce="always")
+    query = QuerySettings(
+        streams=["door"], ask="how many objects are there?", every=2, announce="always"
+    )
     async with _running(count=query) as running:
         await running.show("door", 6)
         answers = [await running.delivered.receive() for _ in range(3)]
@@ -91,7 +91,10 @@ async def test_many_questions_at_once_are_all_answered() -> None:
     async with _running() as running:
         await running.show("door", 2)
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(running.ask("door", f"is there a red circle? {i}")) for i in range(20)]
+            asked = [
+                group.create_task(running.ask("door", f"is there a red circle? {i}"))
+                for i in range(20)
+            ]
     assert len({task.result().question.id for task in asked}) == 20
     assert running.engine.is_idle
 
@@ -111,7 +114,9 @@ async def test_bad_questions_fail_alone() -> None:
     assert kinds == [UnknownStream, NoVideoYet, QuestionRejected, QuestionRejected, Answer]
 
 
-async def test_a_question_that_can_not_be_answered_in_time_says_so_and_leaves_nothing_open() -> None:
+async def test_a_question_that_can_not_be_answered_in_time_says_so_and_leaves_nothing_open() -> (
+    None
+):
     async with _running() as running:
         await running.show("door", 1)
         with pytest.raises(QuestionExpired, match="not answered within"):
