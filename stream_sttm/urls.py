@@ -5,7 +5,7 @@ Knows nothing of what a URL is for. `mask` is the only way a source or sink URL 
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from stream_sttm.errors import ConfigError
 
@@ -51,8 +51,9 @@ def scrub(text: str, url: str) -> str:
     secrets = [parts.password, parts.netloc.rpartition("@")[0]]
     secrets += [value for key, value in parse_qsl(parts.query) if _is_secret(key)]
     for secret in secrets:
-        if secret:
-            text = text.replace(secret, HIDDEN)
+        for form in (secret, unquote(secret or "")):
+            if form:
+                text = text.replace(form, HIDDEN)
     return text
 
 

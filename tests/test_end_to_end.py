@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from stream_sttm.sources.scene import Scene
-from tests.mosquitto import MakeBroker, Mosquitto, Reader, make_broker  # noqa: F401 - a fixture
-from tests.rtsp_server import RtspCamera, scene_video, why_missing  # noqa: F401 - a fixture
+from tests.mosquitto import MakeBroker, Mosquitto, Reader
+from tests.rtsp_server import RtspCamera, why_missing
 from tests.service import Service, until
 
 USER, PASSWORD = "viewer", "hunter-2-camera"
@@ -19,14 +19,7 @@ QUERY = {"streams": ["cam"], "ask": "how many objects are there?", "every": 2, "
 
 
 @pytest.fixture
-def broker(make_broker: MakeBroker) -> Mosquitto:  # noqa: F811
-    running = make_broker()
-    running.start()
-    return running
-
-
-@pytest.fixture
-def camera(scene_video: Path) -> Any:  # noqa: F811
+def camera(scene_video: Path) -> Any:
     """An RTSP camera that wants a password and loops four seconds of a scene."""
     if (why := why_missing()) is not None:
         pytest.skip(why)
