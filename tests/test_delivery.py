@@ -26,8 +26,6 @@ from workers import delivery
 from workers.channel import Channel
 from workers.delivery import Limits
 
-__all__ = ["broker", "make_broker"]
-
 
 class MemorySink:
     """A sink that keeps what it is given, while its gate is open and it is told of no error."""

@@ -23,7 +23,6 @@ from stream_sttm.types import StreamState
 from tests.answers import make_answer, make_status, until
 from tests.mosquitto import PASSWORD, USER, MakeBroker, Mosquitto, free_port
 
-__all__ = ["broker", "make_broker"]
 pytestmark = pytest.mark.server
 
 
