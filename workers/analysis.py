@@ -63,6 +63,7 @@ class Analysis:
             text=text,
             asked_at=self._clock(),
             max_new_tokens=max_new_tokens,
+            timeout=timeout,
         )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future
@@ -107,6 +108,9 @@ class Analysis:
                 self._settle(outcome)
 
     def _admit(self, question: Question) -> None:
+        if self._is_abandoned(question):  # the place in the queue is for those who still wait
+            _count(question, "expired")
+            return
         try:
             self._engine.ask(question)
         except StreamSTTMError as error:
@@ -135,7 +139,8 @@ class Analysis:
 
     def _answered(self, answer: Answer) -> None:
         question = answer.question
-        _count(question, "answered")
+        # Whoever gave up meanwhile was told so; what was worked out is kept and published all the same.
+        _count(question, "expired" if self._is_abandoned(question) else "answered")
         self._queries.settled(question)
         if question.query is not None:
             answer = replace(answer, news=self._queries.is_news(answer))
@@ -143,6 +148,10 @@ class Analysis:
         future = self._asked.get(question.id)
         if future is not None and not future.done():
             future.set_result(answer)
+
+    def _is_abandoned(self, question: Question) -> bool:
+        """Whether somebody asked this and has stopped waiting."""
+        return question.query is None and question.id not in self._asked
 
 
 def _count(question: Question, outcome: str) -> None:

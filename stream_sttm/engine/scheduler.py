@@ -101,10 +101,15 @@ class Scheduler:
         return gone
 
     def expired(self, now: float, timeout: float) -> list[Question]:
-        """Take out the questions that have waited longer than `timeout` seconds."""
-        gone = [question for question in self._questions if now - question.asked_at > timeout]
+        """Take out the questions that have waited longer than their own timeout, or `timeout` seconds."""
+
+        def is_late(question: Question) -> bool:
+            own = timeout if question.timeout is None else min(timeout, question.timeout)
+            return now - question.asked_at > own
+
+        gone = [question for question in self._questions if is_late(question)]
         if gone:
-            self._questions = deque(q for q in self._questions if now - q.asked_at <= timeout)
+            self._questions = deque(q for q in self._questions if not is_late(q))
         return gone
 
     def next(self, now: float) -> Work | None:
