@@ -249,6 +249,33 @@ def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) 
     assert _answers(tiny_model, plain, *texts) == _answers(tiny_model, fresh, *texts)
 
 
+def test_a_memory_nobody_asks_of_does_not_grow_either(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model, replace(PLAN, window_tokens=96, shallow_tokens=96))
+    _feed(session, _video(tiny_model, 120), cut=2)
+    oldest = int(session.cache.deep.index.frames[0])
+    assert [frame for frame, *_ in session._captured] == list(range(oldest, 120))
+    assert session.span_seconds == (119 - oldest) / 2
+
+
+def test_a_camera_that_changes_its_picture_size_stays_answerable_and_counted_right(
+    tiny_model: VideoLLM,
+) -> None:
+    """The new size's features are a cut-out here; a real encoder gives other values, on the same grids."""
+    if tiny_model.axes == 1:
+        pytest.skip("this family resizes every picture to one grid")
+    session = _session(tiny_model, replace(PLAN, fresh_frames=2))
+    video = _video(tiny_model, 6)
+    session.append(video[:3], [0.0, 1.0, 2.0])
+    session.append(video[3:4, :, :3], [3.0])
+    assert session.view().before_merge == 3 * CELLS + 4 * 3
+    assert _answers(tiny_model, session, "what is there?")
+    session.append(video[4:], [4.0, 5.0])
+    view = session.view()
+    assert view.before_merge == 5 * CELLS + 4 * 3
+    assert len(view.prefix) == 2, "the newest frames are shown fresh"
+    assert _answers(tiny_model, session, "what is there?")
+
+
 def test_size_bias_gives_a_merged_token_the_weight_of_what_it_stands_for(
     tiny_model: VideoLLM,
 ) -> None:
