@@ -11,8 +11,9 @@ def open_files():
 
 
 def threads():
-    """Our threads, without asyncio's own pool, whose size is bounded and which lives as long as its loop."""
-    return [t for t in threading.enumerate() if not t.name.startswith("asyncio_")]
+    """How many threads run, FFmpeg's among them, without asyncio's own pool, which lives as long as its loop."""
+    pool = [t for t in threading.enumerate() if t.name.startswith("asyncio_")]
+    return len(os.listdir("/proc/self/task")) - len(pool)
 
 
 async def until(condition, seconds=10.0):

@@ -50,7 +50,7 @@ class Running:
     async def show(self, stream: str, clips: int) -> None:
         for index in range(clips):
             await self.clips[stream].send(_clip(stream, index))
-        while len(self.clips[stream]) or self.engine.is_idle is False:
+        while len(self.clips[stream]) or not self.engine.is_idle:  # noqa: ASYNC110 - a poll
             await asyncio.sleep(0.01)
 
 

@@ -21,12 +21,10 @@ from stream_sttm.sinks.mqtt import MqttSink
 from stream_sttm.store import AnswerStore
 from stream_sttm.types import Answer, StreamState, StreamStatus
 from tests.answers import make_answer, make_status, until
-from tests.mosquitto import Mosquitto, broker, make_broker
+from tests.mosquitto import Mosquitto
 from workers import delivery
 from workers.channel import Channel
 from workers.delivery import Limits
-
-__all__ = ["broker", "make_broker"]
 
 
 class MemorySink:

@@ -21,9 +21,8 @@ from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.mqtt import MAX_PAYLOAD_BYTES, MqttSink
 from stream_sttm.types import StreamState
 from tests.answers import make_answer, make_status, until
-from tests.mosquitto import PASSWORD, USER, MakeBroker, Mosquitto, broker, free_port, make_broker
+from tests.mosquitto import PASSWORD, USER, MakeBroker, Mosquitto, free_port
 
-__all__ = ["broker", "make_broker"]
 pytestmark = pytest.mark.server
 
 

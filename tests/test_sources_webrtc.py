@@ -242,10 +242,10 @@ async def test_opening_and_closing_leaves_no_thread_and_no_file():
 
         await cycle()
         gc.collect()
-        files, running = open_files(), len(threads())
+        files, running = open_files(), threads()
         for _ in range(10):
             await cycle()
         gc.collect()
-        assert await until(lambda: len(threads()) <= running)
+        assert await until(lambda: threads() <= running)
         assert await until(lambda: open_files() <= files + 1)
         assert camera.viewers == 0

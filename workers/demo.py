@@ -8,6 +8,7 @@ looks into the service: what is printed came over the network.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -96,11 +97,10 @@ async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) 
             print(f"camera {camera} · broker {urls.mask(broker)} · page {page}")
             _say("time", "by", "question", "answer", "truth", "", "tokens", "latency")
             tally.started = time.monotonic()
-            async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
-                group.create_task(_listen(broker, truth, tally), name="listen")
-                group.create_task(_ask(page, truth, tally), name="ask")
-    except TimeoutError:
-        pass
+            with contextlib.suppress(TimeoutError):  # the end that was wished for
+                async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+                    group.create_task(_listen(broker, truth, tally), name="listen")
+                    group.create_task(_ask(page, truth, tally), name="ask")
     finally:
         print(tally.summary(), flush=True)
     return 0 if all(tally.by.values()) else 1

@@ -76,15 +76,17 @@ class Camera:
         viewer = uuid.uuid4().hex
         peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         peer.add_listener("connectionstatechange", lambda: self._changed(viewer))
-        self._viewers[viewer] = peer
         try:
             offer = RTCSessionDescription((await request.body()).decode(), "offer")
             peer.addTrack(_SceneTrack(self))
             await peer.setRemoteDescription(offer)
             await peer.setLocalDescription(await peer.createAnswer())
         except (ValueError, InvalidAccessError, InvalidStateError) as error:
-            await self._hang_up(viewer)
+            await peer.close()
             return Response(f"not an SDP offer for video: {error}", 400)
+        self._viewers[viewer] = (
+            peer  # not before: closed while it describes itself, a peer leaks its sockets
+        )
         headers = {"Location": f"/whep/{viewer}"}
         return Response(peer.localDescription.sdp, 201, headers, SDP)
 
@@ -155,13 +157,14 @@ async def open_camera(
     with socket.create_server(("127.0.0.1", port)) as listener:
         camera.url = f"whep://127.0.0.1:{listener.getsockname()[1]}/whep"
         server = _Server(uvicorn.Config(camera.app, log_config=None, lifespan="off"))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.serve([listener]), name="demo camera")
-            try:
-                yield camera
-            finally:
-                await camera.close()
-                server.should_exit = True
+        # not in a TaskGroup, which would wrap whatever is raised while the camera is open
+        serving = asyncio.create_task(server.serve([listener]), name="demo camera")
+        try:
+            yield camera
+        finally:
+            server.should_exit = True
+            await serving
+            await camera.close()
 
 
 class _Server(uvicorn.Server):

@@ -129,7 +129,7 @@ class Engine:
         metrics.ENGINE_STEPS.labels(type(work).__name__.lower()).inc()
         try:
             outcomes += self._do(work)
-        except (RuntimeError, ConfigError, ModelError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
             outcomes += self._recover(work, error)
         metrics.ENGINE_LAST_STEP.set(self._clock())
         metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
@@ -226,7 +226,8 @@ class Engine:
         elif isinstance(error, StreamSTTMError):
             failure = error
         else:
-            failure = ModelError(f"the model failed: {str(error).splitlines()[0]}")
+            _log.exception("engine: %s failed", type(work).__name__)
+            failure = ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
         match work:
             case Append(clip):
                 _log.error(

@@ -7,6 +7,7 @@ out those that no sampler of that rate could want.
 from __future__ import annotations
 
 import io
+from math import floor
 
 import numpy as np
 from av import VideoFrame
@@ -20,17 +21,18 @@ class Pace:
     """Says which frames of a stream a sampler of `fps` may want, from their times in seconds."""
 
     def __init__(self, fps: float) -> None:
-        self._period = 1 / fps
-        self._due: float | None = None
+        self._fps = fps
+        self._origin: float | None = None
+        self._due = 0  # the next point of the grid on which frames are due
 
     def wants(self, t: float) -> bool:
         """Whether the frame at time `t` is near or past the next one due; times never go back."""
-        if self._due is None or t - self._due > self._period:
-            self._due = t
-        if t < self._due - EARLY * self._period:
+        if self._origin is None:
+            self._origin = t
+        passed = (t - self._origin) * self._fps
+        if passed + EARLY < self._due:
             return False
-        if t >= self._due:
-            self._due += self._period
+        self._due = max(self._due, floor(passed) + 1)
         return True
 
 

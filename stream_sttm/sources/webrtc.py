@@ -80,16 +80,21 @@ class WhepSource:
             stack.push_async_callback(peer.close)
             peer.add_listener("connectionstatechange", self._changed.set)
             video = peer.addTransceiver("video", direction="recvonly")
-            await peer.setLocalDescription(await peer.createOffer())
-            answer = await self._post(client, endpoint, peer.localDescription.sdp)
+            describing = asyncio.create_task(_describe(peer), name=f"offer[{self.stream}]")
+            stack.push_async_callback(asyncio.wait, [describing])
+            offer = await asyncio.shield(
+                describing
+            )  # cancelled half-way, it would lose its sockets
+            answer = await self._post(client, endpoint, offer)
             if (location := _resource(answer)) is not None:
                 stack.push_async_callback(_delete, client, location)
             await self._connect(peer, answer.text)
             self._opened = time.monotonic()
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            drain = tasks.create_task(
+            # not in a TaskGroup, which would wrap whatever is raised while the source is open
+            drain = asyncio.create_task(
                 self._drain(video.receiver.track), name=f"drain[{self.stream}]"
             )
+            stack.push_async_callback(asyncio.wait, [drain])
             stack.callback(drain.cancel)
             self._open_until_left = stack.pop_all()
         return self
@@ -179,6 +184,12 @@ class WhepSource:
 
     def _unavailable(self, what: str) -> SourceUnavailable:
         return SourceUnavailable(f"{self._shown}: {urls.scrub(what, self.url)}")
+
+
+async def _describe(peer: RTCPeerConnection) -> str:
+    """Our offer, with all addresses at which we can be reached."""
+    await peer.setLocalDescription(await peer.createOffer())
+    return str(peer.localDescription.sdp)
 
 
 def _endpoint(url: str) -> tuple[str, dict[str, str], httpx.Auth | None]:

@@ -1,0 +1,47 @@
+"""Frames to clips: picks frames at the wanted rate without drift and cuts them into clips.
+
+Pure: time is each frame's `pts`, nothing waits. Knows nothing of where frames come from. Frames are due at the points
+of a grid that starts with the first; what was missed in a gap is not made up for.
+"""
+
+from __future__ import annotations
+
+from math import floor
+
+from stream_sttm.metrics import FRAMES_DROPPED
+from stream_sttm.types import Clip, Frame
+
+EARLY = 0.1  # share of the period by which a frame may come early and still be the one that is due
+
+
+class Sampler:
+    """Turns one stream's frames, given in order of `pts`, into clips of `clip_frames` frames taken at `fps`."""
+
+    def __init__(self, fps: float, clip_frames: int) -> None:
+        self._fps = fps
+        self._clip_frames = clip_frames
+        self._origin: float | None = None
+        self._due = 0  # the next point of the grid
+        self._frames: list[Frame] = []
+        self._clips = 0
+
+    def add(self, frame: Frame) -> Clip | None:
+        """Take or leave the next frame; the clip that it completes, if it does."""
+        if self._origin is None:
+            self._origin = frame.pts
+        reached = floor((frame.pts - self._origin) * self._fps + EARLY)
+        if reached < self._due:
+            FRAMES_DROPPED.labels(frame.stream, "sampled_out").inc()
+            return None
+        self._due = reached + 1
+        self._frames.append(frame)
+        return self.flush() if len(self._frames) == self._clip_frames else None
+
+    def flush(self) -> Clip | None:
+        """What has been taken since the last clip, as a shorter one: a stream's end or a break in it."""
+        if not self._frames:
+            return None
+        frames, self._frames = tuple(self._frames), []
+        clip = Clip(frames[0].stream, self._clips, frames)
+        self._clips += 1
+        return clip

@@ -1,0 +1,226 @@
+"""A real RTSP camera for tests: GStreamer's server in a process of its own, showing H.264 in a loop, in real time.
+
+The first half is for tests (`RtspCamera`, `write_video`); run as a script by the system's Python, which has GStreamer's
+bindings, the file is the server itself. A looped file starts anew with a keyframe while the timestamps go on.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+_PROBE = (
+    "import gi; gi.require_version('GstRtspServer', '1.0'); gi.require_version('GstApp', '1.0');"
+    "from gi.repository import Gst, GstApp, GstRtspServer; Gst.init(None);"
+    "assert all(Gst.ElementFactory.find(n) for n in ('qtdemux', 'h264parse', 'rtph264pay', 'appsrc'))"
+)
+
+
+def why_missing():
+    """Why GStreamer's RTSP server can't be run here, or None."""
+    if shutil.which(SYSTEM_PYTHON) is None:
+        return f"no {SYSTEM_PYTHON}"
+    probe = subprocess.run([SYSTEM_PYTHON, "-c", _PROBE], capture_output=True, timeout=60)
+    if probe.returncode:
+        return "GStreamer's RTSP server is not installed (gir1.2-gst-rtsp-server-1.0, python3-gi)"
+    return None
+
+
+def write_video(path, render, *, seconds=4.0, fps=10, size=240, codec="libx264", keyframe_every=10):
+    """Write `render(t, size)` as an MP4 (or whatever the suffix says), constant rate."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p" if codec != "mjpeg" else "yuvj420p"
+        stream.codec_context.gop_size = keyframe_every
+        stream.codec_context.thread_count = 1
+        if codec == "libx264":
+            stream.options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20"}
+        for index in range(round(seconds * fps)):
+            image = render(index / fps, size)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+class RtspCamera:
+    """The server as a process that can be started, stopped, killed, frozen and revived on the same port."""
+
+    def __init__(self, video, *, user=None, password=None, port=0):
+        self.video, self.user, self.password = video, user, password
+        self.port = port or _free_port()
+        self.process = None
+
+    @property
+    def address(self):
+        """Host, port and path, for a URL with or without credentials."""
+        return f"127.0.0.1:{self.port}/live"
+
+    @property
+    def url(self):
+        """The address as anybody may see it."""
+        return f"rtsp://{self.address}"
+
+    def start(self):
+        """Run the server and return once it listens."""
+        command = [SYSTEM_PYTHON, __file__, str(self.video), "--port", str(self.port)]
+        if self.user:
+            command += ["--user", self.user, "--password", self.password]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if line.strip() != "listening":
+            self.stop()
+            raise RuntimeError(f"the RTSP server did not start: {line!r}")
+        return self
+
+    def stop(self):
+        """End the server, whatever state it is in."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process.stdout.close()
+            self.process = None
+
+    kill = stop
+
+    def freeze(self):
+        """Half-open: connections stay up, nothing is answered or sent any more."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        """Undo `freeze`."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def _fixtures():
+    """The pytest fixtures; the system's Python, which runs the server, has no pytest."""
+    import pytest
+
+    from stream_sttm.sources.scene import Scene
+
+    @pytest.fixture(scope="session")
+    def scene_video(tmp_path_factory):
+        """A four-second H.264 file of Scene(7), 240x240, 10 frames a second, a keyframe each second."""
+        return write_video(tmp_path_factory.mktemp("video") / "scene.mp4", Scene(7).render)
+
+    @pytest.fixture
+    def rtsp_camera(scene_video):
+        """A running RTSP server that loops `scene_video`; its test must be marked `server`."""
+        if (why := why_missing()) is not None:
+            pytest.skip(why)
+        with RtspCamera(scene_video) as camera:
+            yield camera
+
+    return scene_video, rtsp_camera
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _units(gst, video):
+    """The H.264 access units (bytes, Annex B) of an MP4 file, keyframes with their parameter sets, and its rate."""
+    pipeline = gst.parse_launch(
+        f'filesrc location="{video}" ! qtdemux ! h264parse config-interval=-1 '
+        "! video/x-h264,stream-format=byte-stream,alignment=au ! appsink name=out sync=false"
+    )
+    out = pipeline.get_by_name("out")
+    pipeline.set_state(gst.State.PLAYING)
+    units, rate = [], 10.0
+    while (sample := out.emit("pull-sample")) is not None:
+        buffer = sample.get_buffer()
+        units.append(buffer.extract_dup(0, buffer.get_size()))
+        known, above, below = sample.get_caps().get_structure(0).get_fraction("framerate")
+        rate = above / below if known and above else rate
+    pipeline.set_state(gst.State.NULL)
+    if not units:
+        sys.exit(f"no H.264 in {video}")
+    return units, rate
+
+
+def _serve(options):
+    import gi
+
+    gi.require_version("Gst", "1.0")
+    gi.require_version("GstRtspServer", "1.0")
+    gi.require_version("GstApp", "1.0")
+    from gi.repository import GLib, Gst, GstApp, GstRtspServer  # noqa: F401 - GstApp types appsrc
+
+    Gst.init(None)
+    units, rate = _units(Gst, options.video)
+
+    def configure(_factory, media):
+        source = media.get_element().get_by_name("source")
+        started, sent = time.monotonic(), 0
+
+        def push():
+            nonlocal sent
+            while sent / rate <= time.monotonic() - started:
+                buffer = Gst.Buffer.new_wrapped(units[sent % len(units)])
+                buffer.pts = buffer.dts = int(sent / rate * Gst.SECOND)
+                buffer.duration = int(Gst.SECOND / rate)
+                if source.emit("push-buffer", buffer) != Gst.FlowReturn.OK:
+                    return False
+                sent += 1
+            return True
+
+        push()
+        GLib.timeout_add(10, push)
+
+    factory = GstRtspServer.RTSPMediaFactory()
+    factory.set_launch(
+        "( appsrc name=source is-live=true format=time caps=video/x-h264,stream-format=byte-stream,"
+        "alignment=au ! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 )"
+    )
+    factory.set_shared(True)
+    factory.connect("media-configure", configure)
+    server = GstRtspServer.RTSPServer(address="127.0.0.1", service=str(options.port))
+    if options.user:
+        _protect(GstRtspServer, server, factory, options)
+    server.get_mount_points().add_factory("/live", factory)
+    server.attach(None)
+    print("listening", flush=True)  # noqa: T201 - the parent waits for it
+    parent = os.getppid()
+    GLib.timeout_add(500, lambda: os.getppid() == parent or sys.exit(0))
+    GLib.MainLoop().run()
+
+
+def _protect(rtsp, server, factory, options):
+    """Let in only who knows user and password."""
+    auth, token = rtsp.RTSPAuth(), rtsp.RTSPToken()
+    token.set_string("media.factory.role", "viewer")
+    auth.add_basic(rtsp.RTSPAuth.make_basic(options.user, options.password), token)
+    server.set_auth(auth)
+    permissions = rtsp.RTSPPermissions()
+    permissions.add_role("viewer")
+    for right in ("media.factory.access", "media.factory.construct"):
+        permissions.add_permission_for_role("viewer", right, True)
+    factory.set_permissions(permissions)
+
+
+if __name__ != "__main__":
+    scene_video, rtsp_camera = _fixtures()
+else:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("video")
+    arguments.add_argument("--port", type=int, required=True)
+    arguments.add_argument("--user")
+    arguments.add_argument("--password")
+    _serve(arguments.parse_args())

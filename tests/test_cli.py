@@ -1,0 +1,107 @@
+"""What a person types and reads: one clear line for every mistake, exit codes, no traceback, no secret."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service import Service, until
+from workers.cli import main
+from workers.local import faults_of
+
+BAD = """
+streams:
+  cam: {source: 'rtps://u:topsecret@host/x', fsp: 3}
+queries:
+  look: {streams: [cm], ask: hi}
+sinks: ['mqt://host']
+reducer: {name: sttm_streaming, spatial_treshold: 0.5}
+modl: demo
+"""
+WORDS = ("fsp", "rtps", "mqt", "did you mean 'spatial_threshold'", "did you mean 'model'")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workers.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [("check",), ("serve", "--config")])
+def test_a_faulty_configuration_is_told_whole_and_not_served(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD)
+    run = _run(*command, str(path))
+    assert run.returncode == 2
+    for words in WORDS:
+        assert words in run.stderr
+    assert "topsecret" not in run.stderr + run.stdout
+    assert "Traceback" not in run.stderr
+
+
+def test_a_good_configuration_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text("streams: {cam: {source: 'scene://hall'}}\n")
+    assert main(["check", str(path)]) == 0
+    assert "1 streams, 0 queries" in capsys.readouterr().out
+
+
+def test_a_model_folder_without_weights_ends_serving_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llava_onevision"}')
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: {tmp_path}/model\nhttp: {{port: 0}}\nstore: {{path: '{tmp_path}/a.db'}}\n"
+    )
+    run = _run("serve", "--config", str(path))
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("stream-sttm: model ")
+    assert "can't be loaded" in last
+    assert "Traceback" not in run.stderr
+
+
+def test_a_port_in_use_ends_serving_with_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path.write_text(f"http: {{port: {port}}}\nstore: {{path: '{tmp_path}/a.db'}}\n")
+        run = _run("serve", "--config", str(path))
+    assert run.returncode == 2
+    assert str(port) in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_ask_prints_the_answer_and_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Service(tmp_path, streams={"cam": {"source": "scene://hall?seed=1"}}) as service:
+        url = str(service.http.base_url)
+        until(lambda: service.ask("cam", "how many objects are there?").is_success, "an answer")
+        assert main(["ask", "cam", "is there a red circle?", "--url", url]) == 0
+        assert capsys.readouterr().out.strip() in ("yes", "no")
+        assert main(["ask", "cm", "is there a red circle?", "--url", url]) == 1
+        assert "did you mean 'cam'" in capsys.readouterr().err
+    assert main(["ask", "cam", "hi", "--url", url]) == 1
+    assert "does not answer as stream-sttm does" in capsys.readouterr().err
+
+
+def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:
+    trees = (
+        {"streams": 3, "sinks": "x", "reducer": []},
+        {"streams": {"a": 1, "b": {"source": 5}}, "sinks": [7, None]},
+        {"reducer": {"name": 5}},
+    )
+    assert [len(faults_of(tree)) for tree in trees] == [0, 0, 1]

@@ -1,0 +1,248 @@
+"""Camera to clips: THE reconnect loop of the project. Opens a stream's source, again and again, for ever.
+
+A source runs until it ends or breaks; here it is watched from outside (a frame that does not come in time is a stall),
+closed, and opened anew after a pause that grows while nothing works. A file runs once. One `run` per stream: whatever
+happens to it stays in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+from stream_sttm import metrics, urls
+from stream_sttm.config import StreamSettings
+from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
+from stream_sttm.sampling import Sampler
+from stream_sttm.sources import open_source
+from stream_sttm.types import Clip, Frame, StreamState, StreamStatus
+from workers.channel import Channel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait before a stream is opened again, in seconds.
+
+    The pause doubles from `first` to `cap` and starts over once the stream has run for `settled`. Where access is
+    denied all is `denied` times slower: cameras lock out who keeps trying.
+    """
+
+    first: float = 0.5
+    cap: float = 15.0
+    settled: float = 10.0
+    denied: float = 4.0
+
+    def pause(self, failures: int, error: Exception) -> float:
+        """The pause after so many failures in a row, at least 1; up to half of it is left to chance."""
+        pause = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
+        if isinstance(error, SourceDenied):
+            pause *= self.denied
+        return pause * random.uniform(0.5, 1.0)
+
+
+OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
+LEAST_STEP = 0.001  # seconds between two frames of one stream, whatever its source's clock says
+_TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
+
+
+class _Stalled(SourceUnavailable):
+    """No frame for too long on a connection that is still up."""
+
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (_Stalled, "stalled"),
+    (SourceDenied, "denied"),
+    (NotVideo, "not_video"),
+    (SourceError, "unavailable"),
+)
+
+
+def clip_channel(capacity: int) -> Channel[Clip]:
+    """A channel for one stream's clips; the frames of a clip that has to make room are counted as dropped."""
+    return Channel(capacity, on_drop=_count_dropped)
+
+
+def _count_dropped(clip: Clip) -> None:
+    metrics.FRAMES_DROPPED.labels(clip.stream, "queue_full").inc(len(clip.frames))
+
+
+async def run(
+    name: str,
+    settings: StreamSettings,
+    *,
+    clips: Channel[Clip],
+    report: Callable[[StreamStatus], None],
+    on_frame: Callable[[Frame], None] = lambda _: None,
+    backoff: Backoff = Backoff(),
+) -> None:
+    """Keep the stream `name` flowing into `clips` until it is cancelled, or a file's end.
+
+    `report` is told each change of state; `on_frame` gets every frame, for snapshots. Both run in the event loop and
+    must not wait. A live stream never waits for room in `clips`, a file does.
+    """
+    stream = _Stream(name, settings, clips, report, on_frame)
+    failures = 0
+    try:
+        stream.change(StreamState.CONNECTING)
+        while True:
+            error = await stream.follow()
+            if error is None:
+                stream.change(StreamState.OFFLINE, "end of file")
+                return
+            failures = 1 if stream.ran_for() >= backoff.settled else failures + 1
+            await asyncio.sleep(backoff.pause(failures, error))
+            stream.count_reconnect(error)
+    finally:
+        metrics.STREAM_UP.labels(name).set(0)
+
+
+class _Stream:
+    """One stream's way from its source to its clips, over all of its connections."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: StreamSettings,
+        clips: Channel[Clip],
+        report: Callable[[StreamStatus], None],
+        on_frame: Callable[[Frame], None],
+    ) -> None:
+        self._name, self._settings = name, settings
+        self._clips, self._report, self._on_frame = clips, report, on_frame
+        self._sampler = Sampler(settings.fps, settings.clip_frames)
+        self._status = StreamStatus(name, StreamState.DISABLED, time.time())
+        self._clock = _StreamClock()
+        self._is_live = True
+        self._reconnects = 0
+        self._online_at: float | None = None  # monotonic, of this connection's first frame
+        self._last_frame_at: float | None = None
+
+    def change(self, state: StreamState, reason: str = "") -> None:
+        """Take on a state and tell it, if it is news."""
+        old = self._status
+        if (old.state, old.reason) == (state, reason):
+            return
+        self._status = replace(
+            old,
+            state=state,
+            reason=reason,
+            since=old.since if old.state == state else time.time(),
+            reconnects=self._reconnects,
+            last_frame_at=self._last_frame_at,
+        )
+        metrics.STREAM_UP.labels(self._name).set(state is StreamState.ONLINE)
+        level = logging.WARNING if state in _TROUBLE else logging.INFO
+        logger.log(level, "ingest[%s]: %s%s", self._name, state, f": {reason}" if reason else "")
+        self._report(self._status)
+
+    def count_reconnect(self, error: Exception) -> None:
+        """Note that the stream will be opened again, and what for."""
+        self._reconnects += 1
+        reason = next((word for kind, word in _REASONS if isinstance(error, kind)), "error")
+        metrics.STREAM_RECONNECTS.labels(self._name, reason).inc()
+
+    def ran_for(self) -> float:
+        """Seconds for which the last connection has given frames."""
+        return 0.0 if self._online_at is None else time.monotonic() - self._online_at
+
+    async def follow(self) -> Exception | None:
+        """One connection from opening to its end; why it broke, or None at the end of a file."""
+        self._online_at = None
+        self._clock.restart()
+        error: Exception | None = None
+        try:
+            await self._connection()
+        except (SourceError, ConfigError) as caught:
+            error = caught
+            stalled = isinstance(error, _Stalled)
+            self.change(StreamState.STALLED if stalled else StreamState.OFFLINE, str(error))
+        except Exception as caught:  # noqa: BLE001 - the one supervised shell: a stream may not end another's task
+            error = caught
+            trace = urls.scrub(traceback.format_exc(), self._settings.source)
+            logger.error("ingest[%s]: unexpected, will try again\n%s", self._name, trace)
+            self.change(StreamState.OFFLINE, f"unexpected {type(error).__name__}, see the log")
+        if (rest := self._sampler.flush()) is not None:  # a clip never spans a break
+            await self._hand_over(rest)
+        return error
+
+    async def _connection(self) -> None:
+        settings = self._settings
+        source = open_source(
+            settings.source, stream=self._name, fps=settings.fps, max_side=settings.max_side
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(OPEN_LIMIT):
+                    await stack.enter_async_context(source)
+            except TimeoutError:
+                shown = urls.mask(settings.source)
+                raise SourceUnavailable(f"{shown}: did not open in {OPEN_LIMIT:g} s") from None
+            self._is_live = source.is_live
+            frames = source.frames()
+            while (frame := await self._next(frames)) is not None:
+                await self._take(frame)
+
+    async def _next(self, frames: AsyncIterator[Frame]) -> Frame | None:
+        """The next frame, None after a file's last; a live one must come in time."""
+        patience = self._settings.stall_after if self._is_live else None
+        try:
+            async with asyncio.timeout(patience):
+                return await anext(frames, None)
+        except TimeoutError:
+            shown = urls.mask(self._settings.source)
+            raise _Stalled(f"{shown}: no frame for {patience:g} s") from None
+
+    async def _take(self, frame: Frame) -> None:
+        """One frame into metrics, snapshot and sampler."""
+        self._last_frame_at = frame.captured_at
+        metrics.STREAM_LAST_FRAME.labels(self._name).set(frame.captured_at)
+        if self._online_at is None:
+            self._online_at = time.monotonic()
+            self.change(StreamState.ONLINE)
+        frame = replace(frame, pts=self._clock.stamp(frame.pts))
+        self._on_frame(frame)
+        if (clip := self._sampler.add(frame)) is not None:
+            await self._hand_over(clip)
+
+    async def _hand_over(self, clip: Clip) -> None:
+        if self._is_live:
+            self._clips.offer(clip)
+        else:
+            await self._clips.send(clip)
+        metrics.QUEUE_DEPTH.labels(f"clips[{self._name}]").set(len(self._clips))
+
+
+class _StreamClock:
+    """One clock over all connections of a stream: seconds that never go back, gaps as long as they really were."""
+
+    def __init__(self) -> None:
+        self._shift = 0.0
+        self._last: tuple[float, float] | None = (
+            None  # stream time, and monotonic time it was stamped
+        )
+        self._is_new = False
+
+    def restart(self) -> None:
+        """The next frame comes from a new connection, whose clock starts anew."""
+        self._is_new = self._last is not None
+
+    def stamp(self, pts: float) -> float:
+        """The stream's time of a frame that comes now, whose connection's time is `pts`."""
+        now = time.monotonic()
+        if self._last is not None:
+            last, at = self._last
+            if self._is_new:
+                self._shift = last + (now - at) - pts
+            if pts + self._shift <= last:
+                self._shift = last + LEAST_STEP - pts
+        self._is_new = False
+        self._last = (pts + self._shift, now)
+        return self._last[0]
