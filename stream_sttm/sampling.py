@@ -34,8 +34,11 @@ class Sampler:
             FRAMES_DROPPED.labels(frame.stream, "sampled_out").inc()
             return None
         self._due = reached + 1
+        # Frames of one clip are encoded as one block, so a camera that changes its size begins a new one.
+        is_resized = bool(self._frames) and self._frames[-1].image.shape != frame.image.shape
+        shorter = self.flush() if is_resized else None
         self._frames.append(frame)
-        return self.flush() if len(self._frames) == self._clip_frames else None
+        return self.flush() if len(self._frames) == self._clip_frames else shorter
 
     def flush(self) -> Clip | None:
         """What has been taken since the last clip, as a shorter one: a stream's end or a break in it."""

@@ -63,7 +63,7 @@ def test_camera_to_mqtt_and_http_and_back_after_the_camera_died(
             reply = service.ask("cam", "is there a red circle?")
             assert reply.json()["answer"] in ("yes", "no")
             curl = subprocess.run(
-                ["curl", "-sS", "-X", "POST", f"{service.http.base_url}api/v1/ask",
+                ["curl", "-sS", "-X", "POST", f"{service.http.base_url}/api/v1/ask",
                  "-H", "Content-Type: application/json",
                  "-d", '{"stream": "cam", "question": "what objects are there?"}'],
                 capture_output=True, check=True, timeout=60,

@@ -4,8 +4,11 @@ import asyncio
 import gc
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from stream_sttm.config import StreamSettings
@@ -19,7 +22,8 @@ from stream_sttm.metrics import (
     STREAM_UP,
 )
 from stream_sttm.sources import SOURCES
-from stream_sttm.sources.scene import Scene, SceneSource
+from stream_sttm.sources.scene import Scene
+from stream_sttm.types import Frame
 from tests.leaks import open_files, threads, until
 from tests.rtsp_server import RtspCamera
 from workers import ingest
@@ -78,45 +82,39 @@ async def ingesting(url, name="cam", *, capacity=1000, backoff=QUICK, takes=Fals
 
 
 class Playing:
-    """A source that follows a script: numbers are frames' times, errors are raised, "hang" waits for ever."""
+    """What the scripted source is to do at its next openings, and how often it was opened and closed."""
 
-    script: list = []  # noqa: RUF012 - each test sets its own
+    script: ClassVar[list] = []
     opened = closed = 0
 
 
-def _scripted():
-    from dataclasses import dataclass
+@dataclass
+class Scripted:
+    """A source that follows a script: numbers are frames' times, errors are raised, "hang" waits for ever."""
 
-    @dataclass
-    class Scripted(SceneSource):
-        def __post_init__(self):
-            self.scene = Scene(0)
-            Playing.opened += 1
-            self.acts = Playing.script.pop(0) if Playing.script else ["hang"]
+    url: str
+    stream: str
+    fps: float
+    max_side: int
+    is_live: bool = field(default=True, init=False)
 
-        async def __aenter__(self):
-            if self.acts and isinstance(self.acts[0], Exception):
-                raise self.acts[0]
-            return self
+    def __post_init__(self):
+        self.acts = Playing.script.pop(0) if Playing.script else ["hang"]
 
-        async def __aexit__(self, *_):
-            Playing.closed += 1
+    async def __aenter__(self):
+        Playing.opened += 1
+        return self
 
-        async def frames(self):
-            from stream_sttm.types import Frame
+    async def __aexit__(self, *_):
+        Playing.closed += 1
 
-            for act in self.acts:
-                if isinstance(act, Exception):
-                    raise act
-                if act == "hang":
-                    await asyncio.Event().wait()
-                yield Frame(self.stream, self.scene.render(0, 32), act, 1000.0 + act)
-            self.is_live = False
-
-    return Scripted
-
-
-Scripted = _scripted()
+    async def frames(self):
+        for act in self.acts:
+            if isinstance(act, Exception):
+                raise act
+            if act == "hang":
+                await asyncio.Event().wait()
+            yield Frame(self.stream, np.zeros((2, 2, 3), np.uint8), act, 1000.0 + act)
 
 
 @pytest.fixture
@@ -276,16 +274,31 @@ async def test_one_streams_trouble_does_not_touch_another(play):
         assert well.states == ["connecting", "online"]
 
 
-@pytest.mark.parametrize("acts", [["hang"], [SourceUnavailable("x")], [0.0, "hang"]])
-async def test_it_can_be_cancelled_in_every_state(play, acts):
+@pytest.mark.parametrize(
+    ("acts", "is_there"),
+    [
+        (["hang"], lambda cam: Playing.opened == 1),
+        ([SourceUnavailable("x")], lambda cam: "offline" in cam.states),
+        ([0.0, "hang"], lambda cam: cam.frames),
+    ],
+)
+async def test_it_can_be_cancelled_while_it_opens_runs_or_pauses(play, acts, is_there):
     url = play(acts)
     slow = Backoff(first=1000.0, cap=1000.0)
     async with asyncio.timeout(30), ingesting(url, stall_after=20, backoff=slow) as cam:
-        assert await until(lambda: Playing.opened and (cam.frames or len(cam.states) > 1 or acts))
+        assert await until(lambda: is_there(cam))
         cam.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cam.task
-    assert Playing.opened - Playing.closed == isinstance(acts[0], Exception)
+    assert Playing.opened == Playing.closed == 1
+
+
+async def test_a_configuration_error_is_told_and_does_not_end_the_task():
+    async with asyncio.timeout(30), ingesting("gopher://me:sesame@x/", "odd") as cam:
+        status = await cam.state("offline")
+        assert "gopher" in status.reason
+        assert "sesame" not in status.reason
+        assert not cam.task.done()
 
 
 async def test_webrtc_is_picked_up_again_after_the_camera_restarts():

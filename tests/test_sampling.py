@@ -88,3 +88,13 @@ def test_a_source_that_keeps_pace_changes_nothing_for_the_sampler(gaps, fps):
     times = [float(t) for t in np.cumsum(gaps)]
     pace = Pace(fps)
     assert pts_of(taken([t for t in times if pace.wants(t)], fps)) == pts_of(taken(times, fps))
+
+
+def test_a_camera_that_changes_its_size_begins_a_new_clip():
+    sampler = Sampler(2, 3)
+    large = np.zeros((4, 4, 3), np.uint8)
+    frames = [frame(t) for t in (0.0, 0.5)]
+    frames += [Frame("cam", large, t, 1000.0 + t) for t in (1.0, 1.5, 2.0)]
+    clips = [clip for f in frames if (clip := sampler.add(f)) is not None]
+    assert pts_of(clips) == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [len({f.image.shape for f in clip.frames}) for clip in clips] == [1, 1]

@@ -5,6 +5,7 @@ import gc
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
+import httpx
 import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
@@ -85,6 +86,23 @@ async def test_frames_show_what_the_camera_shows_then():
         assert frames[0].pts >= 0
 
 
+async def test_what_is_raised_while_it_is_open_comes_out_as_it_is():
+    with pytest.raises(KeyError):
+        async with open_camera(Scene(7), size=96) as camera, pull(camera.url):
+            raise KeyError
+
+
+@pytest.mark.parametrize(
+    "offer", [b"", b"<html>", b"\xff\xfe", b"v=0\r\nm=video\r\n", b"v=0\r\n" * 999]
+)
+async def test_the_camera_refuses_what_is_no_offer(offer):
+    async with open_camera(Scene(7), size=96) as camera, httpx.AsyncClient() as client:
+        answer = await client.post(camera.url.replace("whep", "http", 1), content=offer)
+        assert (answer.status_code, camera.viewers) == (400, 0)
+        gone = await client.delete(camera.url.replace("whep", "http", 1) + "/nobody")
+        assert gone.status_code == 404
+
+
 async def test_pictures_are_scaled_at_the_source():
     async with open_camera(Scene(7), size=320) as camera, asyncio.timeout(20):
         source = open_source(camera.url, stream="cam", fps=5, max_side=100)
@@ -163,6 +181,8 @@ NO_CANDIDATES = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
         (always(201, "v=0 and then rubbish\r\nm=\r\n"), NotVideo, "can't be used"),
         (always(201, NO_CANDIDATES), NotVideo, "can't be used"),
         (always(201, "v=0\r\n" + "a=x\r\n" * 20_000), NotVideo, "can't be used"),
+        (always(201, "v=0\r\n" + "a=x\r\n" * 200_000), NotVideo, "without SDP"),
+        (always(201, NO_CANDIDATES, "Location: http://[bad"), NotVideo, "can't be used"),
     ],
 )
 async def test_every_wrong_answer_is_one_clear_line(answer, error, message):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
+from bench.merging import check, merge, plain_merge, scene
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.sttm import components, merge_video
 from tests.moving_fields import moving_field
@@ -162,6 +163,14 @@ def test_any_grid_equals_a_plain_recursion_and_search(
     assert tokens.sizes.tolist() == [sum(areas[i] for i in members[root]) for root in spots]
 
 
+@pytest.mark.parametrize("side", [5, 8, 13, 14])
+def test_bench_arms_return_the_same_tokens(side: int) -> None:
+    features = scene(6, side, 32, "cpu")
+    tokens = merge(features)
+    assert len(tokens) < 6 * side * side
+    check(tokens, plain_merge(features))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60))
 def test_components_are_found_to_the_end(count: int, pairs: list[tuple[int, int]]) -> None:
@@ -180,7 +189,7 @@ def test_a_long_chain_is_one_component() -> None:
 
 
 def test_wide_frames_that_fill_the_cache_are_cut_as_each_alone() -> None:
-    features = moving_field(0, frames=3, grid=(14, 14), channels=1500)
+    features = moving_field(0, frames=3, grid=(14, 14), channels=9000)
     assert features[:1].nbytes > quadtree.CACHE_BYTES
     options = {"spatial_threshold": 0.8, "temporal_threshold": None}
     whole = merge_video(features, **options)

@@ -1,51 +1,21 @@
-"""Streaming STTM against golden vectors, a plain loop over the rules, and the invariants of an endless stream."""
+"""Streaming STTM against golden vectors, and each of its rules by itself."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from stream_sttm.reducers.sttm import merge_video
 from stream_sttm.reducers.sttm_streaming import StreamState, SttmStreaming
 from stream_sttm.tokens import VisualTokens
+from tests.causal_loop import MARGIN
 from tests.moving_fields import moving_field
 from tests.test_reducers import equal, tensors
 from tests.test_sttm import CASES, load
-
-FRAMES, GRID = 7, (5, 6)
-MARGIN = 1e-5
-quick = settings(max_examples=25, deadline=None)
-seeds = st.integers(0, 10**6)
-cuts = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(
-    lambda sizes: [*sizes, *[FRAMES] * (sum(sizes) < FRAMES)]
-)
-options = st.fixed_dictionaries(
-    {
-        "spatial_threshold": st.sampled_from([0.3, 0.6, 0.8, 0.95]),
-        "temporal_threshold": st.sampled_from([0.2, 0.5, 0.7, 0.9]),
-        "root_level": st.sampled_from([0, 1]),
-        "drift_threshold": st.sampled_from([-1.0, 0.4, 0.8]),
-        "refresh_every": st.sampled_from([0, 3, 5]),
-    }
-)
-
-
-def windows(features: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-    """The features cut into clips of these sizes, until they are used up."""
-    start = 0
-    for size in sizes:
-        if start < features.shape[0]:
-            yield features[start : start + size]
-            start += size
 
 
 def stream(
@@ -65,115 +35,6 @@ def stream(
         torch.cat([getattr(p, name) for p in parts]) for name in ("features", "boxes")
     )
     return VisualTokens(features, boxes, sizes), state
-
-
-# The rules, one leaf at a time.
-
-
-@dataclass
-class Loop:
-    """The causal rules as a loop over frames and leaves; keeps every token that it ever emitted."""
-
-    reducer: SttmStreaming
-    boxes: list[list[int]] = field(default_factory=list)
-    looks: list[Tensor] = field(default_factory=list)
-    members: list[list[Tensor]] = field(default_factory=list)
-    cells: list[int] = field(default_factory=list)
-    last_seen: list[int] = field(default_factory=list)
-    previous: list[tuple[list[int], Tensor, int]] = field(default_factory=list)
-    evicted: int = 0
-    frames: int = 0
-    is_clear: bool = True
-
-    def observe(self, frame: Tensor) -> list[int]:
-        """The serial behind each leaf of the next frame, (H, W, C)."""
-        leaves = merge_video(
-            frame[None],
-            spatial_threshold=self.reducer.spatial_threshold,
-            temporal_threshold=None,
-            root_level=self.reducer.root_level,
-        )
-        current = []
-        for box, look in zip(leaves.boxes.tolist(), leaves.features.double(), strict=True):
-            serial = self._found(box, look)
-            if serial is None:
-                serial = len(self.boxes)
-                self.boxes.append([self.frames, *box[1:]])
-                self.looks.append(look)
-                self.members.append([])
-                self.cells.append(0)
-                self.last_seen.append(0)
-            self.members[serial].append(look)
-            self.cells[serial] += (box[3] - box[1]) * (box[4] - box[2])
-            self.last_seen[serial] = self.frames
-            current.append((box, look, serial))
-        self.previous = current
-        self.frames += 1
-        return [serial for _, _, serial in current]
-
-    def _found(self, box: list[int], look: Tensor) -> int | None:
-        near = [
-            (self._cosine(look, other), serial)
-            for (_, y0, x0, y1, x1), other, serial in self.previous
-            if y0 < box[3] and box[1] < y1 and x0 < box[4] and box[2] < x1
-        ]
-        if not near:
-            return None
-        best, serial = max(near, key=lambda pair: pair[0])
-        self.is_clear &= sum(value > best - MARGIN for value, _ in near) == 1
-        drift = self._cosine(look, self.looks[serial])
-        limits = (self.reducer.temporal_threshold, self.reducer.drift_threshold)
-        self.is_clear &= all(
-            abs(value - limit) > MARGIN for value, limit in zip((best, drift), limits, strict=True)
-        )
-        every = self.reducer.refresh_every
-        is_refresh = every > 0 and self.frames % every == 0
-        is_close = best >= limits[0] and drift >= limits[1]
-        return serial if is_close and serial >= self.evicted and not is_refresh else None
-
-    @staticmethod
-    def _cosine(first: Tensor, second: Tensor) -> float:
-        return float(torch.cosine_similarity(first, second, dim=0))
-
-
-@quick
-@given(seeds, options, cuts, st.lists(st.integers(0, 60), min_size=8, max_size=8), st.booleans())
-def test_stream_equals_a_plain_loop_over_the_rules(
-    seed: int, chosen: dict[str, Any], sizes: list[int], evictions: list[int], average: bool
-) -> None:
-    reducer = SttmStreaming(**chosen, window_average=average)
-    loop = Loop(reducer)
-    state: StreamState | None = None
-    for clip, before in zip(
-        windows(moving_field(seed, frames=FRAMES), sizes), evictions, strict=False
-    ):
-        emitted = len(loop.boxes)
-        cells, members = list(loop.cells), [len(group) for group in loop.members]
-        for frame in clip:
-            serials = loop.observe(frame)
-        assume(loop.is_clear)
-        tokens, state = reducer(clip, state)
-        assert tokens.boxes.tolist() == loop.boxes[emitted:]
-        assert tokens.sizes.tolist() == loop.cells[emitted:]
-        assert state.serials.tolist() == serials
-        grown = {s: loop.cells[s] - cells[s] for s in range(emitted) if loop.cells[s] > cells[s]}
-        assert dict(zip(*(part.tolist() for part in state.absorbed), strict=True)) == grown
-        assert state.last_seen.tolist() == [loop.last_seen[serial] for serial in sorted(grown)]
-        assert (state.frames, state.tokens) == (loop.frames, len(loop.boxes))
-        looks = [
-            torch.stack(group).mean(0) if average else look
-            for group, look in zip(loop.members[emitted:], loop.looks[emitted:], strict=True)
-        ]
-        if looks:
-            torch.testing.assert_close(
-                tokens.features.double(), torch.stack(looks), rtol=1e-5, atol=1e-5
-            )
-        assert len(members) == emitted
-        state = state.expire(before=before)
-        loop.evicted = max(loop.evicted, min(before, len(loop.boxes)))
-
-
-# Golden vectors.
 
 
 @pytest.mark.parametrize("size", [1, 3, 99])
@@ -208,89 +69,6 @@ def test_a_leaf_joins_exactly_when_the_golden_match_says_so(path: Path) -> None:
     tokens, _ = SttmStreaming(**chosen)(golden["features"])
     unmatched = golden["leaf_boxes"][golden["causal_match"] < 0].long()
     assert torch.equal(tokens.boxes, unmatched)
-
-
-# Invariants.
-
-
-@quick
-@given(seeds, options, cuts)
-def test_how_a_stream_is_cut_into_clips_changes_nothing(
-    seed: int, chosen: dict[str, Any], sizes: list[int]
-) -> None:
-    features = moving_field(seed, frames=FRAMES)
-    reducer = SttmStreaming(**chosen)
-    whole, end = stream(reducer, [features])
-    used = sum(clip.shape[0] for clip in windows(features, sizes))
-    assume(used == FRAMES)
-    for clips in (list(windows(features, sizes)), list(features.split(1))):
-        cut, cut_end = stream(reducer, clips)
-        assert equal(whole, cut)
-        assert torch.equal(end.serials, cut_end.serials)
-        assert equal(end.last, cut_end.last)
-
-
-@quick
-@given(seeds, options, cuts, st.integers(0, 2**31))
-def test_every_cell_of_the_newest_frame_has_a_living_anchor_after_any_eviction(
-    seed: int, chosen: dict[str, Any], sizes: list[int], dice: int
-) -> None:
-    reducer = SttmStreaming(**chosen)
-    looks = torch.zeros(0, 8)
-    state: StreamState | None = None
-    evicted = 0
-    for number, clip in enumerate(windows(moving_field(seed, frames=FRAMES), sizes)):
-        tokens, state = reducer(clip, state)
-        looks = torch.cat([looks, tokens.features])
-        owner = state.serials[state.last.owner[0]]
-        assert owner.shape == GRID
-        assert bool((owner >= evicted).all())
-        assert bool((owner < len(looks)).all())
-        assert bool(state.is_alive.all())
-        cosine = torch.cosine_similarity(state.last.features(), looks[state.serials], dim=1)
-        assert bool((cosine >= chosen["drift_threshold"] - MARGIN).all())
-        evicted = max(evicted, dice * (number + 1) % (len(looks) + 1))
-        state = state.expire(before=evicted)
-        assert torch.equal(state.is_alive, state.serials >= evicted)
-
-
-@quick
-@given(seeds, options)
-def test_causal_survivors_contain_the_offline_survivors(seed: int, chosen: dict[str, Any]) -> None:
-    features = moving_field(seed, frames=FRAMES)
-    causal, _ = SttmStreaming(**chosen)(features)
-    offline = merge_video(
-        features, **{name: chosen[name] for name in chosen if not name.startswith(("drift", "re"))}
-    )
-    kept = {tuple(box) for box in causal.boxes.tolist()}
-    assert {tuple(box) for box in offline.boxes.tolist()} <= kept
-
-
-@quick
-@given(seeds, options)
-def test_refresh_frames_emit_all_their_leaves(seed: int, chosen: dict[str, Any]) -> None:
-    features = moving_field(seed, frames=FRAMES, jumps=0.0)
-    every = 3
-    tokens, _ = stream(SttmStreaming(**{**chosen, "refresh_every": every}), list(features.split(2)))
-    leaves = merge_video(
-        features,
-        spatial_threshold=chosen["spatial_threshold"],
-        temporal_threshold=None,
-        root_level=chosen["root_level"],
-    )
-    for frame in range(0, FRAMES, every):
-        assert torch.equal(
-            tokens.boxes[tokens.boxes[:, 0] == frame], leaves.boxes[leaves.boxes[:, 0] == frame]
-        )
-
-
-def test_streams_of_the_property_tests_really_merge() -> None:
-    chosen = {"spatial_threshold": 0.8, "temporal_threshold": 0.7}
-    shares = [
-        len(SttmStreaming(**chosen)(moving_field(seed, frames=FRAMES))[0]) / (FRAMES * 30)
-        for seed in range(20)
-    ]
-    assert 0.1 < sum(shares) / len(shares) < 0.7
 
 
 @pytest.mark.parametrize("guard", [-1.0, 0.5])
@@ -401,6 +179,30 @@ def test_bad_options_are_refused(chosen: dict[str, Any], complaint: str) -> None
         SttmStreaming(**chosen)
 
 
-def test_options_are_plain_fields() -> None:
-    names = [option.name for option in dataclasses.fields(SttmStreaming)]
-    assert names[:3] == ["spatial_threshold", "temporal_threshold", "root_level"]
+def test_a_tie_goes_to_the_leaf_that_comes_first() -> None:
+    wall, spot = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    spotted = wall.expand(1, 4, 4, 16).clone()
+    spotted[0, 0, 0] = spot
+    reducer = SttmStreaming(spatial_threshold=0.9, temporal_threshold=0.9, root_level=0)
+    first, state = reducer(spotted)
+    assert [box[1:3] for box in first.boxes.tolist()[:5]] == [
+        [0, 0],
+        [0, 1],
+        [0, 2],
+        [1, 0],
+        [1, 1],
+    ]
+    _, state = reducer(wall.expand(1, 4, 4, 16), state)
+    assert state.serials.tolist() == [1, 2, 5, 6]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_an_accelerator_merges_as_the_processor_does() -> None:
+    features = moving_field(6, frames=8, grid=(14, 14), channels=64)
+    reducer = SttmStreaming(drift_threshold=0.3, window_average=True)
+    here, _ = stream(reducer, list(features.split(3)))
+    there, _ = stream(reducer, list(features.cuda().split(3)))
+    assert torch.equal(here.boxes, there.boxes.cpu())
+    assert torch.equal(here.sizes, there.sizes.cpu())
+    torch.testing.assert_close(here.features, there.features.cpu())

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from stream_sttm import __version__, metrics, registry, urls
@@ -55,7 +56,7 @@ class LocalService:
 
     def streams(self) -> list[StreamStatus]:
         """Every stream's status, in the order of the configuration."""
-        return list(self._statuses.values())
+        return [self._seen(status) for status in self._statuses.values()]
 
     def queries(self) -> list[dict[str, Any]]:
         """The standing queries as configured."""
@@ -98,6 +99,11 @@ class LocalService:
         """The newest frame as JPEG, None before the first."""
         frame = self._newest.get(stream)
         return jpeg(frame.image) if frame is not None else None
+
+    def _seen(self, status: StreamStatus) -> StreamStatus:
+        """The status with the time of the newest frame, which changes without a change of state."""
+        frame = self._newest.get(status.stream)
+        return replace(status, last_frame_at=frame.captured_at) if frame is not None else status
 
     def keep_newest(self, frame: Frame) -> None:
         """Remember a frame for snapshots."""
@@ -195,7 +201,7 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
     analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
     service.started(analysis)
     clips: dict[str, Channel[Clip]] = {
-        name: Channel(_CLIPS_AHEAD, on_drop=_count_drop) for name in settings.streams
+        name: ingest.clip_channel(_CLIPS_AHEAD) for name in settings.streams
     }
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
@@ -228,7 +234,3 @@ def _engine(settings: Settings) -> Engine:
         time.perf_counter() - started,
     )
     return engine
-
-
-def _count_drop(clip: Clip) -> None:
-    metrics.FRAMES_DROPPED.labels(clip.stream, "queue_full").inc(len(clip.frames))

@@ -28,11 +28,11 @@ from aiortc import (
     RTCPeerConnection,
     RTCSessionDescription,
 )
-from aiortc.exceptions import InvalidAccessError, InvalidStateError
 from av import VideoFrame
 from fastapi import FastAPI, Request, Response
 
 from stream_sttm.sources.scene import Scene
+from stream_sttm.sources.webrtc import BAD_SDP
 
 CLOCK = 90_000  # ticks per second of RTP video
 SDP = "application/sdp"
@@ -81,7 +81,7 @@ class Camera:
             peer.addTrack(_SceneTrack(self))
             await peer.setRemoteDescription(offer)
             await peer.setLocalDescription(await peer.createAnswer())
-        except (ValueError, InvalidAccessError, InvalidStateError) as error:
+        except BAD_SDP as error:
             await peer.close()
             return Response(f"not an SDP offer for video: {error}", 400)
         self._viewers[viewer] = (

@@ -7,7 +7,6 @@ stream is cut into clips changes nothing. Knows serials but no cache: it is told
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,17 +135,26 @@ class SttmStreaming:
         return match, joins
 
     def _guarded(self, leaves: Leaves, match: Tensor, joins: Tensor, state: StreamState) -> Tensor:
-        """Each leaf's anchor when it must look like that too: frame by frame, for one decides the next."""
+        """Each leaf's anchor when it must look like that too.
+
+        All leaves are compared with the anchor they would have. On each chain the first that differs too much is
+        sure to become an anchor itself; those after it are compared with what stands for them then.
+        """
         rows, norms = _looks(leaves, state)
-        anchor = torch.arange(len(leaves), device=match.device)
-        firsts = [*leaves.owner[:, 0, 0].tolist(), len(leaves)]  # one sync for all frames
-        for first, end in itertools.pairwise(firsts[1:]):
-            candidate = anchor[match[first:end]]
-            dots = row_dots(leaves, leaves.rows[first:end], rows[candidate])
-            size = (leaves.norms[first:end] * norms[candidate]).clamp(min=EPSILON)
-            accepted = joins[first:end] & (dots / size >= self.drift_threshold)
-            anchor[first:end] = torch.where(accepted, candidate, anchor[first:end])
-        return anchor
+        frames = leaves.owner.shape[0]
+        settled = me = torch.arange(len(leaves), device=match.device)
+        while True:
+            anchor = _roots(match, joins, frames)
+            unsure = ((anchor != settled) & (anchor != me)).nonzero()[:, 0]
+            if not len(unsure):
+                return anchor
+            candidate = anchor[unsure]
+            dots = row_dots(leaves, leaves.rows[unsure], rows[candidate])
+            size = (leaves.norms[unsure] * norms[candidate]).clamp(min=EPSILON)
+            fails = torch.zeros_like(joins)
+            fails[unsure] = dots / size < self.drift_threshold
+            joins = joins & ~_firsts(fails, torch.where(joins, match, me), frames)
+            settled = anchor
 
     def _tokens(self, fresh: Leaves, token: Tensor, emitted: Tensor) -> VisualTokens:
         """The clip's tokens; `token` (N,) is the one that stands for each leaf, negative if of an earlier clip."""
@@ -236,6 +244,15 @@ def _roots(match: Tensor, joins: Tensor, frames: int) -> Tensor:
     for _ in range((frames - 1).bit_length()):
         anchor = anchor[anchor]
     return anchor
+
+
+def _firsts(marked: Tensor, parent: Tensor, frames: int) -> Tensor:
+    """Which of the marked leaves have no marked one before them on their chain."""
+    above = marked[parent] & (parent != torch.arange(len(parent), device=parent.device))
+    for _ in range((frames - 1).bit_length()):
+        above = above | above[parent]
+        parent = parent[parent]
+    return marked & ~above
 
 
 def _absorbed(

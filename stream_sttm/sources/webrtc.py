@@ -35,11 +35,12 @@ from stream_sttm.sources.pictures import Pace, rgb
 from stream_sttm.types import Frame
 
 SDP = "application/sdp"
-SIGNALLING_TIMEOUT = 8.0  # seconds for each HTTP request
+SIGNALLING_TIMEOUT = 8.0  # seconds for an offer and its answer
+MAX_SDP = 256 * 1024  # bytes of an answer
 CONNECT_TIMEOUT = 10.0  # seconds from the answer to a connected peer
 GOODBYE_TIMEOUT = 1.0  # seconds for the DELETE at the end, which is a courtesy
 # what aiortc raises for a description it can't read or use; its parser has no error type of its own
-_BAD_SDP = (
+BAD_SDP = (
     ValueError,
     LookupError,
     AttributeError,
@@ -85,10 +86,10 @@ class WhepSource:
             offer = await asyncio.shield(
                 describing
             )  # cancelled half-way, it would lose its sockets
-            answer = await self._post(client, endpoint, offer)
-            if (location := _resource(answer)) is not None:
+            answer, location = await self._post(client, endpoint, offer)
+            if location is not None:
                 stack.push_async_callback(_delete, client, location)
-            await self._connect(peer, answer.text)
+            await self._connect(peer, answer)
             self._opened = time.monotonic()
             # not in a TaskGroup, which would wrap whatever is raised while the source is open
             drain = asyncio.create_task(
@@ -120,32 +121,45 @@ class WhepSource:
             if self._broken is not None:
                 self._arrived.set()
 
-    async def _post(self, client: httpx.AsyncClient, endpoint: str, offer: str) -> httpx.Response:
-        """The other side's answer to our offer, read and checked to be SDP."""
+    async def _post(
+        self, client: httpx.AsyncClient, endpoint: str, offer: str
+    ) -> tuple[str, httpx.URL | None]:
+        """The other side's SDP answer to our offer, and what to DELETE at the end."""
+        headers = {"Content-Type": SDP, "Accept": SDP}
         try:
-            answer = await client.post(
-                endpoint, content=offer, headers={"Content-Type": SDP, "Accept": SDP}
-            )
-        except httpx.HTTPError as error:
+            async with (
+                asyncio.timeout(SIGNALLING_TIMEOUT),
+                client.stream("POST", endpoint, content=offer, headers=headers) as answer,
+            ):
+                self._check(answer.status_code)
+                body = b""
+                async for part in answer.aiter_bytes():
+                    body += part
+                    if len(body) > MAX_SDP:
+                        break
+                location = _resource(answer)
+        except TimeoutError:
+            raise self._unavailable(f"no answer within {SIGNALLING_TIMEOUT:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unavailable(f"no answer: {str(error) or type(error).__name__}") from error
-        if answer.status_code in (401, 403):
-            raise SourceDenied(
-                f"{self._shown}: HTTP {answer.status_code}: check user, password or token"
-            )
-        if answer.status_code == 404:
+        if not body.startswith(b"v=0") or len(body) > MAX_SDP:
+            raise NotVideo(f"{self._shown}: answers without SDP: is it a WHEP address?")
+        return body.decode(errors="replace"), location
+
+    def _check(self, status: int) -> None:
+        if status in (401, 403):
+            raise SourceDenied(f"{self._shown}: HTTP {status}: check user, password or token")
+        if status == 404:
             raise self._unavailable("HTTP 404: no such stream there, or nobody sends it now")
-        if answer.status_code >= 400:
-            raise self._unavailable(f"HTTP {answer.status_code}")
-        if not answer.is_success or not answer.text.startswith("v=0"):
-            raise NotVideo(
-                f"{self._shown}: answers HTTP {answer.status_code} without SDP: is it a WHEP address?"
-            )
-        return answer
+        if status >= 400:
+            raise self._unavailable(f"HTTP {status}")
+        if not 200 <= status < 300:
+            raise NotVideo(f"{self._shown}: answers HTTP {status}: is it a WHEP address?")
 
     async def _connect(self, peer: RTCPeerConnection, sdp: str) -> None:
         try:
             await peer.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
-        except _BAD_SDP as error:
+        except BAD_SDP as error:
             raise NotVideo(f"{self._shown}: the SDP answer can't be used: {error}") from error
         if peer.getTransceivers()[0].currentDirection not in ("recvonly", "sendrecv"):
             raise NotVideo(f"{self._shown}: the other side sends no video")
@@ -192,7 +206,7 @@ async def _describe(peer: RTCPeerConnection) -> str:
     return str(peer.localDescription.sdp)
 
 
-def _endpoint(url: str) -> tuple[str, dict[str, str], httpx.Auth | None]:
+def _endpoint(url: str) -> tuple[str, httpx.Headers, httpx.Auth | None]:
     """The HTTP address behind a whep:// URL, free of secrets, and the headers and auth that carry them."""
     parts = urls.split(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -203,7 +217,9 @@ def _endpoint(url: str) -> tuple[str, dict[str, str], httpx.Auth | None]:
     auth = None
     if parts.username is not None:
         auth = httpx.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers = httpx.Headers()
+    if token is not None:
+        headers = httpx.Headers({b"Authorization": b"Bearer " + token.encode()})
     return urlunsplit((scheme, host, parts.path, query, "")), headers, auth
 
 
