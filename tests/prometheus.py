@@ -15,6 +15,8 @@ import yaml
 from tests.mosquitto import free_port
 from tests.service import until
 
+ROOT = Path(__file__).parent.parent
+
 
 def require(*programs: str) -> None:
     """Skip the test where Debian's prometheus package is missing."""
@@ -31,26 +33,29 @@ def promtool(*arguments: str | Path) -> str:
     return done.stdout
 
 
-class Prometheus:
-    """Scrapes one target of the job `stream-sttm` and evaluates `rules`, each every `interval` seconds."""
+def configuration(folder: Path, *, target: str, token: str, interval: str) -> Path:
+    """deploy/prometheus.yml as a file of this machine: same job, its target, token and rules found here."""
+    config = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
+    secret = folder / "token"
+    secret.write_text(token)
+    config["global"] = dict.fromkeys(config["global"], interval)
+    config["rule_files"] = [
+        str(ROOT / "dashboards" / Path(name).name) for name in config["rule_files"]
+    ]
+    (job,) = config["scrape_configs"]
+    job["authorization"]["credentials_file"] = str(secret)
+    job["static_configs"] = [{"targets": [target]}]
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
 
-    def __init__(self, folder: Path, target: str, rules: Path, *, interval: int = 1) -> None:
+
+class Prometheus:
+    """Scrapes and evaluates what deploy/prometheus.yml says, every second."""
+
+    def __init__(self, folder: Path, *, target: str, token: str) -> None:
         self.folder = folder
-        self._config = folder / "prometheus.yml"
-        self._config.write_text(
-            yaml.safe_dump(
-                {
-                    "global": {
-                        "scrape_interval": f"{interval}s",
-                        "evaluation_interval": f"{interval}s",
-                    },
-                    "rule_files": [str(rules)],
-                    "scrape_configs": [
-                        {"job_name": "stream-sttm", "static_configs": [{"targets": [target]}]}
-                    ],
-                }
-            )
-        )
+        self._config = configuration(folder, target=target, token=token, interval="1s")
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{self._port}/", timeout=30)

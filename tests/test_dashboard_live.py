@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.board import BOARD, FOLDER, QUERIES, Asked, substituted
+from tests.board import BOARD, QUERIES, Asked, substituted
 from tests.mosquitto import Mosquitto
 from tests.mosquitto import missing as missing_mosquitto
 from tests.prometheus import Prometheus, require
 from tests.service import Service, until
 
 pytestmark = pytest.mark.server
+TOKEN = "a-long-random-word"
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
                     }
                 },
                 sinks=[broker.url],
+                http={"host": "127.0.0.1", "port": 0, "token": TOKEN},
             ) as service,
-            Prometheus(folder, service.http.base_url.netloc.decode(), FOLDER / "alerts.yaml") as it,
+            Prometheus(folder, target=service.http.base_url.netloc.decode(), token=TOKEN) as it,
         ):
             delivered = (
                 'sum(increase(stream_sttm_event_to_answer_seconds_count{sink!="feed"}[20s]))'
