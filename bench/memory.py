@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as the service does for a model this small
     model = load_model("demo")
     result = {
         "answering": answering(model, arguments.seconds, arguments.repeat),

@@ -203,6 +203,12 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the model; auto: bfloat16 on a GPU, float32 else."
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="CPU threads the model computes with; null: 1 for a small model, which waiting for each other would only slow down, else one a core.",
+    )
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
     answering: AnsweringSettings = AnsweringSettings()

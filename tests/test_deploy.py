@@ -1,4 +1,4 @@
-"""deploy/ as far as it can be checked without a container engine: whole, accepted, and each file pointing at the next."""
+"""deploy/ as far as it can be checked without a container engine: whole, accepted, pointing at each other."""
 
 from __future__ import annotations
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from stream_sttm import __version__, metrics, registry, urls
 from stream_sttm.api.app import create_app
@@ -31,6 +34,7 @@ from workers.channel import Channel
 
 _log = logging.getLogger(__name__)
 _CLIPS_AHEAD = 2
+_SMALL_MODEL = 50_000_000  # parameters under which one CPU thread is fastest
 _ANSWERS_AHEAD = 4096
 _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for longer is not ready
 
@@ -221,6 +225,10 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
 def _engine(settings: Settings) -> Engine:
     started = time.perf_counter()
     model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    if model.device.type == "cpu":
+        # Counted per calling thread, and this is the engine's.
+        small = model.parameters < _SMALL_MODEL
+        torch.set_num_threads(settings.threads or (1 if small else os.cpu_count() or 1))
     engine = Engine(
         model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
     )

@@ -98,6 +98,11 @@ class VideoLLM(ABC):
         return layers
 
     @property
+    def parameters(self) -> int:
+        """Weights of the whole model, vision included."""
+        return sum(weight.numel() for weight in self._model.parameters())
+
+    @property
     def kv_shape(self) -> tuple[int, int]:
         """Key-value heads and head dimension of a layer."""
         config = self.text.config
