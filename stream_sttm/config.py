@@ -207,7 +207,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="CPU threads the model computes with; null: 1 for a small model, which waiting for each other would only slow down, else one a core.",
+        description="CPU threads of the model; null: 1 for a small model, which more would only slow down, else one a core.",
     )
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
