@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Work goes in blocks of this many bytes: a CPU's cache, as fresh memory costs it more than the arithmetic does; elsewhere
-# as much as a few launches are worth.
+# Work goes in blocks of this many bytes: a CPU's cache, as fresh memory costs it more than the arithmetic does;
+# elsewhere as much as keeps the launches few.
 CACHE_BYTES = 6 << 20
 MEMORY_BYTES = 256 << 20
 EPSILON = 1e-20
