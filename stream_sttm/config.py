@@ -1,33 +1,25 @@
-"""The configuration: one YAML file a person can read, checked whole, frozen after loading.
+"""The configuration: what can be set, within which limits and with which defaults; frozen once built.
 
-Order: defaults < YAML < environment (`STREAM_STTM__MEMORY__WINDOW_TOKENS`) < overrides of the command line. Secrets
-come in by `${NAME}` from the environment. Every fault is reported at once, with its path. Knows nothing of what the
-settings do; reducer options are checked where the reducer is built.
+configfile.py reads it from a file. Knows nothing of what the settings do; reducer options are checked where the reducer
+is built, schemes where sources and sinks are.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -35,8 +27,7 @@ from pydantic_settings import (
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def _url(value: object) -> object:
@@ -54,13 +45,17 @@ Url = Annotated[str, BeforeValidator(_url)]
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class ReducerSettings(BaseModel):
     """How visual tokens are merged; any further key is an option of the named reducer."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
+    )
     name: str = Field(
         "sttm_streaming", description="A reducer: sttm_streaming, sttm, none, or another package's."
     )
@@ -166,6 +161,7 @@ class HttpSettings(Section):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     token: SecretStr | None = Field(
         None,
+        min_length=1,
         description="Bearer token that /api needs; required when host is not a loopback address.",
     )
 
@@ -211,7 +207,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="CPU threads the model computes with; null: 1 for a small model, which waiting for each other would only slow down, else one a core.",
+        description="CPU threads of the model; null: 1 for a small model, which more would only slow down, else one a core.",
     )
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
@@ -242,149 +238,61 @@ class Settings(BaseSettings):
         """Only what `load` merged: file, environment and overrides in their order."""
         return (init_settings,)
 
-    @field_validator("streams", "queries")
-    @classmethod
-    def _topic_safe(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
-            if not _NAME.match(name):
-                raise ValueError(
-                    f"the name {name!r} may hold letters, digits, '_' and '-' only, 64 at most, for it becomes part of topics and URLs"
-                )
-        return value
-
     @model_validator(mode="after")
-    def _queries_name_streams(self) -> Self:
-        for name, query in self.queries.items():
-            for stream in query.streams:
-                if stream not in self.streams:
-                    hint = registry.suggest(stream, sorted(self.streams))
-                    raise ValueError(f"queries.{name}.streams: there is no stream {stream!r}{hint}")
-            if len(query.ask) > self.answering.max_question_chars:
-                raise ValueError(
-                    f"queries.{name}.ask: has {len(query.ask)} characters; answering.max_question_chars is {self.answering.max_question_chars}"
-                )
+    def _consistent(self) -> Self:
+        faults = contradictions(
+            self.model_dump(include={"streams", "queries"}), self.answering.max_question_chars
+        )
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
 
-def load(
-    path: str | Path | None,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    check: Callable[[Mapping[str, Any]], list[str]] | None = None,
-) -> Settings:
-    """Read, expand and check a configuration file; raises ConfigError listing every fault, a line each.
-
-    `overrides` are dotted keys (`"http.port": 0`) of the command line, which win over file and environment. `check`
-    finds further faults in the merged tree, for what this layer may not know (which schemes and reducers exist).
-    """
-    tree, faults = _expand(_read(path), "") if path is not None else ({}, [])
-    environment, unknown = _environment()
-    tree = _merged(_merged(tree, environment), _nested(overrides or {}))
-    where = f"{path}: " if path is not None else ""
-    settings: Settings | None = None
-    try:
-        settings = Settings(**tree)
-    except ValidationError as error:
-        faults += [_fault(item) for item in error.errors()]
-    faults += check(tree) if check is not None else []
-    if faults or unknown or settings is None:
-        raise ConfigError("\n".join([*(f"{where}{fault}" for fault in faults), *unknown]))
-    return settings
-
-
-def _environment() -> tuple[dict[str, Any], list[str]]:
-    """The settings that the environment gives, and a fault for each variable of ours that names none."""
-    prefix = str(Settings.model_config.get("env_prefix"))
-    given = [name for name in os.environ if name.upper().startswith(prefix)]
-    known = list(Settings.model_fields)
+def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str]:
+    """Faults that no single key shows, found as well in a tree that has others."""
+    streams, queries = (_maps(tree.get(key)) for key in ("streams", "queries"))
     faults = [
-        f"environment: {name} names no setting{registry.suggest(word, known)}"
-        for name in given
-        if (word := name[len(prefix) :].split("__")[0].lower()) not in known
+        f"{kind}: the name {urls.shown(name)!r} may hold letters, digits, '_' and '-' only, 64 at most, for it"
+        " becomes part of topics and URLs"
+        for kind, names in (("streams", streams), ("queries", queries))
+        for name in names
+        if not _NAME.fullmatch(name)
     ]
-    return EnvSettingsSource(Settings)(), faults
+    for name, query in queries.items():
+        named = at(query, ["streams"])
+        for stream in named if isinstance(named, list) else ():
+            if isinstance(stream, str) and stream not in streams:
+                hint = registry.suggest(stream, [urls.shown(known) for known in sorted(streams)])
+                faults.append(
+                    f"queries.{urls.shown(name)}.streams: there is no stream {urls.shown(stream)!r}{hint}"
+                )
+        ask = at(query, ["ask"])
+        longest = _number(max_question_chars, AnsweringSettings().max_question_chars)
+        if isinstance(ask, str) and len(ask) > longest:
+            faults.append(
+                f"queries.{urls.shown(name)}.ask: has {len(ask)} characters; answering.max_question_chars is {longest}"
+            )
+    return faults
 
 
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in dotted.items():
-        *parents, last = path.split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree
-
-
-def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`low` with `high` laid over it, maps merged key by key, anything else replaced."""
-    tree = dict(low)
-    for key, value in high.items():
-        under = tree.get(key)
-        tree[key] = (
-            _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
-        )
-    return tree
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path}: can't read the configuration: {reason}") from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}: not valid YAML{at}: {getattr(error, 'problem', 'unreadable')}"
-        ) from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{path}: the configuration must be a map of keys such as 'streams:'")
-    return tree
-
-
-def _expand(node: Any, path: str) -> tuple[Any, list[str]]:
-    """`node` with every ${NAME} replaced from the environment, and a fault for each that is not set."""
-    if isinstance(node, str):
-        missing = [name for name in _VARIABLE.findall(node) if name not in os.environ]
-        faults = [f"{path}: the environment has no variable {name!r}" for name in missing]
-        return _VARIABLE.sub(_value, node), faults
-    if isinstance(node, dict):
-        pairs = {key: _expand(value, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
-        return {k: v[0] for k, v in pairs.items()}, [f for v in pairs.values() for f in v[1]]
-    if isinstance(node, list):
-        items = [_expand(value, f"{path}[{index}]") for index, value in enumerate(node)]
-        return [item[0] for item in items], [f for item in items for f in item[1]]
-    return node, []
-
-
-def _value(match: re.Match[str]) -> str:
-    """A variable's value; inside a URL it is percent-encoded, so that any password fits."""
-    value = os.environ.get(match[1], "")
-    return quote(value, safe="") if "://" in match.string[: match.start()] else value
-
-
-def _fault(error: Any) -> str:
-    """One line for one of pydantic's errors: path, what is wrong, what to do."""
-    path = ".".join(str(part) for part in error["loc"])
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = (
-            f"unknown key{registry.suggest(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
-        )
-    elif error["type"] == "missing":
-        message = "missing"
-    return f"{path}: {message}" if path else message
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `location` knows."""
-    node: Any = Settings
+def at(node: Any, location: Sequence[str]) -> Any:
+    """What stands at `location` of a tree of maps and lists; None where nothing does."""
     for part in location:
-        node = get_args(node)[1] if get_origin(node) is dict else node.model_fields[part].annotation
-    return sorted(getattr(node, "model_fields", {}))
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            return None
+    return node
+
+
+def _maps(node: Any) -> dict[str, Any]:
+    return node if isinstance(node, dict) else {}
+
+
+def _number(value: Any, default: int) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return default

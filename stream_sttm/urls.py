@@ -1,11 +1,21 @@
 """URLs as people may see them: credentials taken out by parsing, never by pattern.
 
-Knows nothing of what a URL is for. `mask` is the only way a source or sink URL reaches a log, topic or answer.
+Knows nothing of what a URL is for. `mask` is the only way a source or sink URL reaches a log, topic or answer; where
+it can't tell a credential from the rest, it hides the rest too.
 """
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import (
+    SplitResult,
+    parse_qsl,
+    quote,
+    quote_plus,
+    unquote,
+    urlencode,
+    urlsplit,
+    urlunsplit,
+)
 
 from stream_sttm.errors import ConfigError
 
@@ -19,48 +29,77 @@ def split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise ConfigError("not a URL: its host or port can't be read") from error
-    if not parts.scheme:
-        raise ConfigError(f"not a URL: {_hint(url)!r} has no scheme such as rtsp:// or mqtt://")
+        raise ConfigError(
+            "not a URL: its host or port can't be read; in a password write @ : / ? # as %40 %3A %2F %3F %23,"
+            " or take it from the environment with ${NAME}"
+        ) from error
+    if not (parts.scheme and url.partition(":")[2].startswith("//")):
+        raise ConfigError("not a URL: it has no scheme such as rtsp:// or mqtt://")
     return parts
 
 
 def mask(url: str) -> str:
-    """The URL with user, password and secret-looking query values replaced by ***."""
+    """The URL with user, password and whatever else looks secret in it replaced by ***."""
     try:
         parts = split(url)
     except ConfigError:
         return HIDDEN
-    host = parts.netloc.rpartition("@")[2]
-    netloc = f"{HIDDEN}@{host}" if "@" in parts.netloc else host
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    netloc, path, query = parts.netloc, parts.path, parts.query
+    rest = url.partition("//")[2]
+    if "@" in rest[len(netloc) :] and ":" in netloc:
+        # a password with a bare / ? or # in it ends the host too early, so all before the last @ may be secret
+        netloc, _, path = rest.rpartition("@")[2].partition("/")
+        netloc, query = f"{HIDDEN}@{netloc.partition('?')[0].partition('#')[0]}", ""
+        path = f"/{path}".partition("?")[0].partition("#")[0] if path else ""
+    elif "@" in netloc:
+        netloc = f"{HIDDEN}@{netloc.rpartition('@')[2]}"
+    path = "/".join(HIDDEN if _names_secret(part) else part for part in path.split("/"))
+    pairs = parse_qsl(query, keep_blank_values=True)
     if any(_is_secret(key) for key, _ in pairs):
         query = urlencode([(k, HIDDEN if _is_secret(k) else v) for k, v in pairs], safe="*")
-    else:
-        query = parts.query
-    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    return urlunsplit((parts.scheme, netloc, path, query, ""))
 
 
 def scrub(text: str, url: str) -> str:
-    """`text` (an error of some library, say) with every secret part of `url` taken out."""
+    """`text` (an error of some library, say) with every secret part of `url` taken out, however it is encoded."""
     text = text.replace(url, mask(url))
     try:
         parts = split(url)
     except ConfigError:
         return text
-    secrets = [parts.password, parts.netloc.rpartition("@")[0]]
-    secrets += [value for key, value in parse_qsl(parts.query) if _is_secret(key)]
-    for secret in secrets:
-        for form in (secret, unquote(secret or "")):
-            if form:
-                text = text.replace(form, HIDDEN)
+    login = parts.netloc.rpartition("@")[0]
+    secrets = {login, parts.password or "", parts.fragment}
+    secrets |= {part for part in parts.path.split("/") if _names_secret(part)}
+    for pair in parts.query.split("&"):
+        key, _, value = pair.partition("=")
+        if _is_secret(unquote(key)):
+            secrets.add(value)
+    for secret in sorted(_spellings(secrets), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
     return text
+
+
+def shown(word: str) -> str:
+    """A key or name as a message may repeat it: someone may have put a URL in its place."""
+    return mask(word) if "://" in word or "@" in word else word
+
+
+def _spellings(secrets: set[str]) -> set[str]:
+    """Each secret as it stands in the URL, as it is meant, and as another program may write it."""
+    forms = set()
+    for secret in secrets:
+        meant = {unquote(secret), unquote(secret.replace("+", " "))}
+        forms |= {secret, *meant}
+        for plain in meant:
+            forms |= {quote(plain, safe=""), quote(plain), quote_plus(plain), repr(plain)[1:-1]}
+            forms |= {form.lower() for form in (quote(plain, safe=""), quote(plain)) if "%" in form}
+    return forms - {""}
+
+
+def _names_secret(part: str) -> bool:
+    """Whether a path's part gives a credential, as some cameras want it: /user=admin_password=x_channel=1."""
+    return "=" in part and _is_secret(unquote(part))
 
 
 def _is_secret(key: str) -> bool:
     return any(word in key.lower() for word in _SECRET_KEYS)
-
-
-def _hint(url: str) -> str:
-    """A part of something that is no URL, short enough and free of anything before an @."""
-    return url.rpartition("@")[2][:40]

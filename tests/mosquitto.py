@@ -27,6 +27,12 @@ def free_port() -> int:
         return port
 
 
+def missing() -> list[str]:
+    """Which of its programs this machine lacks."""
+    programs = ("mosquitto", "mosquitto_sub", "mosquitto_passwd")
+    return [name for name in programs if shutil.which(name) is None]
+
+
 class Mosquitto:
     """A broker that can be stopped, killed, frozen and started again on the same port."""
 
@@ -130,7 +136,7 @@ MakeBroker = Callable[..., Mosquitto]
 @pytest.fixture
 def make_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeBroker]:
     """Makes brokers (not started) that are killed at the end of the test."""
-    if not all(shutil.which(name) for name in ("mosquitto", "mosquitto_sub", "mosquitto_passwd")):
+    if missing():
         pytest.skip("needs mosquitto (Debian: mosquitto, mosquitto-clients)")
     with ExitStack() as stack:
 

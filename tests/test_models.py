@@ -80,7 +80,7 @@ def test_our_layer_loop_equals_transformers_forward(model: VideoLLM, tiny_folder
     )
     if model.axes == 1:
         pixels = model.preprocess(frames)
-        visual = reference.model.get_video_features(pixels[None]).pooler_output.shape[1]
+        visual = count * rows * columns + 1
         # image_newline is the last of transformers' visual tokens; ours opens the question
         ids = torch.tensor([before + [reference.config.video_token_id] * visual + after[1:]])
         wanted = reference(input_ids=ids, pixel_values_videos=pixels[None]).logits

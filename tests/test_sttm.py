@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.merging import check, merge, plain_merge, scene
 from stream_sttm.reducers import quadtree
-from stream_sttm.reducers.sttm import components, merge_video
+from stream_sttm.reducers.sttm import components, merge_video, neighbours
 from tests.moving_fields import moving_field
 
 CASES = sorted((Path(__file__).parent / "data" / "sttm").glob("case*.safetensors"))
@@ -248,3 +248,30 @@ def test_what_the_tree_cannot_hold_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         merge_video(features, spatial_threshold=0.8, temporal_threshold=0.6, root_level=root_level)
+
+
+def test_cells_without_a_direction_have_similarity_zero_and_a_threshold_is_reached_by_its_equal() -> (
+    None
+):
+    black = torch.zeros(3, 6, 6, 8)
+    apart = merge_video(black, spatial_threshold=1e-6, temporal_threshold=1e-6)
+    assert len(apart) == 3 * 36
+    joined = merge_video(black, spatial_threshold=0.0, temporal_threshold=0.0)
+    assert len(joined) == 9
+    in_space = merge_video(black, spatial_threshold=0.0, temporal_threshold=1e-6)
+    assert len(in_space) == 3 * 9
+
+
+def test_neighbours_are_listed_once() -> None:
+    features = moving_field(7, frames=5, grid=(9, 12))
+    leaves = quadtree.cut(features, spatial_threshold=0.8, root_level=0)
+    pairs = torch.stack(neighbours(leaves), 1)
+    assert len(pairs.unique(dim=0)) == len(pairs)
+    frames = leaves.boxes[:, 0]
+    assert bool((frames[pairs[:, 0]] == frames[pairs[:, 1]] + 1).all())
+    met = {
+        (later, earlier)
+        for above, below in zip(leaves.owner[1:], leaves.owner[:-1], strict=True)
+        for later, earlier in zip(above.flatten().tolist(), below.flatten().tolist(), strict=True)
+    }
+    assert {tuple(pair) for pair in pairs.tolist()} == met

@@ -105,6 +105,14 @@ def test_a_still_scene_is_emitted_once_and_again_when_its_tokens_are_evicted() -
     assert len(none) == 0
 
 
+def test_what_was_evicted_stays_so() -> None:
+    scene = moving_field(1, frames=1, jumps=0.0)
+    reducer = SttmStreaming(spatial_threshold=0.95)
+    first, state = reducer(scene)
+    anew, _ = reducer(scene, state.expire(before=len(first)).expire(before=1))
+    assert torch.equal(anew.features, first.features)
+
+
 def test_drift_guard_ends_a_slow_slide_that_frame_to_frame_matching_follows_for_ever() -> None:
     angles = torch.linspace(0, torch.pi, 40)
     slide = torch.stack([angles.cos(), angles.sin()], 1)[:, None, None, :].expand(-1, 4, 4, -1)
@@ -177,6 +185,12 @@ def test_low_precision_decides_as_its_float32_copy_does(dtype: torch.dtype) -> N
 def test_bad_options_are_refused(chosen: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         SttmStreaming(**chosen)
+
+
+def test_a_leaf_whose_similarity_equals_the_threshold_joins() -> None:
+    black = torch.zeros(3, 6, 6, 8)
+    tokens, _ = SttmStreaming(spatial_threshold=0.0, temporal_threshold=0.0)(black)
+    assert tokens.sizes.tolist() == torch.full((9,), 12).tolist()
 
 
 def test_a_tie_goes_to_the_leaf_that_comes_first() -> None:

@@ -13,7 +13,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from stream_sttm import __version__
-from stream_sttm.config import Settings, load
+from stream_sttm.config import Settings
+from stream_sttm.configfile import load
 from stream_sttm.errors import ConfigError, StreamSTTMError
 
 _log = logging.getLogger("stream_sttm")

@@ -33,10 +33,9 @@ from stream_sttm.sources.truth import KINDS
 from workers import local
 
 STREAM, PREFIX = "scene", "demo"
-STANDING = {"objects": "list", "count": "count"}  # query name: kind of question
 ASK_EVERY = 4.0  # seconds between two questions over HTTP
 WAIT = 60.0  # seconds for the camera and the service to start
-_COLUMNS = "{:>7}  {:<5} {:<38} {:<44} {:<44} {:<5} {:>12} {:>8}"
+_COLUMNS = "{:>7}  {:<4} {:<37} {:<38} {:<38} {:<5} {:>10} {:>7}"
 
 
 @dataclass(slots=True)
@@ -65,7 +64,7 @@ class Tally:
             way,
             answer["question"],
             answer["answer"],
-            truth or "(no clear truth)",
+            truth or "(not clear)",
             verdict,
             f"{before} -> {after}",
             f"{answer['event_to_answer_ms']:.0f} ms",
@@ -86,14 +85,14 @@ class Tally:
 
 async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) -> int:
     """Run the demo for `seconds`, or until cancelled; 0 where answers came over MQTT and over HTTP, else 1."""
-    tally = Tally()
+    tally, truth = Tally(), _Truth(Scene(seed))
     try:
         async with (
             _camera(seed) as (camera, epoch),
             _broker(mqtt) as broker,
-            _service(camera, broker, port) as page,
+            _service(_configuration(camera, broker, truth.standing), port) as page,
         ):
-            truth = _Truth(Scene(seed), epoch)
+            truth.epoch = epoch
             print(f"camera {camera} · broker {urls.mask(broker)} · page {page}")
             _say("time", "by", "question", "answer", "truth", "", "tokens", "latency")
             tally.started = time.monotonic()
@@ -109,16 +108,22 @@ async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) 
 class _Truth:
     """What was true in the camera's scene during the span that an answer speaks of."""
 
-    def __init__(self, scene: Scene, epoch: float) -> None:
-        self.scene, self._epoch = scene, epoch
+    def __init__(self, scene: Scene) -> None:
+        self.scene, self.epoch = scene, 0.0
+        things = [thing.name for at in (5.0, 25.0, 45.0) for thing in scene.objects_at(at)]
+        # Standing queries by name: the kind of question and what it is about. The last one's answer changes.
+        self.standing: dict[str, tuple[str, str | None]] = {
+            "objects": ("list", None),
+            "alarm": ("exist", things[-1] if things else "red circle"),
+        }
 
     def of(self, answer: dict[str, Any], kind: str, subject: str | None = None) -> str | None:
-        start, end = (at - self._epoch for at in answer["window"])
+        start, end = (at - self.epoch for at in answer["window"])
         return self.scene.truth(kind, start, end, subject=subject)
 
     def something_to_ask(self, rng: random.Random) -> tuple[str, str]:
         """A kind of question and its subject, about what is in view now, or sometimes is not."""
-        now = time.time() - self._epoch
+        now = time.time() - self.epoch
         things = self.scene.objects_at(now - 1.0)
         kind = rng.choice(["exist", "colour", "motion", "where", "exist"])
         if not things:
@@ -143,7 +148,7 @@ async def _listen(broker: str, truth: _Truth, tally: Tally) -> None:
         async for message in client.messages:
             payload = message.payload
             answer = json.loads(payload if isinstance(payload, bytes | str) else b"{}")
-            tally.add("mqtt", answer, truth.of(answer, STANDING[answer["query"]]))
+            tally.add("mqtt", answer, truth.of(answer, *truth.standing[answer["query"]]))
 
 
 async def _ask(page: str, truth: _Truth, tally: Tally) -> None:
@@ -152,7 +157,7 @@ async def _ask(page: str, truth: _Truth, tally: Tally) -> None:
         while True:
             await asyncio.sleep(ASK_EVERY)
             kind, subject = truth.something_to_ask(rng)
-            question = KINDS[kind].format(subject).replace("a orange", "an orange")
+            question = _words(kind, subject)
             reply = await client.post("/api/v1/ask", json={"stream": STREAM, "question": question})
             if reply.is_success:
                 answer = reply.json()
@@ -216,11 +221,12 @@ async def _broker(given: str | None) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _service(camera: str, broker: str, port: int) -> AsyncIterator[str]:
-    """The real service on the camera, ready to answer; yields its address."""
+async def _service(configuration: dict[str, Any], port: int) -> AsyncIterator[str]:
+    """The real service, ready to answer; yields its address."""
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings.model_validate(_configuration(camera, broker, port, folder))
+        store = {"path": os.path.join(folder, "answers.db")}
+        settings = Settings(**configuration, http={"port": port}, store=store)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(
                 local.run(settings, ready=listening.set_result), name="service"
@@ -236,17 +242,22 @@ async def _service(camera: str, broker: str, port: int) -> AsyncIterator[str]:
             task.cancel()
 
 
-def _configuration(camera: str, broker: str, port: int, folder: str) -> dict[str, Any]:
+def _configuration(
+    camera: str, broker: str, standing: dict[str, tuple[str, str | None]]
+) -> dict[str, Any]:
+    queries = {
+        name: {"streams": [STREAM], "ask": _words(*asked), "every": 2, "announce": "always"}
+        for name, asked in standing.items()
+    }
     return {
         "streams": {STREAM: {"source": camera, "fps": 2}},
-        "queries": {
-            name: {"streams": [STREAM], "ask": KINDS[kind], "every": 2, "announce": "always"}
-            for name, kind in STANDING.items()
-        },
+        "queries": queries,
         "sinks": [broker],
-        "http": {"port": port},
-        "store": {"path": os.path.join(folder, "answers.db")},
     }
+
+
+def _words(kind: str, subject: str | None) -> str:
+    return KINDS[kind].format(subject).replace("a orange", "an orange")
 
 
 def _free_port() -> int:

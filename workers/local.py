@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stream_sttm import __version__, metrics, registry
+from stream_sttm import __version__, metrics, registry, urls
 from stream_sttm.api.app import create_app
 from stream_sttm.config import Settings
 from stream_sttm.engine.engine import Engine
@@ -131,7 +131,12 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
         url = stream.get("source") if isinstance(stream, dict) else None
         if isinstance(url, str):
             faults += _fault(
-                f"streams.{name}.source", open_source, url, stream=name, fps=1.0, max_side=640
+                f"streams.{urls.shown(name)}.source",
+                open_source,
+                url,
+                stream=name,
+                fps=1.0,
+                max_side=640,
             )
     sinks = tree.get("sinks")
     for index, url in enumerate(sinks if isinstance(sinks, list) else ()):

@@ -37,9 +37,12 @@ class LlavaOnevision(VideoLLM):
             vision_feature_select_strategy=self.config.vision_feature_select_strategy,
         )
         flat = out.pooler_output if hasattr(out, "pooler_output") else out
-        features: Tensor = flat[0, :-1]  # the last one is image_newline
-        side = round((features.shape[0] / pixels.shape[0]) ** 0.5)
-        return features.reshape(pixels.shape[0], side, side, -1)
+        vision = self.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)  # the family pools 2 x 2
+        frames = pixels.shape[0]
+        # Some versions of the library put image_newline behind the last frame here, others later.
+        features: Tensor = flat[0, : frames * side * side]
+        return features.reshape(frames, side, side, -1)
 
     def embed(self, ids: Tensor) -> Tensor:
         """As every family's, with the video token standing for `image_newline`."""

@@ -22,7 +22,7 @@ class Progress:
         return self
 
 
-def after(state: Progress | None, frames: int, tokens: int, device: torch.device) -> Progress:
+def progressed(state: Progress | None, frames: int, tokens: int, device: torch.device) -> Progress:
     """The state after `frames` more frames gave `tokens` more tokens."""
     none = torch.empty(0, dtype=torch.int64, device=device)
     done = (state.frames, state.tokens) if state is not None else (0, 0)

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# On a CPU, work goes through its cache in blocks: fresh memory costs it more than the arithmetic does.
+# Work goes in blocks of this many bytes: a CPU's cache, as fresh memory costs it more than the arithmetic does;
+# elsewhere as much as keeps the launches few.
 CACHE_BYTES = 6 << 20
+MEMORY_BYTES = 256 << 20
 EPSILON = 1e-20
 
 
@@ -173,10 +175,14 @@ def _starts(shapes: list[tuple[int, ...]], frames: int) -> list[int]:
 def _blocks(cells: Tensor) -> list[slice]:
     """Runs of frames that are worked on together."""
     frames = cells.shape[0]
-    step = frames
-    if cells.device.type == "cpu":
-        step = max(1, CACHE_BYTES // (cells[0].numel() * cells.element_size()))
+    step = at_once(cells.device, frames, cells[0].nbytes)
     return [slice(start, start + step) for start in range(0, frames, step)]
+
+
+def at_once(device: torch.device, count: int, item_bytes: int) -> int:
+    """How many of `count` items to work on together, at least one."""
+    block = CACHE_BYTES if device.type == "cpu" else MEMORY_BYTES
+    return max(1, min(count, block // item_bytes))
 
 
 def _halved(child: Tensor) -> Tensor:

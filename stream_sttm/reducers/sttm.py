@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stream_sttm.reducers import frames, quadtree
+from stream_sttm.reducers import quadtree
+from stream_sttm.reducers.frames import Progress, checked, progressed
 from stream_sttm.reducers.quadtree import EPSILON, Leaves
 from stream_sttm.tokens import VisualTokens
 
@@ -44,10 +45,10 @@ class Sttm:
         check_options(self.spatial_threshold, self.temporal_threshold, self.root_level)
 
     def __call__(
-        self, features: Tensor, state: frames.Progress | None = None
-    ) -> tuple[VisualTokens, frames.Progress]:
+        self, features: Tensor, state: Progress | None = None
+    ) -> tuple[VisualTokens, Progress]:
         """Merge the frames of one clip among themselves."""
-        features = frames.checked(features, min_side=2)
+        features = checked(features, min_side=2)
         leaves = quadtree.cut(
             features,
             spatial_threshold=self.spatial_threshold,
@@ -62,7 +63,7 @@ class Sttm:
             root = components(later[linked], earlier[linked], len(leaves))
             merged = joined(leaves, root)
         tokens = VisualTokens(merged.features.to(features.dtype), merged.boxes, merged.sizes)
-        return tokens, frames.after(state, features.shape[0], len(tokens), features.device)
+        return tokens, progressed(state, features.shape[0], len(tokens), features.device)
 
 
 def neighbours(leaves: Leaves) -> tuple[Tensor, Tensor]:
@@ -91,9 +92,7 @@ def similarities(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
 def row_dots(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
     """Dot products of the features behind two lists of table rows, (P,)."""
     count, channels = first.shape[0], leaves.tables[0].shape[1]
-    step = max(count, 1)
-    if first.device.type == "cpu":
-        step = min(step, max(1, quadtree.CACHE_BYTES // (4 * channels)))
+    step = quadtree.at_once(first.device, count, 4 * channels)
     dots = leaves.norms.new_empty(count)
     left, right = leaves.tables[0].new_empty(2, step, channels)
     for start in range(0, count, step):
@@ -112,9 +111,7 @@ def components(first: Tensor, second: Tensor, count: int) -> Tensor:
         lower = label.scatter_reduce(0, a, low, "amin").scatter_reduce_(0, b, low, "amin")
         for _ in range(3):
             lower = lower[lower]
-        if torch.equal(
-            lower, label
-        ):  # a sync per round; the rounds grow with the log of the longest chain
+        if torch.equal(lower, label):  # a sync per round; few rounds: chains halve
             return label
         label = lower
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stream_sttm.reducers import frames, quadtree
+from stream_sttm.reducers import quadtree
+from stream_sttm.reducers.frames import checked
 from stream_sttm.reducers.quadtree import EPSILON, Leaves
 from stream_sttm.reducers.sttm import (
     check_cosine,
@@ -82,7 +83,7 @@ class SttmStreaming:
         Where the grid, the channels or the device differ from the frame before, every leaf of the clip's first
         frame is emitted, as in a refresh.
         """
-        features = frames.checked(features, min_side=2)
+        features = checked(features, min_side=2)
         fresh = quadtree.cut(
             features,
             spatial_threshold=self.spatial_threshold,

@@ -1,0 +1,112 @@
+"""A YAML file as a tree of plain values: no key twice, every ${NAME} taken from the environment, faults in one line.
+
+Knows nothing of what the keys mean. No message repeats a value, for any value may be a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from stream_sttm import urls
+from stream_sttm.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The file's tree, an empty file being an empty one; raises ConfigError for one that can't be read as a map."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: can't read the configuration: {reason}") from error
+    try:
+        tree = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML{_place(error)}: {_reason(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: the configuration must be a map of keys such as 'streams:'")
+    return tree
+
+
+def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
+    """`node` with every ${NAME} replaced from the environment, and a fault for each that is not set."""
+    if isinstance(node, str):
+        missing = [name for name in _VARIABLE.findall(node) if name not in os.environ]
+        faults = [
+            f"{path}: the environment has no variable {name!r}; set it, or take ${{{name}}} out"
+            for name in missing
+        ]
+        return _VARIABLE.sub(_value, node), faults
+    if isinstance(node, dict):
+        pairs = {
+            key: expand(value, f"{path}.{urls.shown(key)}".lstrip("."))
+            for key, value in node.items()
+        }
+        return {k: v[0] for k, v in pairs.items()}, [f for v in pairs.values() for f in v[1]]
+    if isinstance(node, list):
+        items = [expand(value, f"{path}.{index}") for index, value in enumerate(node)]
+        return [item[0] for item in items], [f for item in items for f in item[1]]
+    return node, []
+
+
+def _value(match: re.Match[str]) -> str:
+    """A variable's value; inside a URL it is percent-encoded, so that any password fits."""
+    value = os.environ.get(match[1], "")
+    return quote(value, safe="") if "://" in match.string[: match.start()] else value
+
+
+class _Fault(yaml.constructor.ConstructorError):
+    """A fault of ours, whose text is fit to be shown."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, with keys that stand twice and values that contain themselves refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # what << brings in, the map itself may override
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                reason = "a key that is no text; quote it where it is meant as a name"
+                raise _Fault(None, None, reason, key_node.start_mark)
+            if key in seen:
+                raise _Fault(None, None, "a key stands twice in one map", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        # deep from the root on: a value that contains itself is then an error and no endless tree
+        try:
+            return super().construct_object(node, deep=True)
+        except (ValueError, OverflowError) as error:
+            reason = "a number or date that can't be; quote it where it is meant as text"
+            raise _Fault(None, None, reason, node.start_mark) from error
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong, without any of the file's own text."""
+    if isinstance(error, yaml.composer.ComposerError) or (
+        isinstance(error, yaml.constructor.ConstructorError) and not isinstance(error, _Fault)
+    ):
+        return (
+            "a tag or alias that has no meaning here; quote values that begin with '*', '&' or '!'"
+        )
+    return getattr(error, "problem", None) or "it holds characters that no text file has"
