@@ -13,7 +13,13 @@ from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, QuerySettings
 from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import NoVideoYet, QuestionExpired, QuestionRejected, UnknownStream
+from stream_sttm.errors import (
+    NoVideoYet,
+    QuestionExpired,
+    QuestionRejected,
+    Stopping,
+    UnknownStream,
+)
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.types import Answer, Clip, Frame
@@ -145,6 +151,19 @@ async def test_questions_nobody_waits_for_any_more_are_not_worked_on_and_count_a
         assert len(running.delivered) <= 1 + LIMITS.max_batch
     assert _counted("expired") - before["expired"] == 60
     assert _counted("answered") - before["answered"] == 1
+
+
+async def test_who_waits_for_an_answer_when_all_ends_is_told_so() -> None:
+    async with asyncio.timeout(20), _running() as running:
+        await running.show("door", 1)
+        asked = [asyncio.create_task(running.ask("door", f"is it {i}?")) for i in range(50)]
+        while not running.analysis._asked:
+            await asyncio.sleep(0)
+    assert Stopping in {
+        type(error) for error in await asyncio.gather(*asked, return_exceptions=True)
+    }
+    with pytest.raises(Stopping, match="ask again"):
+        await running.ask("door", "is it over?")
 
 
 async def test_a_stream_without_clips_does_not_hold_up_another() -> None:
