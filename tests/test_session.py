@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.session import MemoryPlan, StreamSession
 from stream_sttm.errors import ConfigError
@@ -73,7 +74,7 @@ def _question(text: str, most: int = 12) -> Question:
 
 def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
     batch = AnswerBatch(model, session.view(), [_question(text) for text in texts])
-    done = batch.prefill()
+    done = batch.step()
     while batch.questions:
         done += batch.step()
     return {one.question.id: one.text for one in done}
@@ -83,7 +84,7 @@ def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
     seen: list[Tensor] = []
     batch = AnswerBatch(model, session.view(), [_question(text, most=1)])
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
-    batch.prefill()
+    batch.step()
     return seen[0]
 
 
@@ -165,7 +166,7 @@ def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoL
     for session, is_busy in ((calm, False), (busy, True)):
         _feed(session, video[:6], 2)
         batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
-        done = batch.prefill()
+        done = batch.step()
         start = 6
         while batch.questions:
             if is_busy:
@@ -194,6 +195,20 @@ def test_batched_questions_equal_one_by_one(
     alone = {text: _answers(tiny_model, session, text)[text] for text in texts}
     assert together == alone
     assert len(set(together.values())) > 1
+
+
+def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _session(tiny_model, replace(PLAN, fresh_frames=1))
+    _feed(session, _video(tiny_model, 6), cut=2)
+    texts = ["what is there?", "is there a red circle " * 6 + "?", "how many? " * 9, "who?"]
+    whole = _answers(tiny_model, session, *texts)
+    monkeypatch.setattr(answering, "PIECE", 20)
+    assert _answers(tiny_model, session, *texts) == whole
+    batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+    batch.step()
+    assert batch._suffix.length == 20 // len(texts)
 
 
 def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: VideoLLM) -> None:
