@@ -49,6 +49,7 @@ class Backoff:
 
 
 OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
+SIGNS_OF_LIFE = 4  # frames that a camera's source is asked for while its watchdog waits
 LEAST_STEP = 0.001  # seconds between two frames of one stream, whatever its source's clock says
 _TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
 
@@ -175,8 +176,10 @@ class _Stream:
 
     async def _connection(self) -> None:
         settings = self._settings
+        # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames.
+        fps = max(settings.fps, SIGNS_OF_LIFE / settings.stall_after)
         source = open_source(
-            settings.source, stream=self._name, fps=settings.fps, max_side=settings.max_side
+            settings.source, stream=self._name, fps=fps, max_side=settings.max_side
         )
         async with AsyncExitStack() as stack:
             try:
