@@ -15,6 +15,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from math import ceil
 
 from stream_sttm import metrics, urls
 from stream_sttm.config import StreamSettings
@@ -176,8 +177,9 @@ class _Stream:
 
     async def _connection(self) -> None:
         settings = self._settings
-        # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames.
-        fps = max(settings.fps, SIGNS_OF_LIFE / settings.stall_after)
+        # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames. A whole
+        # multiple keeps the frames that sampling wants among them.
+        fps = settings.fps * ceil(SIGNS_OF_LIFE / settings.stall_after / settings.fps)
         source = open_source(
             settings.source, stream=self._name, fps=fps, max_side=settings.max_side
         )
