@@ -157,7 +157,7 @@ async def test_who_waits_for_an_answer_when_all_ends_is_told_so() -> None:
     async with asyncio.timeout(20), _running() as running:
         await running.show("door", 1)
         asked = [asyncio.create_task(running.ask("door", f"is it {i}?")) for i in range(50)]
-        while not running.analysis._asked:
+        while not running.analysis._asked:  # noqa: ASYNC110 - a poll
             await asyncio.sleep(0)
     assert Stopping in {
         type(error) for error in await asyncio.gather(*asked, return_exceptions=True)

@@ -20,7 +20,6 @@ from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question, TokenCounts
 
-
 PIECE = 512  # question tokens of all rows together that one step reads
 
 
