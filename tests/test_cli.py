@@ -147,6 +147,26 @@ def test_a_model_that_is_still_being_fetched_holds_nobody_up(tmp_path: Path) -> 
                 running.kill()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("--mqtt", "mqtt://me:topsecret@127.0.0.1:9"), 1, "refused; check --mqtt"),
+        (("--mqtt", "nonsense"), 2, "has no scheme"),
+        (("--port", "99999"), 2, "99999 is no port"),
+        (("--seconds", "0"), 2, "no time to run"),
+        (("--seconds", "nan"), 2, "no time to run"),
+    ],
+)
+def test_what_the_demo_can_not_do_is_one_line(
+    arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    run = _run("demo", "--port", "0", *arguments)
+    assert run.returncode == status
+    assert words in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+    assert "topsecret" not in run.stderr + run.stdout
+
+
 def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:
     trees = (
         {"streams": 3, "sinks": "x", "reducer": []},

@@ -86,13 +86,27 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="a drawn camera, watched and answered, with the truth beside each answer"
     )
     demo.add_argument(
-        "--seconds", type=float, help="end after so long; without it, run until Ctrl-C"
+        "--seconds", type=_seconds, help="end after so long; without it, run until Ctrl-C"
     )
     demo.add_argument("--mqtt", metavar="URL", help="a broker to use instead of the embedded one")
-    demo.add_argument("--port", type=int, default=8080, help="port of the page; 0 takes a free one")
+    demo.add_argument(
+        "--port", type=_port, default=8080, help="port of the page; 0 takes a free one"
+    )
     demo.add_argument("--seed", type=int, default=7, help="which drawn world")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _seconds(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time to run; give a number above 0")
+    return float(text)
+
+
+def _port(text: str) -> int:
+    if not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give one from 0 to 65535")
+    return int(text)
 
 
 def _settings(path: str, **overrides: Any) -> Settings:

@@ -27,7 +27,7 @@ import httpx
 
 from stream_sttm import urls
 from stream_sttm.config import Settings
-from stream_sttm.errors import ConfigError, SourceUnavailable
+from stream_sttm.errors import ConfigError, SinkError, SourceUnavailable
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.truth import KINDS
 from workers import local
@@ -136,6 +136,15 @@ class _Truth:
 
 
 async def _listen(broker: str, truth: _Truth, tally: Tally) -> None:
+    try:
+        await _read(broker, truth, tally)
+    except aiomqtt.MqttError as error:
+        raise SinkError(
+            f"broker {urls.mask(broker)}: {urls.scrub(str(error), broker)}; check --mqtt"
+        ) from error
+
+
+async def _read(broker: str, truth: _Truth, tally: Tally) -> None:
     parts = urlsplit(broker)
     async with aiomqtt.Client(
         parts.hostname or "127.0.0.1",
