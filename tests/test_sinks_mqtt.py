@@ -17,7 +17,7 @@ import pytest
 
 from stream_sttm import metrics
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
-from stream_sttm.sinks import open_sink
+from stream_sttm.sinks import mqtt, open_sink
 from stream_sttm.sinks.mqtt import MAX_PAYLOAD_BYTES, MqttSink
 from stream_sttm.types import StreamState
 from tests.answers import make_answer, make_status, until
@@ -158,6 +158,29 @@ async def test_broker_that_acknowledges_nothing_is_left_and_found_again(broker: 
         broker.thaw()
         await until(lambda: is_connected(sink))
         await sink.send(make_answer())
+
+
+async def test_attempts_that_a_silent_broker_let_hang_are_gone_when_it_wakes(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each would hold a socket, and a last will that says `offline` of a service that runs."""
+    monkeypatch.setattr(mqtt, "_CONNACK", 0.3)
+    caplog.set_level(logging.INFO)
+    with broker.reader() as reader:
+        async with MqttSink(broker.url, timeout=0.3) as sink:
+            await sink.send(make_answer())
+            files, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+            broker.freeze()
+            with pytest.raises(SinkError):
+                await sink.send(make_answer())
+            await until(lambda: "no answer" in caplog.text)
+            broker.thaw()
+            await until(lambda: caplog.text.count(": connected") == 2)
+            await until(lambda: len(asyncio.all_tasks()) == tasks)
+            assert len(os.listdir("/proc/self/fd")) == files
+        await until(lambda: reader.payloads("test/available")[-1] == "stopped")
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_user_and_password_of_any_characters_are_taken_from_the_url(

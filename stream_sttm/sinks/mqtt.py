@@ -231,14 +231,25 @@ async def _client(url: str, name: str, options: dict[str, Any]) -> AsyncIterator
         with suppress(aiomqtt.MqttError, OSError):
             await connecting
             await client.__aexit__(None, None, None)
+        _hang_up(client)
         raise
     except (aiomqtt.MqttError, OSError) as error:
+        _hang_up(client)
         raise SinkError(f"mqtt broker {name}: {_explain(error, url)}") from error
     try:
         yield client
     finally:
         with suppress(aiomqtt.MqttError, OSError):
             await client.__aexit__(None, None, None)
+
+
+def _hang_up(client: aiomqtt.Client) -> None:
+    """End an attempt to connect that failed, at once and without our last will.
+
+    The library leaves it half open: a broker that was only slow would keep it, and our will with it, and tell
+    `offline` of a service that runs, whenever it ends.
+    """
+    client._client.disconnect()  # noqa: SLF001 - there is no public way
 
 
 def _prefix(parts: SplitResult) -> str:
