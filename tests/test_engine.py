@@ -181,3 +181,16 @@ def test_a_removed_stream_frees_its_memory_and_settles_its_questions(tiny_model:
     assert "removed" in str(gone.error)
     with pytest.raises(UnknownStream):
         engine.ask(_question("door", "what?"))
+
+
+def test_a_stream_whose_windows_do_not_fit_says_so_once_and_to_whoever_asks(
+    tiny_model: VideoLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(tiny_model, memory=MemorySettings(window_tokens=16), clock=Clock())
+    engine.open("door", fps=2)
+    for index in range(3):
+        engine.observe(_clip("door", index, frames=8))
+        _run(engine)
+    with pytest.raises(NoVideoYet, match=r"set memory\.window_tokens to"):
+        engine.ask(_question("door", "what is there?"))
+    assert caplog.text.count("a window was lost") == 1

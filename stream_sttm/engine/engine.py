@@ -60,6 +60,7 @@ class Engine:
         )
         self._streams: dict[str, float] = {}
         self._sessions: dict[str, StreamSession] = {}
+        self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
         self._batches: dict[int, AnswerBatch] = {}
         self._numbers = itertools.count()
         attention.register()
@@ -79,6 +80,7 @@ class Engine:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
         self._streams.pop(stream, None)
         self._sessions.pop(stream, None)
+        self._lost.pop(stream, None)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
 
@@ -109,6 +111,8 @@ class Engine:
             raise QuestionRejected(
                 f"the question has {len(question.text)} characters; at most {self._limits.max_question_chars} are taken"
             )
+        if question.stream not in self._sessions and question.stream in self._lost:
+            raise NoVideoYet(f"nothing to answer from: {self._lost[question.stream]}")
         if question.stream not in self._sessions:
             raise NoVideoYet(
                 f"stream {question.stream!r} has shown no video yet; try again when it is online"
@@ -163,6 +167,7 @@ class Engine:
             features, [*captured[group - 1 :: group], captured[-1]][: len(features)]
         )
         self._sessions[stream] = session
+        self._lost.pop(stream, None)
         self._count(session, done.before_merge, done.after_merge)
         metrics.KV_EVICTED.labels(stream).inc(done.evicted)
         if done.rebased:
@@ -230,9 +235,13 @@ class Engine:
             failure = ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
         match work:
             case Append(clip):
-                _log.error(
-                    "stream %s: a window was lost, its memory starts anew: %s", clip.stream, failure
-                )
+                if self._lost.get(clip.stream) != str(failure):  # not again for each window
+                    _log.error(
+                        "stream %s: a window was lost, its memory starts anew: %s",
+                        clip.stream,
+                        failure,
+                    )
+                self._lost[clip.stream] = str(failure)
                 metrics.FRAMES_DROPPED.labels(clip.stream, "engine_error").inc(len(clip.frames))
                 metrics.KV_REBUILDS.labels(clip.stream, "error").inc()
                 self._sessions.pop(clip.stream, None)
