@@ -178,8 +178,9 @@ class StreamSession:
         return len(deep) + deep.evicted < self.frames * self._grid[0] * self._grid[1]
 
     def _oldest_frame(self) -> int:
-        index = self.cache.deep.index
-        return int(index.frames[0]) if len(index) else self.frames - 1
+        """The oldest frame that any layer remembers."""
+        firsts = [int(band.index.frames[0]) for band in self.cache.bands if len(band)]
+        return min(firsts, default=self.frames - 1)
 
     # appending
 
