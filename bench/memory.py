@@ -4,7 +4,8 @@
 
 Arms run in turn in one process on the bundled model and a drawn scene at 2 frames a second. `answer` asks a memory
 that has seen the stream; `re-encode` sends the same seconds of frames through tower and decoder for the question, as
-a service without a memory must; `re-encode prepared` is spared the scaling of the pictures. The long run feeds synthetic features straight into a stream's memory.
+a service without a memory must; `re-encode prepared` is spared the scaling of the pictures. The long run feeds
+synthetic features straight into a stream's memory.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Pyramid:
 def cut(
     features: Tensor, *, spatial_threshold: float, root_level: int, first_frame: int = 0
 ) -> Leaves:
-    """The leaves of (T, H, W, C) features; raises ValueError where `root_level` leaves no level or a value is bad."""
+    """The leaves of (T, H, W, C) features; raises ValueError where a value is bad."""
     return leaves(pyramid(features, root_level), spatial_threshold, first_frame)
 
 
@@ -157,17 +157,12 @@ def leaves(pyramid: Pyramid, spatial_threshold: float, first_frame: int = 0) -> 
 
 
 def _shapes(height: int, width: int, root_level: int) -> list[tuple[int, int]]:
-    """(h, w) of each level, roots first."""
+    """(h, w) of each level, roots first; the finest stays however many are dropped, for a camera may be small."""
     shapes = [(height, width)]
     while min(shapes[0]) > 2:
         h, w = shapes[0]
         shapes.insert(0, ((h + 1) // 2, (w + 1) // 2))
-    if root_level >= len(shapes):
-        raise ValueError(
-            f"root_level {root_level} leaves no level of a {height}x{width} grid, which has {len(shapes)}: "
-            f"use at most {len(shapes) - 1}"
-        )
-    return shapes[root_level:]
+    return shapes[root_level:] or shapes[-1:]
 
 
 def _starts(shapes: list[tuple[int, ...]], frames: int) -> list[int]:
