@@ -14,7 +14,8 @@
     │   ├── QuestionRejected     empty, too long, or no room for it
     │   │   └── TooManyQuestions no room for one more now: worth asking again
     │   ├── NoVideoYet           the stream has shown no frame so far
-    │   └── QuestionExpired      not answered in time
+    │   ├── QuestionExpired      not answered in time
+    │   └── Stopping             the service is about to end
     ├── StoreError               the answer store can't be read or written
     └── SinkError                an answer could not be handed over: worth trying again
         └── SinkRefused          this one will never be taken: given up
@@ -82,6 +83,10 @@ class NoVideoYet(QuestionError):  # noqa: N818
 
 class QuestionExpired(QuestionError):  # noqa: N818
     """Not answered in time."""
+
+
+class Stopping(QuestionError):  # noqa: N818
+    """The service is about to end and answers nothing any more."""
 
 
 class StoreError(StreamSTTMError):

@@ -7,6 +7,7 @@ One connection behind a lock, so calls may come from any thread; they block, so 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any, Self
 from stream_sttm.errors import StoreError
 from stream_sttm.types import Answer
 
+_log = logging.getLogger(__name__)
 MIGRATIONS = (
     """
     CREATE TABLE answers (
@@ -73,10 +75,17 @@ class AnswerStore:
 
     def __init__(self, path: str | Path, *, busy_timeout: float = 5.0) -> None:
         self._path = str(path)
+        self._busy_timeout = busy_timeout
         self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
         with self._mapped():
             self._db = sqlite3.connect(
-                self._path, timeout=busy_timeout, check_same_thread=False, isolation_level=None
+                self._path,
+                timeout=self._busy_timeout,
+                check_same_thread=False,
+                isolation_level=None,
             )
         try:
             with self._mapped():
@@ -87,6 +96,24 @@ class AnswerStore:
         except StoreError:
             self._db.close()
             raise
+        self._file = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """What tells the file at the path from any other; None where there is none."""
+        try:
+            found = Path(self._path).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _follow(self) -> None:
+        """Begin a new file where somebody took this one away; SQLite itself would go on writing to nowhere."""
+        if self._file is None or self._identity() == self._file:
+            return
+        self._db.close()
+        self._file = (-1, -1)  # none, until opening works
+        self._open()
+        _log.warning("store %s: the file was taken away; a new one is begun", self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +132,7 @@ class AnswerStore:
         row["window"] = json.dumps(row["window"])
         row["tokens"] = json.dumps(row["tokens"])
         with self._lock, self._mapped():
+            self._follow()
             return self._db.execute(_ADD, row).rowcount == 1
 
     def recent(

@@ -42,7 +42,10 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something asked of one stream's memory; `query` names the standing query it came from, if any."""
+    """Something asked of one stream's memory; `query` names the standing query it came from, if any.
+
+    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit.
+    """
 
     id: str
     stream: str
@@ -50,6 +53,7 @@ class Question:
     asked_at: float
     max_new_tokens: int
     query: str | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

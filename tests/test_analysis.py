@@ -9,14 +9,21 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, QuerySettings
 from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import NoVideoYet, QuestionExpired, QuestionRejected, UnknownStream
+from stream_sttm.errors import (
+    NoVideoYet,
+    QuestionExpired,
+    QuestionRejected,
+    Stopping,
+    UnknownStream,
+)
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.types import Answer, Clip, Frame
-from workers.analysis import Analysis
+from workers.analysis import ON_DEMAND, Analysis
 from workers.channel import Channel
 
 LIMITS = AnsweringSettings(max_new_tokens=8)
@@ -123,6 +130,40 @@ async def test_a_question_that_can_not_be_answered_in_time_says_so_and_leaves_no
             await running.ask("door", "is there a red circle?", timeout=1e-6)
         assert (await running.ask("door", "is there a red circle?")).text
         assert not running.analysis._asked
+
+
+def _counted(outcome: str) -> float:
+    labels = {"stream": "door", "query": ON_DEMAND, "outcome": outcome}
+    return REGISTRY.get_sample_value("stream_sttm_answers_total", labels) or 0.0
+
+
+async def test_questions_nobody_waits_for_any_more_are_not_worked_on_and_count_as_expired() -> None:
+    before = {outcome: _counted(outcome) for outcome in ("answered", "expired")}
+    async with _running() as running:
+        await running.show("door", 1)
+        given_up = [running.ask("door", f"is it {i}?", timeout=1e-4) for i in range(60)]
+        results = await asyncio.gather(*given_up, return_exceptions=True)
+        assert {type(result) for result in results} == {QuestionExpired}
+        assert (await running.ask("door", "is there a red circle?")).text
+        while not running.engine.is_idle:  # noqa: ASYNC110 - a poll
+            await asyncio.sleep(0.01)
+        # One batch may have been under way when its askers left; nothing else was taken up.
+        assert len(running.delivered) <= 1 + LIMITS.max_batch
+    assert _counted("expired") - before["expired"] == 60
+    assert _counted("answered") - before["answered"] == 1
+
+
+async def test_who_waits_for_an_answer_when_all_ends_is_told_so() -> None:
+    async with asyncio.timeout(20), _running() as running:
+        await running.show("door", 1)
+        asked = [asyncio.create_task(running.ask("door", f"is it {i}?")) for i in range(50)]
+        while not running.analysis._asked:  # noqa: ASYNC110 - a poll
+            await asyncio.sleep(0)
+    assert Stopping in {
+        type(error) for error in await asyncio.gather(*asked, return_exceptions=True)
+    }
+    with pytest.raises(Stopping, match="ask again"):
+        await running.ask("door", "is it over?")
 
 
 async def test_a_stream_without_clips_does_not_hold_up_another() -> None:

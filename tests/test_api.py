@@ -234,6 +234,31 @@ async def test_body_that_grows_too_large_is_refused_before_it_ends(served: Serve
     assert said.startswith(b"HTTP/1.1 413 ")
 
 
+async def test_a_client_that_sends_before_it_listens_still_reads_why_its_body_is_refused(
+    served: Served,
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 65_536
+
+    whole = await served.client.post("/api/v1/ask", content=b"x" * 13_000_000)
+    line_of(whole, 413)
+    line_of(await served.client.post("/api/v1/ask", content=pieces()), 413)
+
+
+async def test_a_request_that_is_still_coming_when_all_ends_is_told_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"POST /api/v1/ask HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        await served.client.get("/v1/health/live")  # by now it is being read
+    said = await reader.read()
+    writer.close()
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "status", "retry_after"),
     [

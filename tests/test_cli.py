@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,52 @@ def test_ask_prints_the_answer_and_says_what_is_wrong(
         assert "did you mean 'cam'" in capsys.readouterr().err
     assert main(["ask", "cam", "hi", "--url", url]) == 1
     assert "does not answer as stream-sttm does" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_good_end_at_any_time_and_as_often_as_it_comes(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc to see what a process is doing")
+    """Sent while torch is being imported, and again and again while a running service stops."""
+    path = tmp_path / "config.yaml"
+    path.write_text(f"http: {{port: 0}}\nstore: {{path: '{tmp_path}/a.db'}}\n")
+    command = [sys.executable, "-m", "workers.cli", "serve", "--config", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as early:
+        until(lambda: "torch/" in Path(f"/proc/{early.pid}/maps").read_text(), "torch is imported")
+        early.send_signal(number)
+        assert early.communicate(timeout=30)[1] == ""
+    assert early.returncode == 0
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        while "ready after" not in running.stderr.readline():
+            assert running.poll() is None
+        while running.poll() is None:
+            running.send_signal(number)
+            time.sleep(0.02)
+        assert "Traceback" not in running.stderr.read()
+    assert running.returncode == 0
+
+
+def test_a_model_that_is_still_being_fetched_holds_nobody_up(tmp_path: Path) -> None:
+    """From a hub that takes the request and never says a word."""
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: some/one\nhttp: {{port: 0}}\nstore: {{path: '{tmp_path}/a.db'}}\n")
+    command = [sys.executable, "-m", "workers.cli", "serve", "--config", str(path)]
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(60)
+        waits = {"HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DOWNLOAD_TIMEOUT": "600"}
+        there = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **waits, **there, "HF_HOME": str(tmp_path)}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as running:
+            try:
+                asking, _ = hub.accept()
+                with asking:
+                    running.terminate()
+                    assert running.wait(20) == 0
+            finally:
+                running.kill()
 
 
 def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:

@@ -211,6 +211,15 @@ async def test_no_frame_in_time_is_a_stall_and_the_source_is_closed_and_reopened
         assert counter(STREAM_RECONNECTS, "stuck", "stalled") >= 1
 
 
+async def test_a_camera_that_is_looked_at_rarely_does_not_count_as_stalled(rtsp_camera):
+    source = f"rtsp://{rtsp_camera.address}"
+    async with ingesting(source, fps=0.1, clip_frames=1, stall_after=2.0) as cam:
+        await cam.state("online")
+        seen = cam.frames[-1].captured_at
+        assert await until(lambda: cam.frames[-1].captured_at - seen > 4, 25)
+        assert cam.states == ["connecting", "online"]
+
+
 async def test_it_never_gives_up(play):
     url = play(*[[SourceUnavailable("off")]] * 40, [0.0, "hang"])
     backoff = Backoff(first=0.001, cap=0.002)

@@ -45,6 +45,22 @@ def test_a_clip_waits_no_longer_than_the_patience() -> None:
     assert isinstance(scheduler.next(1.1), Append)
 
 
+def test_late_clips_of_many_streams_leave_every_other_step_to_answers() -> None:
+    scheduler = _scheduler(patience=1.0)
+    for stream in "abcd":
+        scheduler.add_clip(_clip(stream, 0), 0.0)
+    scheduler.add_question(_question("a", "q"))
+    work = [scheduler.next(5.0)]
+    work.append(scheduler.next(5.0))
+    scheduler.opened(1)
+    work += [scheduler.next(5.0) for _ in range(3)]
+    scheduler.closed(1)
+    work.append(scheduler.next(5.0))
+    kinds = [type(item) for item in work]
+    assert kinds == [Append, Ask, Append, Decode, Append, Append]
+    assert scheduler.is_idle
+
+
 def test_questions_of_one_stream_form_one_batch_up_to_its_limit() -> None:
     scheduler = _scheduler()
     for name, stream in (("1", "a"), ("2", "b"), ("3", "a"), ("4", "a")):

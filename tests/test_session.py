@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.session import MemoryPlan, StreamSession
 from stream_sttm.errors import ConfigError
@@ -73,7 +74,7 @@ def _question(text: str, most: int = 12) -> Question:
 
 def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
     batch = AnswerBatch(model, session.view(), [_question(text) for text in texts])
-    done = batch.prefill()
+    done = batch.step()
     while batch.questions:
         done += batch.step()
     return {one.question.id: one.text for one in done}
@@ -83,7 +84,7 @@ def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
     seen: list[Tensor] = []
     batch = AnswerBatch(model, session.view(), [_question(text, most=1)])
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
-    batch.prefill()
+    batch.step()
     return seen[0]
 
 
@@ -165,7 +166,7 @@ def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoL
     for session, is_busy in ((calm, False), (busy, True)):
         _feed(session, video[:6], 2)
         batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
-        done = batch.prefill()
+        done = batch.step()
         start = 6
         while batch.questions:
             if is_busy:
@@ -194,6 +195,20 @@ def test_batched_questions_equal_one_by_one(
     alone = {text: _answers(tiny_model, session, text)[text] for text in texts}
     assert together == alone
     assert len(set(together.values())) > 1
+
+
+def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = _session(tiny_model, replace(PLAN, fresh_frames=1))
+    _feed(session, _video(tiny_model, 6), cut=2)
+    texts = ["what is there?", "is there a red circle " * 6 + "?", "how many? " * 9, "who?"]
+    whole = _answers(tiny_model, session, *texts)
+    monkeypatch.setattr(answering, "PIECE", 20)
+    assert _answers(tiny_model, session, *texts) == whole
+    batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+    batch.step()
+    assert batch._suffix.length == 20 // len(texts)
 
 
 def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: VideoLLM) -> None:
@@ -247,6 +262,33 @@ def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) 
         _feed(session, _video(tiny_model, 6), 2)
     texts = ("what is there?", "how many?")
     assert _answers(tiny_model, plain, *texts) == _answers(tiny_model, fresh, *texts)
+
+
+def test_a_memory_nobody_asks_of_does_not_grow_either(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model, replace(PLAN, window_tokens=96, shallow_tokens=96))
+    _feed(session, _video(tiny_model, 120), cut=2)
+    oldest = int(session.cache.deep.index.frames[0])
+    assert [frame for frame, *_ in session._captured] == list(range(oldest, 120))
+    assert session.span_seconds == (119 - oldest) / 2
+
+
+def test_a_camera_that_changes_its_picture_size_stays_answerable_and_counted_right(
+    tiny_model: VideoLLM,
+) -> None:
+    """The new size's features are a cut-out here; a real encoder gives other values, on the same grids."""
+    if tiny_model.axes == 1:
+        pytest.skip("this family resizes every picture to one grid")
+    session = _session(tiny_model, replace(PLAN, fresh_frames=2))
+    video = _video(tiny_model, 6)
+    session.append(video[:3], [0.0, 1.0, 2.0])
+    session.append(video[3:4, :, :3], [3.0])
+    assert session.view().before_merge == 3 * CELLS + 4 * 3
+    assert _answers(tiny_model, session, "what is there?")
+    session.append(video[4:], [4.0, 5.0])
+    view = session.view()
+    assert view.before_merge == 5 * CELLS + 4 * 3
+    assert len(view.prefix) == 2, "the newest frames are shown fresh"
+    assert _answers(tiny_model, session, "what is there?")
 
 
 def test_size_bias_gives_a_merged_token_the_weight_of_what_it_stands_for(

@@ -149,6 +149,26 @@ def test_full_disk_is_one_line_and_what_was_kept_stays_readable(store: AnswerSto
     assert numbers(store.recent()) == ["q1"]
 
 
+def test_a_file_taken_away_is_begun_anew_and_nothing_is_written_to_nowhere(
+    store: AnswerStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.add(make_answer("before", number=1))
+    for file in tmp_path.glob("answers.db*"):
+        file.unlink()
+    store.add(make_answer("after", number=2))
+    assert numbers(store.recent()) == ["q2"]
+    with AnswerStore(tmp_path / "answers.db") as other:
+        assert numbers(other.recent()) == ["q2"]
+    assert caplog.text.count("taken away") == 1
+    moved = tmp_path.with_name("moved")
+    tmp_path.rename(moved)
+    with pytest.raises(StoreError, match="does not exist; create it"):
+        store.add(make_answer(number=3))
+    moved.rename(tmp_path)
+    assert store.add(make_answer(number=4))
+    assert numbers(store.recent()) == ["q4", "q2"]
+
+
 def test_closed_store_says_so(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path / "a.db")
     store.close()

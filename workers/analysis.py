@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import QuestionExpired, StreamSTTMError
+from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
 from stream_sttm.queries import StandingQueries
 from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
 from workers.channel import Channel
@@ -47,22 +47,32 @@ class Analysis:
         self._asked: dict[str, asyncio.Future[Answer]] = {}
         self._wake = asyncio.Event()
         self._stepping: float | None = None
+        self._is_stopping = False
 
     async def run(self, clips: Mapping[str, Channel[Clip]]) -> None:
-        """Serve every stream's clips and all questions until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for stream, channel in clips.items():
-                group.create_task(self._feed(stream, channel), name=f"feed[{stream}]")
-            group.create_task(self._work(), name="engine")
+        """Serve every stream's clips and all questions until cancelled; who still waits then is told so."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stream, channel in clips.items():
+                    group.create_task(self._feed(stream, channel), name=f"feed[{stream}]")
+                group.create_task(self._work(), name="engine")
+        finally:
+            self._is_stopping = True
+            for future in self._asked.values():
+                if not future.done():
+                    future.set_exception(_stopping())
 
     async def ask(self, stream: str, text: str, *, max_new_tokens: int, timeout: float) -> Answer:
         """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
+        if self._is_stopping:
+            raise _stopping()
         question = Question(
             id=uuid.uuid4().hex,
             stream=stream,
             text=text,
             asked_at=self._clock(),
             max_new_tokens=max_new_tokens,
+            timeout=timeout,
         )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future
@@ -107,6 +117,9 @@ class Analysis:
                 self._settle(outcome)
 
     def _admit(self, question: Question) -> None:
+        if self._is_abandoned(question):  # the place in the queue is for those who still wait
+            _count(question, "expired")
+            return
         try:
             self._engine.ask(question)
         except StreamSTTMError as error:
@@ -135,7 +148,8 @@ class Analysis:
 
     def _answered(self, answer: Answer) -> None:
         question = answer.question
-        _count(question, "answered")
+        # Whoever gave up meanwhile was told so; what was worked out is kept and published all the same.
+        _count(question, "expired" if self._is_abandoned(question) else "answered")
         self._queries.settled(question)
         if question.query is not None:
             answer = replace(answer, news=self._queries.is_news(answer))
@@ -143,6 +157,14 @@ class Analysis:
         future = self._asked.get(question.id)
         if future is not None and not future.done():
             future.set_result(answer)
+
+    def _is_abandoned(self, question: Question) -> bool:
+        """Whether somebody asked this and has stopped waiting."""
+        return question.query is None and question.id not in self._asked
+
+
+def _stopping() -> Stopping:
+    return Stopping("the service is stopping; ask again when it is back")
 
 
 def _count(question: Question, outcome: str) -> None:

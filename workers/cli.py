@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from stream_sttm import __version__
@@ -18,6 +18,7 @@ from stream_sttm.configfile import load
 from stream_sttm.errors import ConfigError, StreamSTTMError
 
 _log = logging.getLogger("stream_sttm")
+ENGINE_THREAD = "engine"  # how workers/local.py names the thread that computes
 _QUIET = (
     "httpx",
     "httpcore",
@@ -38,12 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except ConfigError as error:
         print(f"stream-sttm: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except StreamSTTMError as error:
         print(f"stream-sttm: {error}", file=sys.stderr)
-        return 1
+        status = 1
     except KeyboardInterrupt:
-        return 130
+        status = 130
+    if any(thread.name.startswith(ENGINE_THREAD) for thread in threading.enumerate()):
+        # All else is closed; the interpreter would wait for a model that is still being fetched or computing.
+        sys.stdout.flush()
+        os._exit(status)
     return status
 
 
@@ -98,6 +103,7 @@ def _settings(path: str, **overrides: Any) -> Settings:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    stop = _Stop()
     from workers import local
 
     settings = _settings(options.config, http__port=options.port)
@@ -106,7 +112,7 @@ def _serve(options: argparse.Namespace) -> int:
     def listening(port: int) -> None:
         _log.info("listening on http://%s:%d", settings.http.host, port)
 
-    return _until_stopped(local.run(settings, ready=listening))
+    return _until_stopped(stop, local.run(settings, ready=listening))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -142,11 +148,13 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    stop = _Stop()
     from workers import demo
 
     _log_to_stderr("warning")
     return _until_stopped(
-        demo.run(seconds=options.seconds, mqtt=options.mqtt, port=options.port, seed=options.seed)
+        stop,
+        demo.run(seconds=options.seconds, mqtt=options.mqtt, port=options.port, seed=options.seed),
     )
 
 
@@ -163,25 +171,44 @@ def _log_to_stderr(level: str) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _until_stopped(work: Coroutine[Any, Any, int | None]) -> int:
-    """Run to the end, or to SIGINT or SIGTERM, which are a good end; of several errors the first is told."""
+class _Stop:
+    """SIGINT and SIGTERM, which are a good end at any time: before the work has begun, while it runs, while it ends."""
+
+    def __init__(self) -> None:
+        self._halt: Callable[[], object] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._asked)
+
+    async def run(self, work: Coroutine[Any, Any, int | None]) -> int:
+        """The work's own end, or 0 where it was stopped."""
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        self._halt = lambda: loop.call_soon_threadsafe(task.cancel)
+        try:
+            return await task or 0
+        except asyncio.CancelledError:
+            return 0
+        finally:
+            self._halt = lambda: None
+
+    def _asked(self, *_: object) -> None:
+        if self._halt is None:
+            os._exit(0)  # imports take seconds, and nothing is open yet
+        self._halt()
+
+
+def _until_stopped(stop: _Stop, work: Coroutine[Any, Any, int | None]) -> int:
+    """Run to the end, or until stopped; of several errors the first is told."""
     try:
-        return asyncio.run(_stoppable(work))
+        return asyncio.run(stop.run(work))
     except BaseExceptionGroup as group:
         known = group.subgroup(StreamSTTMError)
         if known is None:
             raise
         raise _first(known) from group
-
-
-async def _stoppable(work: Coroutine[Any, Any, int | None]) -> int:
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        return await task or 0
-    return 0
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the interpreter would put back what kills
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _first(group: BaseExceptionGroup[StreamSTTMError]) -> StreamSTTMError:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from math import ceil
 
 from stream_sttm import metrics, urls
 from stream_sttm.config import StreamSettings
@@ -49,6 +50,7 @@ class Backoff:
 
 
 OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
+SIGNS_OF_LIFE = 4  # frames that a camera's source is asked for while its watchdog waits
 LEAST_STEP = 0.001  # seconds between two frames of one stream, whatever its source's clock says
 _TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
 
@@ -175,8 +177,11 @@ class _Stream:
 
     async def _connection(self) -> None:
         settings = self._settings
+        # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames. A whole
+        # multiple keeps the frames that sampling wants among them.
+        fps = settings.fps * ceil(SIGNS_OF_LIFE / settings.stall_after / settings.fps)
         source = open_source(
-            settings.source, stream=self._name, fps=settings.fps, max_side=settings.max_side
+            settings.source, stream=self._name, fps=fps, max_side=settings.max_side
         )
         async with AsyncExitStack() as stack:
             try:

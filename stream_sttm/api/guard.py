@@ -6,13 +6,17 @@ of them are open to everybody.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
+MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
+DRAIN_SECONDS = 0.5  # without a byte of it
 OPEN_PATHS = frozenset(
     [
         *("/", "/page.js", "/page.css", "/openapi.json", "/healthz", "/readyz"),
@@ -57,7 +61,15 @@ class Guard:
         except _TooLargeError:
             if not body.is_answered:
                 line = f"the request's body is larger than {MAX_BODY_BYTES} bytes"
-                await refusal(413, line, {"Connection": "close"})(scope, receive, send)
+                await refusal(413, line, {"Connection": "close"})(scope, receive, body.hold_open)
+                # Closing on a sender that still sends would cost it the answer.
+                await body.drain()
+                await send({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError:  # the server's way to end what is open when it stops
+            if not body.is_answered:
+                await refusal(503, "the service is stopping", {"Connection": "close"})(
+                    scope, receive, send
+                )
 
     def _may_pass(self, path: str, authorization: bytes) -> bool:
         if self._token is None or path in OPEN_PATHS:
@@ -87,6 +99,21 @@ class _Body:
             raise _TooLargeError
         return message
 
+    async def drain(self) -> None:
+        """Read on without keeping anything while more comes, up to a limit."""
+        with suppress(TimeoutError):
+            while self._size <= MAX_DRAINED_BYTES:
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    message = await self._receive()
+                self._size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
     async def send(self, message: Message) -> None:
         self.is_answered = True
         await self._send(message)
+
+    async def hold_open(self, message: Message) -> None:
+        """Send what is said, as if more were to follow."""
+        is_body = message["type"] == "http.response.body"
+        await self.send({**message, "more_body": True} if is_body else message)

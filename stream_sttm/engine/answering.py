@@ -1,7 +1,8 @@
 """Several questions of one stream, answered together: one shared prefix, one batch, greedy decoding.
 
 A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Padding
-sits between a short question and its answer and is masked; a row's positions skip it. Knows no queue and no clock.
+sits between a short question and its answer and is masked; a row's positions skip it. Questions are read in pieces of
+PIECE tokens, so that a long one keeps other streams waiting no longer than a short one. Knows no queue and no clock.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from stream_sttm.engine.session import View
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question, TokenCounts
+
+PIECE = 512  # question tokens of all rows together that one step reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,6 @@ class AnswerBatch:
         self._rows = [
             _Row(question, len(ids), []) for question, ids in zip(questions, prompts, strict=True)
         ]
-        self._prompts = prompts
         self._longest = max(len(ids) for ids in prompts)
         most = max(question.max_new_tokens for question in questions)
         self._suffix = Suffix(
@@ -57,6 +59,9 @@ class AnswerBatch:
         columns = torch.arange(self._longest + most, device=device)
         asked = columns < self._lengths[:, None]
         self._real = asked | (columns >= self._longest)  # (B, columns), False at padding
+        padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
+        self._ids = torch.tensor(padded, device=device)
+        self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
         self._next = torch.empty(0)
 
     @property
@@ -64,27 +69,31 @@ class AnswerBatch:
         """Those without an answer so far."""
         return [row.question for row in self._rows]
 
-    def prefill(self) -> list[Finished]:
-        """Run all questions at once; returns those that are answered already."""
-        device, longest = self._model.device, self._longest
-        padded = [[*ids, *[ids[-1]] * (longest - len(ids))] for ids in self._prompts]
-        ids = torch.tensor(padded, device=device)
-        steps = torch.arange(longest, device=device).expand(len(padded), -1)
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril_()
-        # A padded column may look at itself, or its softmax would have nothing to sum over.
-        itself = torch.eye(longest, dtype=torch.bool, device=device)
-        mask = (causal & (self._real[:, None, :longest] | itself))[:, None]
-        hidden = self._walk(ids, steps, mask)
-        last = hidden[torch.arange(len(padded), device=device), self._lengths - 1]
-        return self._take(last)
-
     def step(self) -> list[Finished]:
-        """One more token for every open question; returns those that are answered now."""
+        """Read the next piece of the questions, or write one more token for each; returns those answered now."""
+        if self._suffix.length < self._longest:
+            return self._read()
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
         end = self._suffix.length + 1
         mask = self._real[:, None, None, :end]
         hidden = self._walk(self._next[:, None], self._lengths[:, None] + behind, mask)
         return self._take(hidden[:, -1])
+
+    def _read(self) -> list[Finished]:
+        start, device = self._suffix.length, self._model.device
+        end = min(self._longest, start + max(1, PIECE // len(self._rows)))
+        steps = torch.arange(start, end, device=device)
+        seen = torch.arange(end, device=device)
+        causal = seen <= steps[:, None]
+        # A padded column may look at itself, or its softmax would have nothing to sum over.
+        itself = seen == steps[:, None]
+        mask = (causal & (self._real[:, None, :end] | itself))[:, None]
+        hidden = self._walk(self._ids[:, start:end], steps.expand(len(self._rows), -1), mask)
+        last = self._lengths - 1 - start
+        ends_here = ((last >= 0) & (last < end - start))[:, None]
+        found = hidden[torch.arange(len(last), device=device), last.clamp(0, end - start - 1)]
+        self._last = torch.where(ends_here, found, self._last) if start else found
+        return self._take(self._last) if end == self._longest else []
 
     def _walk(self, ids: Tensor, steps: Tensor, mask: Tensor) -> Tensor:
         """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""

@@ -192,7 +192,7 @@ class Engine:
             return [Unanswered(question, error) for question in questions]
         batch = AnswerBatch(self.model, session.view(), questions)
         with metrics.stage("prefill"):
-            finished = batch.prefill()
+            finished = batch.step()
         number = next(self._numbers)
         self._batches[number] = batch
         self._scheduler.opened(number)

@@ -1,7 +1,9 @@
 """What the engine does next: decode what is open, then take questions in, then append windows. No torch here.
 
-A window waits at most `patience` seconds before it goes first; of a stream that can't be kept up with only the newest
-windows stay, the others are handed back to be counted. Streams are served in the order of their oldest wish.
+A window that has waited for `patience` seconds goes first, but never twice in a row while somebody waits for an
+answer: where windows alone are more than the engine can do, every other step still answers. Of a stream that can't be
+kept up with only the newest windows stay, the others are handed back to be counted. Streams are served in the order
+of their oldest wish.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class Scheduler:
         self._clips: dict[str, deque[tuple[float, Clip]]] = {}
         self._questions: deque[Question] = deque()
         self._open: deque[int] = deque()
+        self._has_let_a_clip_pass = False
 
     @property
     def is_idle(self) -> bool:
@@ -98,17 +101,25 @@ class Scheduler:
         return gone
 
     def expired(self, now: float, timeout: float) -> list[Question]:
-        """Take out the questions that have waited longer than `timeout` seconds."""
-        gone = [question for question in self._questions if now - question.asked_at > timeout]
+        """Take out the questions that have waited longer than their own timeout, or `timeout` seconds."""
+
+        def is_late(question: Question) -> bool:
+            own = timeout if question.timeout is None else min(timeout, question.timeout)
+            return now - question.asked_at > own
+
+        gone = [question for question in self._questions if is_late(question)]
         if gone:
-            self._questions = deque(q for q in self._questions if now - q.asked_at <= timeout)
+            self._questions = deque(q for q in self._questions if not is_late(q))
         return gone
 
     def next(self, now: float) -> Work | None:
         """The most pressing work, taken out of its queue; None where there is none."""
         late = self._oldest_clip()
+        is_answering = bool(self._open or self._questions)
         if late is not None and now - late[0] > self._patience:
-            return self._take_clip(late[1].stream)
+            self._has_let_a_clip_pass = is_answering and not self._has_let_a_clip_pass
+            if self._has_let_a_clip_pass or not is_answering:
+                return self._take_clip(late[1].stream)
         if self._open and (not self._questions or len(self._open) >= self._max_open):
             self._open.rotate(-1)
             return Decode(self._open[-1])

@@ -90,7 +90,8 @@ class StreamSession:
         )
         self._state: Any = None
         self._grid = (0, 0)
-        self._captured: deque[tuple[int, float]] = deque()
+        self._seen = 0  # cells of all frames so far; a camera may change its picture's size
+        self._captured: deque[tuple[int, float, int]] = deque()  # frame, wall clock, cells
         self._ring: deque[Tensor] = deque(maxlen=max(1, plan.fresh_frames))
         self._pin()
 
@@ -119,6 +120,8 @@ class StreamSession:
         """
         frames, rows, columns, _ = features.shape
         count = frames * rows * columns
+        if self._grid != (rows, columns):
+            self._ring.clear()  # a fresh view stacks its frames
         self._grid = (rows, columns)
         evicted, rebased = self._make_room(frames, count)
         whole = _whole(features, self.frames)
@@ -133,7 +136,11 @@ class StreamSession:
         self._state = state
         first = self.frames
         self.frames += frames
-        self._captured.extend(zip(range(first, self.frames), captured, strict=True))
+        self._seen += count
+        cells = [rows * columns] * frames
+        self._captured.extend(zip(range(first, self.frames), captured, cells, strict=True))
+        while self._captured[0][0] < self._oldest_frame():
+            self._captured.popleft()
         self._ring.extend(features)
         return Appended(count, len(tokens), evicted, rebased)
 
@@ -153,29 +160,23 @@ class StreamSession:
             start = self._text_start(band, fresh)
             pinned = band.pinned
             starts.append((pinned + start - band.offset, pinned + start - band.origin))
-        oldest = self._oldest_frame()
-        while self._captured[0][0] < oldest:
-            self._captured.popleft()
-        cells = self._grid[0] * self._grid[1]
         return View(
             prefix=prefix,
             bounds=tuple(band.first for band in self.cache.bands),
             starts=tuple(starts),
             visual=visual + extra,
-            before_merge=(self.frames - oldest) * cells,
+            before_merge=sum(cells for _, _, cells in self._captured),
             span=(self._captured[0][1], self._captured[-1][1]),
         )
 
     @property
     def span_seconds(self) -> float:
         """Seconds from the oldest frame in the memory to the newest."""
-        oldest = self._oldest_frame()
-        first = next(at for frame, at in self._captured if frame >= oldest)
-        return self._captured[-1][1] - first
+        return self._captured[-1][1] - self._captured[0][1]
 
     def _is_merging(self) -> bool:
         deep = self.cache.deep
-        return len(deep) + deep.evicted < self.frames * self._grid[0] * self._grid[1]
+        return len(deep) + deep.evicted < self._seen
 
     def _oldest_frame(self) -> int:
         """The oldest frame that any layer remembers."""
