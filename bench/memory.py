@@ -22,7 +22,8 @@ from torch import Tensor
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine import attention
-from stream_sttm.engine.engine import Engine, plan_for
+from stream_sttm.engine.engine import Engine
+from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
