@@ -174,3 +174,13 @@ def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:
         {"reducer": {"name": 5}},
     )
     assert [len(faults_of(tree)) for tree in trees] == [0, 0, 1]
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_ends_by_itself_with_one_line_and_answers_from_end_to_end() -> None:
+    run = _run("demo", "--seconds", "12", "--port", "0")
+    assert run.returncode == 0, run.stderr
+    last = run.stdout.strip().splitlines()[-1]
+    assert last.startswith("demo: 12 s, ")
+    assert " true" in run.stdout
+    assert "Traceback" not in run.stderr

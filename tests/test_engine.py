@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine.engine import Engine, plan_for
+from stream_sttm.engine.engine import Engine
+from stream_sttm.engine.plan import plan_for
 from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Answer, Clip, Frame, Lost, Observed, Outcome, Question, Unanswered

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.cache import Suffix
 from stream_sttm.engine.rope import turned
+from stream_sttm.engine.suffix import Suffix
 from stream_sttm.errors import ModelError, UnsupportedModel
 from stream_sttm.models import DEMO, load_model
 from stream_sttm.models.family import VideoLLM

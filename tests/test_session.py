@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
-from stream_sttm.engine.session import MemoryPlan, StreamSession
+from stream_sttm.engine.plan import MemoryPlan
+from stream_sttm.engine.session import StreamSession
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer

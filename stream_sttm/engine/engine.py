@@ -18,10 +18,10 @@ from stream_sttm import metrics
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine import attention
 from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
-from stream_sttm.engine.session import MemoryPlan, StreamSession
+from stream_sttm.engine.session import StreamSession
 from stream_sttm.errors import (
-    ConfigError,
     ModelError,
     NoVideoYet,
     OutOfMemory,
@@ -267,36 +267,3 @@ class Engine:
         if "refresh_every" in options:
             options["refresh_every"] = round(options["refresh_every"] * rate)
         return build_reducer(name, options)
-
-
-def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
-    """The memory's layout: the configuration, and the model's own defaults where it is silent.
-
-    Raises ConfigError for a merge layer the model doesn't have or a horizon beyond its positions.
-    """
-    tuned, layers = model.tuned, len(model.layers)
-    merge_at = tuned.at_layer if reducer.at_layer is None else reducer.at_layer
-    if reducer.at_layer is None:
-        merge_at = min(merge_at, layers - 1)
-    if merge_at >= layers:
-        raise ConfigError(
-            f"reducer.at_layer: {merge_at} is beyond the model's last layer, {layers - 1}"
-        )
-    horizon = memory.horizon or tuned.horizon or model.context * 3 // 4
-    if horizon > model.context:
-        raise ConfigError(
-            f"memory.horizon: {horizon} is beyond the model's {model.context} positions"
-        )
-    if tuned.positions == "contiguous" and model.axes > 1:
-        raise ConfigError("contiguous positions need a model with one position axis")
-    return MemoryPlan(
-        merge_at=merge_at,
-        window_tokens=memory.window_tokens,
-        shallow_tokens=memory.shallow_tokens or memory.window_tokens,
-        horizon=horizon,
-        rebase_at=model.context,
-        evict_share=memory.evict_share,
-        size_bias=tuned.size_bias if reducer.size_bias is None else reducer.size_bias,
-        fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
-        positions=tuned.positions,
-    )

@@ -11,36 +11,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.cache import Band, CacheSnapshot, Index, RollingCache, Suffix
+from stream_sttm.engine.cache import Band, CacheSnapshot, Index, RollingCache
+from stream_sttm.engine.plan import MemoryPlan
+from stream_sttm.engine.suffix import Suffix
 from stream_sttm.errors import ConfigError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
 from stream_sttm.tokens import VisualTokens
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """How a memory is laid out; every number resolved, nothing left to a default.
-
-    `horizon`: positions a memory may span; `rebase_at`: position past which stored keys are moved back.
-    """
-
-    merge_at: int
-    window_tokens: int
-    shallow_tokens: int
-    horizon: int
-    rebase_at: int
-    evict_share: float
-    size_bias: float
-    fresh_frames: int
-    positions: Literal["own", "contiguous"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +163,9 @@ class StreamSession:
         return len(deep) + deep.evicted < self._seen
 
     def _oldest_frame(self) -> int:
-        index = self.cache.deep.index
-        return int(index.frames[0]) if len(index) else self.frames - 1
+        """The oldest frame that any layer remembers."""
+        firsts = [int(band.index.frames[0]) for band in self.cache.bands if len(band)]
+        return min(firsts, default=self.frames - 1)
 
     # appending
 

@@ -90,7 +90,7 @@ class Pyramid:
 def cut(
     features: Tensor, *, spatial_threshold: float, root_level: int, first_frame: int = 0
 ) -> Leaves:
-    """The leaves of (T, H, W, C) features; raises ValueError where `root_level` leaves no level or a value is bad."""
+    """The leaves of (T, H, W, C) features; raises ValueError where a value is bad."""
     return leaves(pyramid(features, root_level), spatial_threshold, first_frame)
 
 
@@ -101,25 +101,29 @@ def pyramid(features: Tensor, root_level: int) -> Pyramid:
     shapes = _shapes(height, width, root_level)
     counts = [frames * h * w for h, w in shapes[:-1]]
     nodes = cells.new_empty(sum(counts), channels)
-    tables = [
+    levels = [
         nodes[end - count : end].view(frames, h, w, channels)
         for count, end, (h, w) in zip(counts, itertools.accumulate(counts), shapes, strict=False)
     ]
+    levels.append(cells)
     norms = [cells.new_empty(frames, h, w) for h, w in shapes]
     lowest = [cells.new_empty(frames, h, w) for h, w in shapes[:-1]]
-    blocks = _blocks(cells)
-    scratch = torch.empty_like(cells[blocks[0]]).view(-1)
-    for part in blocks:
-        child = cells[part]
-        norms[-1][part] = torch.linalg.vector_norm(child, dim=-1)
-        for level in reversed(range(len(shapes) - 1)):
+    scratch = cells.new_empty(0)
+    if not counts:
+        norms[-1] = torch.linalg.vector_norm(cells, dim=-1)
+    for level in reversed(range(len(counts))):
+        for part in _blocks(levels[level + 1]):
+            child = levels[level + 1][part]
+            if level + 1 == len(counts):
+                norms[-1][part] = torch.linalg.vector_norm(child, dim=-1)
             parent = _halved(child)
+            levels[level][part] = parent
             norms[level][part] = torch.linalg.vector_norm(parent, dim=-1)
+            if scratch.numel() < child.numel():
+                scratch = cells.new_empty(child.numel())
             lowest[level][part] = _lowest_similarity(
                 child, norms[level + 1][part], parent, norms[level][part], scratch
             )
-            tables[level][part] = parent
-            child = parent
     if not bool(torch.isfinite(norms[-1]).all()):  # one sync: bad input must not become a token
         raise ValueError("features hold NaN, infinite or huge values (a norm is not finite)")
     return Pyramid(cells.view(-1, channels), nodes, tuple(norms), tuple(_split_below(lowest)))
@@ -153,17 +157,12 @@ def leaves(pyramid: Pyramid, spatial_threshold: float, first_frame: int = 0) -> 
 
 
 def _shapes(height: int, width: int, root_level: int) -> list[tuple[int, int]]:
-    """(h, w) of each level, roots first."""
+    """(h, w) of each level, roots first; the finest stays however many are dropped, for a camera may be small."""
     shapes = [(height, width)]
     while min(shapes[0]) > 2:
         h, w = shapes[0]
         shapes.insert(0, ((h + 1) // 2, (w + 1) // 2))
-    if root_level >= len(shapes):
-        raise ValueError(
-            f"root_level {root_level} leaves no level of a {height}x{width} grid, which has {len(shapes)}: "
-            f"use at most {len(shapes) - 1}"
-        )
-    return shapes[root_level:]
+    return shapes[root_level:] or shapes[-1:]
 
 
 def _starts(shapes: list[tuple[int, ...]], frames: int) -> list[int]:

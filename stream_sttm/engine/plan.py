@@ -1,0 +1,61 @@
+"""How a memory is laid out: the configuration, completed by what the model says serves it best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stream_sttm.config import MemorySettings, ReducerSettings
+from stream_sttm.errors import ConfigError
+from stream_sttm.models.family import VideoLLM
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How a memory is laid out; every number resolved, nothing left to a default.
+
+    `horizon`: positions a memory may span; `rebase_at`: position past which stored keys are moved back.
+    """
+
+    merge_at: int
+    window_tokens: int
+    shallow_tokens: int
+    horizon: int
+    rebase_at: int
+    evict_share: float
+    size_bias: float
+    fresh_frames: int
+    positions: Literal["own", "contiguous"]
+
+
+def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
+    """The memory's layout: the configuration, and the model's own defaults where it is silent.
+
+    Raises ConfigError for a merge layer the model doesn't have or a horizon beyond its positions.
+    """
+    tuned, layers = model.tuned, len(model.layers)
+    merge_at = tuned.at_layer if reducer.at_layer is None else reducer.at_layer
+    if reducer.at_layer is None:
+        merge_at = min(merge_at, layers - 1)
+    if merge_at >= layers:
+        raise ConfigError(
+            f"reducer.at_layer: {merge_at} is beyond the model's last layer, {layers - 1}"
+        )
+    horizon = memory.horizon or tuned.horizon or model.context * 3 // 4
+    if horizon > model.context:
+        raise ConfigError(
+            f"memory.horizon: {horizon} is beyond the model's {model.context} positions"
+        )
+    if tuned.positions == "contiguous" and model.axes > 1:
+        raise ConfigError("contiguous positions need a model with one position axis")
+    return MemoryPlan(
+        merge_at=merge_at,
+        window_tokens=memory.window_tokens,
+        shallow_tokens=memory.shallow_tokens or memory.window_tokens,
+        horizon=horizon,
+        rebase_at=model.context,
+        evict_share=memory.evict_share,
+        size_bias=tuned.size_bias if reducer.size_bias is None else reducer.size_bias,
+        fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
+        positions=tuned.positions,
+    )
