@@ -87,9 +87,8 @@ class MqttSink:
         """Publish a stream's state and its details, retained, with QoS 1."""
         root = f"{self._prefix}/{status.stream}/status"
         attributes = json.dumps(status.as_dict(), ensure_ascii=False)
-        self._retained[f"{root}/attributes"] = (
-            attributes  # told on connecting, should this be too early
-        )
+        # told on connecting, should this be too early
+        self._retained[f"{root}/attributes"] = attributes
         await self._retain(root, status.state.value)
         await self._retain(f"{root}/attributes", attributes)
 
@@ -244,11 +243,7 @@ async def _client(url: str, name: str, options: dict[str, Any]) -> AsyncIterator
 
 
 def _hang_up(client: aiomqtt.Client) -> None:
-    """End an attempt to connect that failed, at once and without our last will.
-
-    The library leaves it half open: a broker that was only slow would keep it, and our will with it, and tell
-    `offline` of a service that runs, whenever it ends.
-    """
+    """End a failed attempt to connect: left half open, a slow broker would keep it, and our last will with it."""
     client._client.disconnect()  # noqa: SLF001 - there is no public way
 
 
