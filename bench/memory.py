@@ -69,7 +69,7 @@ def answering(model: VideoLLM, seconds: int, repeat: int) -> dict[str, float]:
             forgetful = _engine(
                 model,
                 ReducerSettings(name="none", at_layer=0),
-                MemorySettings(window_tokens=len(pictures) * 36, horizon=model.context - 64),
+                MemorySettings(window_tokens=len(pictures) * 36, horizon=model.context - 256),
             )
             _feed(forgetful, pictures, clip_frames=32)
             _ask(forgetful)

@@ -38,7 +38,7 @@ def _question(stream: str, text: str, *, id_: str = "q", at: float = 1000.0) -> 
 def _engine(model: VideoLLM, clock: Clock | None = None, **settings: object) -> Engine:
     engine = Engine(
         model,
-        memory=MemorySettings(window_tokens=512),
+        memory=MemorySettings(window_tokens=512, horizon=1920),
         answering=AnsweringSettings(max_question_chars=40, max_waiting=2),
         clock=clock or Clock(),
         **settings,  # type: ignore[arg-type]
@@ -93,6 +93,12 @@ def test_a_question_never_encodes_video_again(
         ("dor", "hi", UnknownStream, "did you mean 'door'"),
         ("door", "  \n", QuestionRejected, "empty"),
         ("door", "x" * 41, QuestionRejected, "41 characters; at most 40"),
+        (
+            "door",
+            "\U0001f600" * 40,
+            QuestionRejected,
+            r"have \d+ tokens; the model has room for 64",
+        ),
         ("yard", "hi", NoVideoYet, "has shown no video yet"),
     ],
 )

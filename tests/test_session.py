@@ -23,6 +23,7 @@ PLAN = MemoryPlan(
     shallow_tokens=512,
     horizon=1500,
     rebase_at=2048,
+    question_tokens=500,
     evict_share=0.125,
     size_bias=0.0,
     fresh_frames=0,

@@ -111,6 +111,12 @@ class Engine:
             raise QuestionRejected(
                 f"the question has {len(question.text)} characters; at most {self._limits.max_question_chars} are taken"
             )
+        tokens = len(self.model.ask(question.text)) + question.max_new_tokens
+        if tokens > self.plan.question_tokens:
+            raise QuestionRejected(
+                f"the question and the longest answer to it have {tokens} tokens; "
+                f"the model has room for {self.plan.question_tokens}"
+            )
         if question.stream not in self._sessions and question.stream in self._lost:
             raise NoVideoYet(f"nothing to answer from: {self._lost[question.stream]}")
         if question.stream not in self._sessions:

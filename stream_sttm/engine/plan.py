@@ -9,12 +9,15 @@ from stream_sttm.config import MemorySettings, ReducerSettings
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
 
+_LEAST_FOR_A_QUESTION = 64  # positions
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """How a memory is laid out; every number resolved, nothing left to a default.
 
-    `horizon`: positions a memory may span; `rebase_at`: position past which stored keys are moved back.
+    `horizon`: positions a memory may span; `rebase_at`: position past which stored keys are moved back;
+    `question_tokens`: positions left to a question and its answer, so that nothing stands beyond the model's own.
     """
 
     merge_at: int
@@ -22,6 +25,7 @@ class MemoryPlan:
     shallow_tokens: int
     horizon: int
     rebase_at: int
+    question_tokens: int
     evict_share: float
     size_bias: float
     fresh_frames: int
@@ -42,9 +46,11 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
             f"reducer.at_layer: {merge_at} is beyond the model's last layer, {layers - 1}"
         )
     horizon = memory.horizon or tuned.horizon or model.context * 3 // 4
-    if horizon > model.context:
+    room = (model.context - horizon) // 2
+    if room < _LEAST_FOR_A_QUESTION:
         raise ConfigError(
-            f"memory.horizon: {horizon} is beyond the model's {model.context} positions"
+            f"memory.horizon: {horizon} is beyond what the model's {model.context} positions allow beside questions; "
+            f"at most {model.context - 2 * _LEAST_FOR_A_QUESTION}"
         )
     if tuned.positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
@@ -53,7 +59,8 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
         window_tokens=memory.window_tokens,
         shallow_tokens=memory.shallow_tokens or memory.window_tokens,
         horizon=horizon,
-        rebase_at=model.context,
+        rebase_at=horizon + room,
+        question_tokens=room,
         evict_share=memory.evict_share,
         size_bias=tuned.size_bias if reducer.size_bias is None else reducer.size_bias,
         fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
