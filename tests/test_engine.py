@@ -11,6 +11,7 @@ from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.reducers.sttm_streaming import SttmStreaming
 from stream_sttm.types import Answer, Clip, Frame, Lost, Observed, Outcome, Question, Unanswered
 
 
@@ -201,3 +202,13 @@ def test_a_stream_whose_windows_do_not_fit_says_so_once_and_to_whoever_asks(
     with pytest.raises(NoVideoYet, match=r"set memory\.window_tokens to"):
         engine.ask(_question("door", "what is there?"))
     assert caplog.text.count("a window was lost") == 1
+
+
+@pytest.mark.parametrize(("seconds", "rate", "frames"), [(30, 2.0, 60), (1, 0.5, 1), (0, 2.0, 0)])
+def test_refresh_is_told_in_seconds_and_counted_in_frames(
+    tiny_model: VideoLLM, seconds: int, rate: float, frames: int
+) -> None:
+    engine = _engine(tiny_model, reducer=ReducerSettings(refresh_every=seconds))  # type: ignore[call-arg]
+    reducer = engine._reducer(rate)
+    assert isinstance(reducer, SttmStreaming)
+    assert reducer.refresh_every == frames

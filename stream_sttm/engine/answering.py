@@ -72,7 +72,12 @@ class AnswerBatch:
     def step(self) -> list[Finished]:
         """Read the next piece of the questions, or write one more token for each; returns those answered now."""
         if self._suffix.length < self._longest:
-            return self._read()
+            with stage("prefill"):
+                return self._read()
+        with stage("decode_text"):
+            return self._write()
+
+    def _write(self) -> list[Finished]:
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
         end = self._suffix.length + 1
         mask = self._real[:, None, None, :end]
@@ -137,7 +142,6 @@ class AnswerBatch:
         return finished
 
     def _finish(self, row: _Row) -> Finished:
-        with stage("decode_text"):
-            text = self._model.answer(row.ids)
+        text = self._model.answer(row.ids)
         counts = TokenCounts(self.view.visual, self.view.before_merge, row.asked, len(row.ids))
         return Finished(row.question, text, counts)

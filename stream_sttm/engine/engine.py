@@ -202,8 +202,7 @@ class Engine:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
         batch = AnswerBatch(self.model, session.view(), questions)
-        with metrics.stage("prefill"):
-            finished = batch.step()
+        finished = batch.step()
         number = next(self._numbers)
         self._batches[number] = batch
         self._scheduler.opened(number)
@@ -270,6 +269,6 @@ class Engine:
         if name in ("sttm", "sttm_streaming"):
             options.setdefault("spatial_threshold", self.model.tuned.spatial_threshold)
             options.setdefault("temporal_threshold", self.model.tuned.temporal_threshold)
-        if "refresh_every" in options:
-            options["refresh_every"] = round(options["refresh_every"] * rate)
+        if seconds := options.get("refresh_every"):
+            options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
         return build_reducer(name, options)
