@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup check test demo bench fix clean
+.PHONY: setup check test demo bench accuracy fix clean
 
 setup: $(READY)
 
@@ -30,6 +30,9 @@ demo: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench.merging $(ARGS)
 	$(BIN)/python -m bench.memory $(ARGS)
+
+accuracy: $(READY)
+	$(BIN)/python -m bench.accuracy $(ARGS)
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .
