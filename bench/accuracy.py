@@ -41,7 +41,7 @@ def _merging(at_layer: int, **options: float) -> ReducerSettings:
 ARMS: dict[str, tuple[ReducerSettings, MemorySettings]] = {
     "none": (ReducerSettings(name="none", at_layer=0), MemorySettings(fresh_frames=0)),
     "default": (ReducerSettings(), MemorySettings()),
-    "no_fresh_view": (ReducerSettings(), MemorySettings(fresh_frames=0)),
+    "fresh_view_1": (ReducerSettings(), MemorySettings(fresh_frames=1)),
     "no_size_bias": (_merging(3, size_bias=0.0), MemorySettings()),
     "layer_2": (_merging(2), MemorySettings()),
     "layer_0": (_merging(0), MemorySettings()),
