@@ -35,7 +35,7 @@ ASK_EVERY, QUESTIONS, SETTLED = 3.0, 6, 9.0  # seconds, questions at once, secon
 
 
 def _merging(at_layer: int, **options: float) -> ReducerSettings:
-    return ReducerSettings(at_layer=at_layer, **options)  # type: ignore[arg-type]
+    return ReducerSettings.model_validate({"at_layer": at_layer, **options})
 
 
 ARMS: dict[str, tuple[ReducerSettings, MemorySettings]] = {

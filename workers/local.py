@@ -51,7 +51,7 @@ class LocalService:
         self._newest: dict[str, Frame] = {}
         self._analysis: Analysis | None = None
         self._reason = "the model is being loaded"
-        self.outbox: Channel[Answer | StreamStatus] = Channel(_ANSWERS_AHEAD)
+        self.outbox: Channel[Answer | StreamStatus] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
 
     @property
     def model(self) -> str:
@@ -242,3 +242,14 @@ def _engine(settings: Settings) -> Engine:
         time.perf_counter() - started,
     )
     return engine
+
+
+def _told_lost(item: Answer | StreamStatus) -> None:
+    """An answer that had to make room is lost to store and sinks, so it is counted and told."""
+    if isinstance(item, Answer):
+        metrics.STORE_ERRORS.inc()
+        _log.error(
+            "stream %s: an answer was lost, delivery is %d behind",
+            item.question.stream,
+            _ANSWERS_AHEAD,
+        )
