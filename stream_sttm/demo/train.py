@@ -1,0 +1,297 @@
+"""Trains the bundled model from nothing: `python -m stream_sttm.demo.train --out FOLDER [--seed N] [--processes N]`.
+
+Three stages: what single frames show, questions about one moment, questions about looks of up to four minutes. Only
+unmerged input is ever shown. Labels per token teach besides (what is here, what left from here); their heads are
+thrown away. Interrupted, the same command goes on where it stopped: every batch is a function of seed and number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, multiprocessing, nn
+from tqdm import tqdm
+
+from stream_sttm.demo import words
+from stream_sttm.demo.lessons import LABELS, WATCHED, School
+from stream_sttm.demo.network import Batch, Packed, untrained
+
+SAVE_EVERY, WATCH_EVERY = 100, 300
+WEIGHT_DECAY, BETAS, CLIP = 0.03, (0.9, 0.98), 1.0
+COMMON = 0.15  # weight of a label's class 0, "nothing here", which most tokens have
+# Where each label is read: -1 behind the vision tower, else behind that decoder layer.
+READ_AT = {
+    "shape": -1, "colour": -1, "row": 0, "column": 0, "motion": 1,
+    "left_shape": 2, "left_colour": 2, "left_last": 3, "came_last": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the curriculum; `frames` are the lengths of looks in pairs, `budget` pairs to a process's batch."""
+
+    name: str
+    steps: int
+    peak: float
+    last: float
+    frames: tuple[int, ...]
+    budget: int
+    asked: int
+    labels: tuple[float, float]
+
+
+CURRICULUM = (
+    Stage("frames", 450, 2e-3, 1.5e-3, (1,), 48, 0, (1.0, 1.0)),
+    Stage("moments", 500, 1.5e-3, 1.5e-3, (1, 1, 2), 32, 128, (0.5, 0.5)),
+    Stage("looks", 3200, 1.5e-3, 2e-5, (2, 3, 4, 6, 8, 8, 12, 12, 16), 48, 96, (0.5, 0.05)),
+)
+WARM_UP = 80
+
+
+class Pupil(nn.Module):
+    """The model with the heads that only training has."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.tokenizer = words.tokenizer()
+        self.model = untrained(self.tokenizer, seed)
+        width = self.model.config.text_config.hidden_size
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, count) for name, count in LABELS.items()}
+        )
+        before = words.TEMPLATE.partition("{")[0] + words.USER + words.VISION_START
+        ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        self.packed = Packed(self.model, ids)
+
+    def forward(self, batch: Batch, stage: Stage, labels: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, with its parts as numbers."""
+        seen = self.packed.see(batch.patches)
+        hidden, answers = [seen.reshape(*batch.times.shape, *seen.shape[1:])], torch.zeros(())
+        told: dict[str, float] = {}
+        if stage.asked:
+            text, after = self.packed(batch, seen)
+            hidden += after
+            answers, right = self.packed.loss(batch, text)
+            told["answers"] = answers.item()
+            told["right"] = _exact(batch, right)
+        taught = [
+            self._label_loss(name, hidden[at + 1], batch.labels[name])
+            for name, at in READ_AT.items()
+            if at + 1 < len(hidden)
+        ]
+        told["labels"] = sum(loss.item() for loss in taught) / len(taught)
+        return answers + labels * torch.stack(taught).sum(), told
+
+    def _label_loss(self, name: str, hidden: Tensor, labels: Tensor) -> Tensor:
+        logits: Tensor = self.heads[name](F.rms_norm(hidden, hidden.shape[-1:]))
+        weight = None
+        if name not in ("row", "column"):
+            weight = torch.ones(LABELS[name], device=hidden.device)
+            weight[0] = COMMON
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
+
+
+def _exact(batch: Batch, right: Tensor) -> float:
+    """Share of questions whose whole answer, its end included, is the likeliest one."""
+    wrong = {(row, batch.owner[row, at].item()) for row, at in (~right).nonzero().tolist()}
+    asked = sum(len(set(owners.tolist()) - {-1}) for owners in batch.owner)
+    return 1 - len(wrong) / max(1, asked)
+
+
+def place(step: int) -> tuple[Stage, float]:
+    """The stage that a step belongs to, and how much of it is done."""
+    for stage in CURRICULUM:
+        if step < stage.steps:
+            return stage, step / stage.steps
+        step -= stage.steps
+    raise ValueError("the curriculum is over")
+
+
+def rate(stage: Stage, done: float, step: int) -> float:
+    """The learning rate: from peak to last along half a cosine, after a warm-up at the very start."""
+    fall = 0.5 * (1 + math.cos(math.pi * done))
+    return (stage.last + (stage.peak - stage.last) * fall) * min(1.0, (step + 1) / WARM_UP)
+
+
+class Run:
+    """One process of a training run; `rank` 0 saves and reports."""
+
+    def __init__(self, options: argparse.Namespace, rank: int) -> None:
+        self.rank, self.options = rank, options
+        self.device = torch.device(options.device)
+        self.pupil = Pupil(options.seed).to(self.device)
+        self.weights = [w for w in self.pupil.parameters() if w.requires_grad]
+        decayed = [w for w in self.weights if w.ndim > 1]
+        plain = [w for w in self.weights if w.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": WEIGHT_DECAY},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            betas=BETAS,
+            fused=True,
+        )
+        self.school = School(self.pupil.tokenizer, seed=options.seed * 1000 + rank)
+        self.state = Path(options.out) / "run.pt"
+        self.step = 0
+        if self.state.exists():
+            saved = torch.load(self.state, map_location=self.device, weights_only=True)
+            self.pupil.load_state_dict(saved["pupil"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step = saved["step"]
+
+    def train(self) -> None:
+        """From where the run stands to the end of the curriculum."""
+        total = sum(stage.steps for stage in CURRICULUM)
+        with tqdm(total=total, initial=self.step, disable=self.rank > 0, mininterval=5) as bar:
+            while self.step < total:
+                stage, done = place(self.step)
+                told: dict[str, float] = self._learn(stage, done)
+                self.step += 1
+                bar.update()
+                bar.set_postfix({"stage": stage.name, **{k: f"{v:.3f}" for k, v in told.items()}})
+                if self.rank == 0 and (self.step % SAVE_EVERY == 0 or self.step == total):
+                    self._save()
+                if self.rank == 0 and (self.step % WATCH_EVERY == 0 or self.step == total):
+                    self._log({"step": self.step, **told, **self.watch(stage)})
+        if self.rank == 0:
+            ship(self.pupil, Path(self.options.out) / "model")
+
+    def _learn(self, stage: Stage, done: float) -> dict[str, float]:
+        frames = stage.frames[hash((self.options.seed, self.step)) % len(stage.frames)]
+        clips = max(1, stage.budget // frames)
+        batch = self.school.batch(
+            self.step, clips=clips, frames=frames, asked=min(20, stage.asked // clips)
+        ).to(self.device)
+        first, last = stage.labels
+        loss, told = self.pupil(batch, stage, first + (last - first) * min(1.0, done / 0.7))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._average()
+        nn.utils.clip_grad_norm_(self.weights, CLIP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(stage, done, self.step)
+        self.optimizer.step()
+        return dict(told)
+
+    def _average(self) -> None:
+        """Gradients averaged over all processes."""
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        if self.options.processes > 1:
+            flat = nn.utils.parameters_to_vector(
+                [w.grad for w in self.weights if w.grad is not None]
+            )
+            dist.all_reduce(flat)
+            flat /= self.options.processes
+            first = 0
+            for weight in self.weights:
+                weight.grad = flat[first : first + weight.numel()].view_as(weight)
+                first += weight.numel()
+
+    @torch.no_grad()
+    def watch(self, stage: Stage, batches: int = 6) -> dict[str, Any]:
+        """Exact answers on scenes nobody learns from, by kind."""
+        if not stage.asked:
+            return {}
+        school = School(self.pupil.tokenizer, seed=77, scenes=WATCHED)
+        asked, good = Counter[str](), Counter[str]()
+        for index, frames in zip(range(batches), (1, 4, 8, 8, 12, 16), strict=False):
+            if frames > 1 and stage.name == "moments":
+                break
+            batch = school.batch(index * 1000, clips=48 // frames, frames=frames, asked=14).to(
+                self.device
+            )
+            text, _ = self.pupil.packed(batch, self.pupil.packed.see(batch.patches))
+            _, right = self.pupil.packed.loss(batch, text)
+            for row, questions in enumerate(school.asked):
+                for number, question in enumerate(questions):
+                    asked[question.kind] += 1
+                    good[question.kind] += bool(right[row][batch.owner[row] == number].all())
+        kinds = {kind: round(good[kind] / asked[kind], 3) for kind in sorted(asked)}
+        return {
+            "exact": round(good.total() / asked.total(), 4),
+            "asked": asked.total(),
+            "kinds": kinds,
+        }
+
+    def _log(self, told: dict[str, Any]) -> None:
+        with (Path(self.options.out) / "progress.jsonl").open("a") as file:
+            file.write(json.dumps({"at": round(time.time()), **told}) + "\n")
+
+    def _save(self) -> None:
+        fresh = self.state.with_suffix(".new")
+        torch.save(
+            {
+                "pupil": self.pupil.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+            },
+            fresh,
+        )
+        fresh.replace(self.state)
+
+
+def ship(pupil: Pupil, folder: Path) -> None:
+    """Write the checkpoint: fp16 weights, tokenizer, chat template, what its pictures must be."""
+    model = pupil.model
+    model.to(torch.float16).save_pretrained(folder)
+    model.to(torch.float32)
+    pupil.tokenizer.save_pretrained(folder)
+    side = 96 * 96
+    settings = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": side, "longest_edge": side},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _process(rank: int, options: argparse.Namespace, port: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
+    if options.processes > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        dist.init_process_group(
+            "gloo", init_method=address, rank=rank, world_size=options.processes
+        )
+    Run(options, rank).train()
+    if options.processes > 1:
+        dist.destroy_process_group()
+
+
+def main() -> int:
+    """Train, or go on training."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True, help="folder for the run and its result")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    parser.add_argument("--processes", type=int, default=cores, help="one per core is fastest")
+    options = parser.parse_args()
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if options.processes == 1:
+        _process(0, options, port)
+    else:
+        multiprocessing.spawn(_process, (options, port), nprocs=options.processes)  # type: ignore[attr-defined,no-untyped-call]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
