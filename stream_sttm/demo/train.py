@@ -15,7 +15,8 @@ import socket
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,14 @@ def _exact(batch: Batch, right: Tensor) -> float:
     return 1 - len(wrong) / max(1, asked)
 
 
-def place(step: int) -> tuple[Stage, float]:
+def curriculum(share: float) -> tuple[Stage, ...]:
+    """The curriculum, or a trial of it with so small a share of the steps."""
+    return tuple(replace(stage, steps=max(1, round(share * stage.steps))) for stage in CURRICULUM)
+
+
+def place(step: int, stages: Sequence[Stage]) -> tuple[Stage, float]:
     """The stage that a step belongs to, and how much of it is done."""
-    for stage in CURRICULUM:
+    for stage in stages:
         if step < stage.steps:
             return stage, step / stage.steps
         step -= stage.steps
@@ -131,6 +137,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, rank: int) -> None:
         self.rank, self.options = rank, options
+        self.stages = curriculum(options.share)
         self.device = torch.device(options.device)
         self.pupil = Pupil(options.seed).to(self.device)
         self.weights = [w for w in self.pupil.parameters() if w.requires_grad]
@@ -153,12 +160,13 @@ class Run:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step = saved["step"]
 
-    def train(self) -> None:
-        """From where the run stands to the end of the curriculum."""
-        total = sum(stage.steps for stage in CURRICULUM)
+    def train(self, until: int | None = None) -> None:
+        """From where the run stands to the end of the curriculum, or to step `until`."""
+        end = sum(stage.steps for stage in self.stages)
+        total = end if until is None else min(until, end)
         with tqdm(total=total, initial=self.step, disable=self.rank > 0, mininterval=5) as bar:
             while self.step < total:
-                stage, done = place(self.step)
+                stage, done = place(self.step, self.stages)
                 told: dict[str, float] = self._learn(stage, done)
                 self.step += 1
                 bar.update()
@@ -167,7 +175,7 @@ class Run:
                     self._save()
                 if self.rank == 0 and (self.step % WATCH_EVERY == 0 or self.step == total):
                     self._log({"step": self.step, **told, **self.watch(stage)})
-        if self.rank == 0:
+        if self.rank == 0 and total == end:
             ship(self.pupil, Path(self.options.out) / "model")
 
     def _learn(self, stage: Stage, done: float) -> dict[str, float]:
@@ -281,6 +289,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     cores = 1 if torch.cuda.is_available() else os.cpu_count() or 1
     parser.add_argument("--processes", type=int, default=cores, help="one per core is fastest")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the steps, for a trial")
     options = parser.parse_args()
     Path(options.out).mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
