@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import textwrap
+import time
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def told(engine: Engine, scene: Scene, questions: int) -> list[tuple[Asked, str]
     end = times[-2] if len(times) % 2 else times[-1]
     asked = balanced(scene.questions(0.0, end), questions, random.Random(scene.seed))
     for number, question in enumerate(asked):
-        engine.ask(Question(str(number), stream, question.text, 0.0, 60))
+        engine.ask(Question(str(number), stream, question.text, time.time(), 60))
     answers: dict[str, str] = {}
     while len(answers) < len(asked):
         for outcome in engine.step():

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def watch(engine, scene):
 
 def answers(engine, stream, texts):
     for number, text in enumerate(texts):
-        engine.ask(Question(str(number), stream, text, 0.0, 64))
+        engine.ask(Question(str(number), stream, text, time.time(), 64))
     found = {}
     while len(found) < len(texts):
         for outcome in engine.step():

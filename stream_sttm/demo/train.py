@@ -32,6 +32,17 @@ from stream_sttm.demo.network import Batch, Packed, untrained
 
 SAVE_EVERY, WATCH_EVERY = 100, 300
 WEIGHT_DECAY, BETAS, CLIP = 0.03, (0.9, 0.98), 1.0
+# What serves the finished checkpoint best, by bench/accuracy.py; shipped in its config.json.
+SERVES_BEST = {
+    "spatial_threshold": 0.9,
+    "temporal_threshold": 0.9,
+    "at_layer": 4,
+    "size_bias": 0.0,
+    "fresh_frames": 1,
+    "positions": "own",
+    "horizon": 480,
+}
+MATRIX_RATE = 2.5  # of the learning rate, for Muon's matrices
 COMMON = 0.15  # weight of a label's class 0, "nothing here", which most tokens have
 # Where each label is read: -1 behind the vision tower, else behind that decoder layer.
 READ_AT = {
@@ -55,9 +66,9 @@ class Stage:
 
 
 CURRICULUM = (
-    Stage("frames", 450, 2e-3, 1.5e-3, (1,), 48, 0, (1.0, 1.0)),
-    Stage("moments", 900, 1.5e-3, 1.5e-3, (1, 1, 2), 32, 128, (0.5, 0.5)),
-    Stage("looks", 2900, 1.5e-3, 2e-5, (1, 2, 3, 4, 6, 8, 8, 12, 16), 48, 96, (0.5, 0.05)),
+    Stage("frames", 650, 2e-3, 1.5e-3, (1,), 48, 0, (1.0, 1.0)),
+    Stage("moments", 700, 1.5e-3, 1.5e-3, (1, 1, 2), 32, 128, (0.5, 0.5)),
+    Stage("looks", 2300, 1.5e-3, 2e-5, (1, 2, 3, 4, 6, 8, 8, 12, 16), 48, 96, (0.5, 0.05)),
 )
 WARM_UP = 80
 
@@ -132,6 +143,27 @@ def rate(stage: Stage, done: float, step: int) -> float:
     return (stage.last + (stage.peak - stage.last) * fall) * min(1.0, (step + 1) / WARM_UP)
 
 
+def _optimizers(pupil: Pupil) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers (https://arxiv.org/abs/2502.16982), AdamW for everything else."""
+    inner = {
+        id(weight)
+        for name, weight in pupil.model.named_parameters()
+        if weight.ndim == 2 and "embed" not in name and "lm_head" not in name
+    }
+    matrices = [weight for weight in pupil.parameters() if id(weight) in inner]
+    others = [weight for weight in pupil.parameters() if id(weight) not in inner]
+    return [
+        torch.optim.Muon(
+            [{"params": matrices, "scale": MATRIX_RATE}],
+            weight_decay=WEIGHT_DECAY,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [{"params": others, "scale": 1.0}], betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+        ),
+    ]
+
+
 class Run:
     """One process of a training run; `rank` 0 saves and reports."""
 
@@ -141,23 +173,15 @@ class Run:
         self.device = torch.device(options.device)
         self.pupil = Pupil(options.seed).to(self.device)
         self.weights = [w for w in self.pupil.parameters() if w.requires_grad]
-        decayed = [w for w in self.weights if w.ndim > 1]
-        plain = [w for w in self.weights if w.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": WEIGHT_DECAY},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            betas=BETAS,
-            fused=True,
-        )
+        self.optimizers = _optimizers(self.pupil)
         self.school = School(self.pupil.tokenizer, seed=options.seed * 1000 + rank)
         self.state = Path(options.out) / "run.pt"
         self.step = 0
         if self.state.exists():
             saved = torch.load(self.state, map_location=self.device, weights_only=True)
             self.pupil.load_state_dict(saved["pupil"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             self.step = saved["step"]
 
     def train(self, until: int | None = None) -> None:
@@ -186,13 +210,14 @@ class Run:
         ).to(self.device)
         first, last = stage.labels
         loss, told = self.pupil(batch, stage, first + (last - first) * min(1.0, done / 0.7))
-        self.optimizer.zero_grad()
+        self.pupil.zero_grad()
         loss.backward()
         self._average()
         nn.utils.clip_grad_norm_(self.weights, CLIP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(stage, done, self.step)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["scale"] * rate(stage, done, self.step)
+            optimizer.step()
         return dict(told)
 
     def _average(self) -> None:
@@ -246,7 +271,7 @@ class Run:
         torch.save(
             {
                 "pupil": self.pupil.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "step": self.step,
             },
             fresh,
@@ -257,6 +282,7 @@ class Run:
 def ship(pupil: Pupil, folder: Path) -> None:
     """Write the checkpoint: fp16 weights, tokenizer, chat template, what its pictures must be."""
     model = pupil.model
+    model.config.stream_sttm = SERVES_BEST
     model.to(torch.float16).save_pretrained(folder)
     model.to(torch.float32)
     pupil.tokenizer.save_pretrained(folder)
