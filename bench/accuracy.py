@@ -20,19 +20,17 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.arms import Arm, Ground, Recipe, arm, ground, named, recipes, share
-from bench.budget import Settled, record, settle
+from bench.arms import Ground, Recipe, ground, named, recipes
+from bench.compare import compare, note
 from bench.crew import SMALL, Crew, crew, model_of
-from bench.exam import DrawnStream, Footage
+from bench.exam import CLIP_FRAMES, DrawnStream
 from bench.longrun import EVERY, FIFO, report, small_caches
 from bench.questions_file import read_questions
 from bench.score import Result, score, table
-from bench.watching import Sheet, watch
-from stream_sttm.errors import ConfigError, StreamSTTMError
+from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models.family import VideoLLM
 
 QUICK = ("none", "sttm_50", "sttm_30", "sttm_15", "random_30", "frames_30")
@@ -115,7 +113,7 @@ def _drawn(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
     floor = ground(model, options.fps, square, options.reach)
     shown = drawn(options, floor, options.first, options.streams)
     calibration = _calibration(options, floor)
-    sheets = compare(workers, model, _wanted(model, options), floor, calibration, shown)
+    sheets = compare(workers, _wanted(model, options), floor, calibration, shown)
     _tell(score(sheets), model, floor)
 
 
@@ -123,10 +121,10 @@ def _questions(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> N
     """The table on a question file; thresholds are found on its own videos, which shows them no answer."""
     films, left_out = read_questions(options.questions, videos=options.videos, fps=options.fps)
     if left_out:
-        _note(f"{options.questions}: {left_out} items are no multiple choice and were left out")
+        note(f"{options.questions}: {left_out} items are no multiple choice and were left out")
     largest = max((film.size() for film in films), key=math.prod)
     floor = ground(model, options.fps, largest, options.reach)
-    sheets = compare(workers, model, _wanted(model, options), floor, films[:4], films)
+    sheets = compare(workers, _wanted(model, options), floor, films[:4], films)
     _tell(score(sheets), model, floor)
 
 
@@ -143,7 +141,7 @@ def _long(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
     ]
     wanted = small_caches(model, floor, options.cache)
     calibration = _calibration(options, floor)
-    sheets = compare(workers, model, wanted, floor, calibration, shown)
+    sheets = compare(workers, wanted, floor, calibration, shown)
     result = score(sheets, against=FIFO, whole=floor.frames * floor.cells)
     text, extra = report(result, sheets, seconds)
     print(text)
@@ -151,7 +149,7 @@ def _long(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
 
 
 def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) -> list[DrawnStream]:
-    """Stretches of `count` worlds, each begun at its own time; rounds half a memory apart."""
+    """Stretches of `count` worlds, each begun at its own time; rounds a third of a memory apart."""
     return [
         DrawnStream(
             seed,
@@ -159,7 +157,7 @@ def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) ->
             options.fps,
             floor.reach,
             floor.span,
-            floor.reach / 2,
+            floor.reach / 3,
             options.rounds,
             options.side,
         )
@@ -168,9 +166,9 @@ def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) ->
 
 
 def _calibration(options: argparse.Namespace, floor: Ground) -> list[DrawnStream]:
-    """Worlds that nothing is asked about; the shorter, the more."""
-    one = drawn(options, floor, CALIBRATION, 1)[0]
-    return drawn(options, floor, CALIBRATION, min(32, max(6, CALIBRATED // one.windows)))
+    """Worlds that nothing is asked about, each twice as long as a memory; the shorter, the more."""
+    count = min(24, max(6, int(CALIBRATED * CLIP_FRAMES / options.fps / floor.reach / 2)))
+    return [replace(stream, rounds=4) for stream in drawn(options, floor, CALIBRATION, count)]
 
 
 def _wanted(model: VideoLLM, options: argparse.Namespace) -> list[Recipe]:
@@ -178,79 +176,6 @@ def _wanted(model: VideoLLM, options: argparse.Namespace) -> list[Recipe]:
     if options.arms:
         return named(every, options.arms.split(","))
     return named(every, QUICK) if options.quick else every
-
-
-def compare(
-    workers: Crew,
-    model: VideoLLM,
-    wanted: Sequence[Recipe],
-    floor: Ground,
-    calibration: Sequence[Footage],
-    shown: Sequence[Footage],
-) -> list[Sheet]:
-    """Every arm's sheets on what is shown; arms that are the same under two names run once and count for both."""
-    found = _settled(workers, wanted, floor, calibration)
-    arms, twins = list[Arm](), dict[str, str]()
-    for place, recipe in enumerate(wanted):
-        twin = next((other for other in wanted[:place] if recipe.is_like(other)), None)
-        if twin is not None:
-            twins[recipe.name] = twin.name
-        else:
-            key = _search(recipe)
-            chosen = found[key].options if key in found else share(recipe, floor)
-            arms.append(arm(recipe, floor, chosen))
-    parts = workers.do("streams", partial(_watched, arms), shown)
-    sheets = [sheet for part in parts for sheet in part]
-    own: dict[str, list[Sheet]] = {recipe.name: [] for recipe in wanted}
-    for sheet in sheets:
-        own[sheet.arm].append(sheet)
-    for name, twin_name in twins.items():
-        own[name] = [replace(sheet, arm=name) for sheet in own[twin_name]]
-    if not sheets:
-        raise ConfigError("not one question was asked; show longer streams")
-    return [sheet for part in own.values() for sheet in part]
-
-
-def _search(recipe: Recipe) -> Recipe:
-    """What of a recipe decides its thresholds."""
-    return replace(
-        recipe, name="", size_bias=0.0, positions="own", prune_shallow=False, capacity=None
-    )
-
-
-def _settled(
-    workers: Crew, wanted: Sequence[Recipe], floor: Ground, calibration: Sequence[Footage]
-) -> dict[Recipe, Settled]:
-    """Thresholds for every recipe that needs some, told where a budget is out of reach."""
-    searches = list(dict.fromkeys(_search(recipe) for recipe in wanted if recipe.is_searched))
-    searches.sort(key=lambda one: one.at_layer)
-    pieces = [searches[start : start + 4] for start in range(0, len(searches), 4)]
-    done = workers.do("thresholds", partial(_found, floor, calibration), pieces)
-    found = {one.recipe: one for part in done for one in part}
-    for recipe in wanted:
-        one = found.get(_search(recipe))
-        if one is not None and not one.is_reached:
-            _note(
-                f"{recipe.name}: {recipe.budget:.0%} of the tokens is out of reach; nearest is {one.share:.1%}"
-            )
-        if not recipe.is_searched and recipe.budget * floor.frames <= recipe.fresh:
-            _note(f"{recipe.name}: the fresh view alone takes more than {recipe.budget:.0%}")
-    return found
-
-
-def _found(
-    floor: Ground, calibration: Sequence[Footage], model: VideoLLM, searches: Sequence[Recipe]
-) -> list[Settled]:
-    """Settle recipes in a worker; what a layer sees is recorded once for all of them."""
-    layers = {recipe.at_layer for recipe in searches}
-    recorded = {
-        layer: [record(model, layer, floor, footage) for footage in calibration] for layer in layers
-    }
-    return [settle(model, recipe, floor, recorded[recipe.at_layer]) for recipe in searches]
-
-
-def _watched(arms: Sequence[Arm], model: VideoLLM, footage: Footage) -> list[Sheet]:
-    return watch(model, arms, footage)
 
 
 def _tell(
@@ -271,10 +196,6 @@ def _tell(
         for kind, share in result.majority.items()
     }
     print(json.dumps({"arms": arms, "types": types, "questions": result.questions}))
-
-
-def _note(line: str) -> None:
-    print(f"bench.accuracy: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

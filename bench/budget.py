@@ -1,13 +1,15 @@
 """Which thresholds leave so many tokens: found on streams that are not asked about, by replaying what a reducer sees.
 
-What reaches the merge layer does not depend on any threshold, so it is recorded once and merged as often as it
-takes. A replay counts the tokens that questions would see; it knows no answer.
+What reaches the merge layer does not depend on any threshold while the layers below keep all their tokens, so it is
+recorded once and merged as often as it takes. A replay counts the tokens that questions would see; it knows no answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import exp, log
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,8 +27,8 @@ from stream_sttm.reducers.frames import Progress, progressed
 from stream_sttm.tokens import VisualTokens
 from stream_sttm.types import Clip
 
-STEPS = 14  # halvings of the range of scales
-CLOSE = 0.002  # share of all tokens by which a budget may be missed
+STEPS = 14  # cuts of the range of scales, at most
+CLOSE = 0.003  # share of all tokens by which a budget may be missed
 LEAST = 1e-4  # smallest scale that is tried
 
 
@@ -55,26 +57,64 @@ class Recorder:
         return empty, progressed(state, features.shape[0], 0, features.device)
 
 
+@dataclass(frozen=True, slots=True)
+class Reel:
+    """A calibration stream's windows behind the vision tower, (T, H, W, C) each, and its frame rate."""
+
+    windows: list[Tensor]
+    fps: float
+
+
 @torch.inference_mode()
-def record(model: VideoLLM, at_layer: int, ground: Ground, footage: Footage) -> list[Tensor]:
-    """What reaches decoder layer `at_layer`, window by window, (T, H, W, C) each."""
-    attention.register()
-    model.use_attention(attention.NAME)
-    memory = ground.memory(Recipe("none", "none", 1.0, at_layer))
-    plan = plan_for(model, ReducerSettings(name="none", at_layer=at_layer), memory)
-    seen = Recorder()
-    session = StreamSession(model, seen, plan, stream=STREAM, fps=footage.fps)
+def encode(model: VideoLLM, footage: Footage) -> Reel:
+    """A stream's windows, put through the vision tower once for every search."""
+    windows = []
     for clip in footage.script():
         if isinstance(clip, Clip):
             stacked = torch.stack([torch.from_numpy(frame.image) for frame in clip.frames])
             pixels = model.preprocess(stacked.to(model.device).permute(0, 3, 1, 2))
-            features = model.encode(pixels)
-            session.append(features, [clip.captured_at] * len(features))
+            windows.append(model.encode(pixels))
+    return Reel(windows, footage.fps)
+
+
+@torch.inference_mode()
+def record(model: VideoLLM, at_layer: int, ground: Ground, reel: Reel) -> list[Tensor]:
+    """What reaches decoder layer `at_layer` while every layer below it keeps all its tokens, window by window."""
+    seen = Recorder()
+    session = _session(model, Recipe("none", "none", 1.0, at_layer), ground, reel, seen)
+    for features in reel.windows:
+        session.append(features, [0.0] * len(features))
     return seen.windows
 
 
 @torch.inference_mode()
-def seen_share(
+def played_shares(
+    model: VideoLLM, recipe: Recipe, ground: Ground, reel: Reel, reducer: Reducer
+) -> list[float]:
+    """As `seen_shares`, from a memory that runs all its layers: for recipes whose merging changes what is merged."""
+    session, shares = _session(model, recipe, ground, reel, reducer), []
+    for place, features in enumerate(reel.windows):
+        session.append(features, [0.0] * len(features))
+        cells = features.shape[1] * features.shape[2]
+        if session.frames >= ground.frames or place == len(reel.windows) - 1:
+            kept = session.cache.deep.index.before_frame(session.frames - recipe.fresh)
+            whole = min(ground.frames, session.frames) * cells
+            shares.append((kept + recipe.fresh * cells) / whole)
+    return shares
+
+
+def _session(
+    model: VideoLLM, recipe: Recipe, ground: Ground, reel: Reel, reducer: Reducer
+) -> StreamSession:
+    attention.register()
+    model.use_attention(attention.NAME)
+    settings = ReducerSettings(name="none", at_layer=recipe.at_layer)
+    plan = plan_for(model, settings, ground.memory(recipe))
+    return StreamSession(model, reducer, plan, stream=STREAM, fps=reel.fps)
+
+
+@torch.inference_mode()
+def seen_shares(
     windows: Sequence[Tensor], reducer: Reducer, *, frames: int, fresh: int
 ) -> list[float]:
     """After each window that fills a memory of `frames`, or the last: the share of its tokens a question would see."""
@@ -96,25 +136,31 @@ def seen_share(
 
 
 def settle(
-    model: VideoLLM, recipe: Recipe, ground: Ground, recorded: Sequence[Sequence[Tensor]]
+    model: VideoLLM,
+    recipe: Recipe,
+    ground: Ground,
+    reels: Sequence[Reel],
+    recorded: Sequence[Sequence[Tensor]],
 ) -> Settled:
-    """The thresholds that bring a recipe nearest to its budget."""
+    """The thresholds that bring a recipe nearest to its budget; `recorded` at its layer, one for each reel."""
+
+    def kept(options: dict[str, Any]) -> float:
+        reducer = build_reducer("sttm_streaming", options)
+        if recipe.prune_shallow:  # slower, so on fewer streams
+            found = [played_shares(model, recipe, ground, reel, reducer) for reel in reels[::4]]
+        else:
+            frames, fresh = ground.frames, recipe.fresh
+            found = [seen_shares(one, reducer, frames=frames, fresh=fresh) for one in recorded]
+        return fmean(share for shares in found for share in shares)
 
     def searched(root_level: int) -> Settled:
         def options(scale: float) -> dict[str, Any]:
             return {**thresholds(model, recipe, scale), "root_level": root_level}
 
-        def kept(scale: float) -> float:
-            reducer = build_reducer("sttm_streaming", options(scale))
-            shares = [
-                share
-                for windows in recorded
-                for share in seen_share(windows, reducer, frames=ground.frames, fresh=recipe.fresh)
-            ]
-            return sum(shares) / len(shares)
-
-        scale, share = nearest(kept, recipe.budget, most=_widest(model))
-        return Settled(recipe, options(scale), share, abs(share - recipe.budget) <= 5 * CLOSE)
+        scale, share = nearest(
+            lambda scale: kept(options(scale)), recipe.budget, most=_widest(model)
+        )
+        return Settled(recipe, options(scale), share, abs(share - recipe.budget) <= 3 * CLOSE)
 
     found = searched(root_level=1)
     if not found.is_reached and found.share > recipe.budget:
@@ -129,18 +175,24 @@ def nearest(
 ) -> tuple[float, float]:
     """The scale between `least` and `most` whose share comes nearest to `wanted`, and that share.
 
-    `kept` falls as the scale grows, give or take a little.
+    `kept` falls as the scale grows, give or take a little. The range is halved, or cut nearer to where a straight
+    line through its ends would meet the budget, in turn.
     """
     tried = [(scale, kept(scale)) for scale in (least, most)]
-    low, high = least, most
-    if tried[0][1] > wanted > tried[1][1]:
-        for _ in range(STEPS):
-            middle = (low * high) ** 0.5
-            share = kept(middle)
-            tried.append((middle, share))
-            if abs(share - wanted) <= CLOSE:
-                break
-            low, high = (middle, high) if share > wanted else (low, middle)
+    (low, high), (above, below) = (log(least), log(most)), (tried[0][1], tried[1][1])
+    if not above > wanted > below:
+        return min(tried, key=lambda one: abs(one[1] - wanted))
+    for step in range(STEPS):
+        part = (above - wanted) / (above - below) if step % 2 else 0.5
+        middle = low + (high - low) * min(0.9, max(0.1, part))
+        share = kept(exp(middle))
+        tried.append((exp(middle), share))
+        if abs(share - wanted) <= CLOSE:
+            break
+        if share > wanted:
+            low, above = middle, share
+        else:
+            high, below = middle, share
     return min(tried, key=lambda one: abs(one[1] - wanted))
 
 
