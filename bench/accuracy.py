@@ -35,7 +35,7 @@ from stream_sttm.models.family import VideoLLM
 
 QUICK = ("none", "sttm_50", "sttm_30", "sttm_15", "random_30", "frames_30")
 FIRST, CALIBRATION = 5_000_000, 4_000_000  # first seeds; training stays below both
-CALIBRATED = 1000  # windows, about, that thresholds are found on
+CALIBRATED = 1000  # windows, about, that thresholds are found on, in 6 to 24 worlds
 LATEST = 3000.0  # seconds into a world at which a stream begins, at most
 
 
@@ -73,6 +73,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=_count, help="how many worlds (50; 12 quick; 4 long)")
     parser.add_argument("--rounds", type=_count, default=6, help="rounds of questions per world")
     parser.add_argument("--seeds", type=_count, help="draws of the random arms (3; 1 quick)")
+    parser.add_argument("--calibrate", type=_count, help="worlds that thresholds are found on")
     parser.add_argument("--first", type=int, default=FIRST, help="seed of the first world")
     parser.add_argument("--fps", type=_positive, default=2.0, help="frames per second")
     parser.add_argument("--side", type=_count, default=192, help="pixels of a drawn picture's side")
@@ -167,7 +168,8 @@ def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) ->
 
 def _calibration(options: argparse.Namespace, floor: Ground) -> list[DrawnStream]:
     """Worlds that nothing is asked about, each twice as long as a memory; the shorter, the more."""
-    count = min(24, max(6, int(CALIBRATED * CLIP_FRAMES / options.fps / floor.reach / 2)))
+    count = int(CALIBRATED * CLIP_FRAMES / options.fps / floor.reach / 2)
+    count = options.calibrate or min(24, max(6, count))
     return [replace(stream, rounds=4) for stream in drawn(options, floor, CALIBRATION, count)]
 
 

@@ -18,7 +18,7 @@ from stream_sttm.types import Clip, Frame
 NEEDLES = (5, 30, 120)  # seconds ago; a needle counts for the nearest, by ratio
 STREAM = "bench"
 CLIP_FRAMES = 2
-LONGEST = 40  # tokens of an answer
+LONGEST, LONGEST_CHOICE = 40, 16  # tokens of an answer in words, and of one that names a letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class Item:
     kind: str
     age: float | None = None
     choices: int = 0
+
+    @property
+    def longest(self) -> int:
+        """How many tokens an answer may have."""
+        return LONGEST_CHOICE if self.choices else LONGEST
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer is the right one, word for word or by its letter."""

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.arms import Arm
-from bench.exam import LONGEST, STREAM, Footage, Item, Round
+from bench.exam import STREAM, Footage, Item, Round
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import StreamSTTMError
@@ -85,7 +85,7 @@ def watch(model: VideoLLM, arms: Sequence[Arm], footage: Footage) -> list[Sheet]
 def _ask(engine: Engine, arm: Arm, clip: str, asked: Round) -> Sheet:
     started = time.perf_counter()
     for place, item in enumerate(asked.items):
-        engine.ask(Question(str(place), STREAM, item.text, time.time(), LONGEST))
+        engine.ask(Question(str(place), STREAM, item.text, time.time(), item.longest))
     answers: dict[str, Answer] = {}
     while len(answers) < len(asked.items):
         for outcome in _finished(engine.step()):
