@@ -23,10 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.arms import Ground, Recipe, ground, named, recipes
-from bench.compare import compare, note
+from bench.arms import Ground, Recipe, ground, left_out, named, recipes
+from bench.compare import compare
 from bench.crew import SMALL, Crew, crew, model_of
 from bench.exam import CLIP_FRAMES, DrawnStream
+from bench.film import Film
 from bench.longrun import EVERY, FIFO, report, small_caches
 from bench.questions_file import read_questions
 from bench.score import Result, score, table
@@ -35,7 +36,9 @@ from stream_sttm.models.family import VideoLLM
 
 QUICK = ("none", "sttm_50", "sttm_30", "sttm_15", "random_30", "frames_30")
 FIRST, CALIBRATION = 5_000_000, 4_000_000  # first seeds; training stays below both
-CALIBRATED = 1000  # windows, about, that thresholds are found on, in 6 to 24 worlds
+CALIBRATED = 800  # windows, about, that thresholds are found on, in 6 to 24 worlds
+GAP = 6  # rounds that a memory's length of stream is asked, each about a span of its own
+FEW = 4  # videos of a question file that thresholds are found on
 LATEST = 3000.0  # seconds into a world at which a stream begins, at most
 
 
@@ -43,12 +46,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns 2 with one line on stderr where that can't be done."""
     options = _options(words)
     try:
+        films = _films(options) if options.questions else []
         model = model_of(options.model)
         with crew(options.model, options.jobs or _jobs(model)) as workers:
             if options.long:
                 _long(workers, model, options)
-            elif options.questions:
-                _questions(workers, model, options)
+            elif films:
+                _filmed(workers, model, options, films)
             else:
                 _drawn(workers, model, options)
     except StreamSTTMError as error:
@@ -70,8 +74,8 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, help="folder of its videos, if not the file's own")
     parser.add_argument("--arms", default="", help="only these, separated by commas")
     parser.add_argument("--jobs", type=_count, help="worker processes; default: one a core")
-    parser.add_argument("--streams", type=_count, help="how many worlds (50; 12 quick; 4 long)")
-    parser.add_argument("--rounds", type=_count, default=6, help="rounds of questions per world")
+    parser.add_argument("--streams", type=_count, help="how many worlds (30; 8 quick; 4 long)")
+    parser.add_argument("--rounds", type=_count, default=10, help="rounds of questions per world")
     parser.add_argument("--seeds", type=_count, help="draws of the random arms (3; 1 quick)")
     parser.add_argument("--calibrate", type=_count, help="worlds that thresholds are found on")
     parser.add_argument("--first", type=int, default=FIRST, help="seed of the first world")
@@ -82,7 +86,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=_positive, default=0.3, help="--long: share that fits")
     options = parser.parse_args(words)
     if options.streams is None:
-        options.streams = 4 if options.long else 12 if options.quick else 50
+        options.streams = 4 if options.long else 8 if options.quick else 30
     if options.seeds is None:
         options.seeds = 1 if options.quick else 3
     return options
@@ -114,19 +118,27 @@ def _drawn(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
     floor = ground(model, options.fps, square, options.reach)
     shown = drawn(options, floor, options.first, options.streams)
     calibration = _calibration(options, floor)
-    sheets = compare(workers, _wanted(model, options), floor, calibration, shown)
-    _tell(score(sheets), model, floor)
+    sheets, missed = compare(workers, _wanted(model, options), floor, calibration, shown)
+    _tell(score(sheets), model, floor, missed + left_out(model))
 
 
-def _questions(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
+def _films(options: argparse.Namespace) -> list[Film]:
+    """The question file's videos, each with what is asked of it."""
+    films, count = read_questions(options.questions, videos=options.videos, fps=options.fps)
+    if count:
+        line = f"{options.questions}: {count} items are no multiple choice and were left out"
+        print(f"bench.accuracy: {line}", file=sys.stderr)
+    return films
+
+
+def _filmed(
+    workers: Crew, model: VideoLLM, options: argparse.Namespace, films: Sequence[Film]
+) -> None:
     """The table on a question file; thresholds are found on its own videos, which shows them no answer."""
-    films, left_out = read_questions(options.questions, videos=options.videos, fps=options.fps)
-    if left_out:
-        note(f"{options.questions}: {left_out} items are no multiple choice and were left out")
     largest = max((film.size() for film in films), key=math.prod)
     floor = ground(model, options.fps, largest, options.reach)
-    sheets = compare(workers, _wanted(model, options), floor, films[:4], films)
-    _tell(score(sheets), model, floor)
+    sheets, missed = compare(workers, _wanted(model, options), floor, films[:FEW], films)
+    _tell(score(sheets), model, floor, missed + left_out(model))
 
 
 def _long(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
@@ -142,15 +154,15 @@ def _long(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
     ]
     wanted = small_caches(model, floor, options.cache)
     calibration = _calibration(options, floor)
-    sheets = compare(workers, wanted, floor, calibration, shown)
+    sheets, missed = compare(workers, wanted, floor, calibration, shown)
     result = score(sheets, against=FIFO, whole=floor.frames * floor.cells)
     text, extra = report(result, sheets, seconds)
     print(text)
-    _tell(result, model, floor, extra)
+    _tell(result, model, floor, missed, extra)
 
 
 def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) -> list[DrawnStream]:
-    """Stretches of `count` worlds, each begun at its own time; rounds a third of a memory apart."""
+    """Stretches of `count` worlds, each begun at its own time; GAP rounds to a memory."""
     return [
         DrawnStream(
             seed,
@@ -158,7 +170,7 @@ def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) ->
             options.fps,
             floor.reach,
             floor.span,
-            floor.reach / 3,
+            floor.reach / GAP,
             options.rounds,
             options.side,
         )
@@ -170,7 +182,7 @@ def _calibration(options: argparse.Namespace, floor: Ground) -> list[DrawnStream
     """Worlds that nothing is asked about, each twice as long as a memory; the shorter, the more."""
     count = int(CALIBRATED * CLIP_FRAMES / options.fps / floor.reach / 2)
     count = options.calibrate or min(24, max(6, count))
-    return [replace(stream, rounds=4) for stream in drawn(options, floor, CALIBRATION, count)]
+    return [replace(stream, rounds=1 + GAP) for stream in drawn(options, floor, CALIBRATION, count)]
 
 
 def _wanted(model: VideoLLM, options: argparse.Namespace) -> list[Recipe]:
@@ -181,7 +193,11 @@ def _wanted(model: VideoLLM, options: argparse.Namespace) -> list[Recipe]:
 
 
 def _tell(
-    result: Result, model: VideoLLM, floor: Ground, extra: dict[str, dict[str, Any]] | None = None
+    result: Result,
+    model: VideoLLM,
+    floor: Ground,
+    remarks: Sequence[str],
+    extra: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """The table, what it rests on, and the last line."""
     base = next(iter(result.scores.values()))
@@ -190,6 +206,8 @@ def _tell(
         f"{result.questions} questions in {result.rounds} rounds about {result.clips} streams; model {model.name}, "
         f"{len(model.layers)} layers; memory {floor.reach:g} s: {floor.frames} frames of {floor.cells} tokens"
     )
+    for line in remarks:
+        print(line)
     arms = {
         name: own.as_dict() | (extra or {}).get(name, {}) for name, own in result.scores.items()
     }

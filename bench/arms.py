@@ -165,6 +165,18 @@ def recipes(model: VideoLLM, *, seeds: int) -> list[Recipe]:
     ]
 
 
+def left_out(model: VideoLLM) -> list[str]:
+    """In words, the arms that this model can't have."""
+    lines = []
+    if model.axes > 1:
+        lines.append(
+            f"positions_contiguous: needs a model with one position axis; this has {model.axes}"
+        )
+    if model.tuned.at_layer == 0:
+        lines.append("shallow_kept, shallow_pruned: this model merges before its first layer")
+    return lines
+
+
 def thresholds(model: VideoLLM, recipe: Recipe, scale: float) -> dict[str, Any]:
     """Options of the merging reducer: the model's own pair of thresholds, their distances from 1 times `scale`.
 

@@ -5,7 +5,6 @@ Both parts are cut into pieces for a crew of workers. Arms that are the same und
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,9 +26,12 @@ def compare(
     floor: Ground,
     calibration: Sequence[Footage],
     shown: Sequence[Footage],
-) -> list[Sheet]:
-    """Every arm's sheets on what is shown; arms that are the same under two names run once and count for both."""
-    found = _settled(workers, wanted, floor, calibration)
+) -> tuple[list[Sheet], list[str]]:
+    """Every arm's sheets on what is shown, and in words which budgets are out of reach.
+
+    Arms that are the same under two names run once and count for both.
+    """
+    found = _settled(workers, wanted, calibration, floor)
     arms, twins = list[Arm](), dict[str, str]()
     for place, recipe in enumerate(wanted):
         twin = next((other for other in wanted[:place] if recipe.is_like(other)), None)
@@ -48,34 +50,39 @@ def compare(
         own[name] = [replace(sheet, arm=name) for sheet in own[twin_name]]
     if not sheets:
         raise ConfigError("not one question was asked; show longer streams")
-    return [sheet for part in own.values() for sheet in part]
+    return [sheet for part in own.values() for sheet in part], _missed(wanted, floor, found)
 
 
 def _search(recipe: Recipe) -> Recipe:
     """What of a recipe decides its thresholds."""
-    if recipe.prune_shallow:
-        return replace(recipe, name="")
-    return replace(recipe, name="", size_bias=0.0, positions="own", capacity=None)
+    alike = replace(recipe, name="", size_bias=0.0, positions="own", capacity=None)
+    # What reaches the merge from pruned layers depends on how they weigh and place what is left, so those stay.
+    return replace(recipe, name="", capacity=None) if recipe.prune_shallow else alike
 
 
 def _settled(
-    workers: Crew, wanted: Sequence[Recipe], floor: Ground, calibration: Sequence[Footage]
+    workers: Crew, wanted: Sequence[Recipe], calibration: Sequence[Footage], floor: Ground
 ) -> dict[Recipe, Settled]:
-    """Thresholds for every recipe that needs some, told where a budget is out of reach."""
+    """Thresholds for every recipe that needs some."""
     searches = list(dict.fromkeys(_search(recipe) for recipe in wanted if recipe.is_searched))
     searches.sort(key=lambda one: one.at_layer)
     pieces = [searches[start : start + TOGETHER] for start in range(0, len(searches), TOGETHER)]
     done = workers.do("thresholds", partial(_found, floor, calibration), pieces)
-    found = {one.recipe: one for part in done for one in part}
+    return {one.recipe: one for part in done for one in part}
+
+
+def _missed(wanted: Sequence[Recipe], floor: Ground, found: dict[Recipe, Settled]) -> list[str]:
+    """A line for each arm whose budget can't be reached."""
+    lines = []
     for recipe in wanted:
-        one = found.get(_search(recipe))
+        one, fresh = found.get(_search(recipe)), recipe.fresh / floor.frames
         if one is not None and not one.is_reached:
-            note(
-                f"{recipe.name}: {recipe.budget:.0%} of the tokens is out of reach; nearest is {one.share:.1%}"
+            lines.append(
+                f"{recipe.name}: no thresholds leave {recipe.budget:.0%} of the tokens; nearest: {one.share:.1%}"
             )
-        if not recipe.is_searched and recipe.budget * floor.frames <= recipe.fresh:
-            note(f"{recipe.name}: the fresh view alone takes more than {recipe.budget:.0%}")
-    return found
+        elif one is None and recipe.budget <= fresh:
+            lines.append(f"{recipe.name}: the fresh view alone is {fresh:.1%} of the tokens")
+    return list(dict.fromkeys(lines))
 
 
 def _found(
@@ -90,8 +97,3 @@ def _found(
 
 def _watched(arms: Sequence[Arm], model: VideoLLM, footage: Footage) -> list[Sheet]:
     return watch(model, arms, footage)
-
-
-def note(line: str) -> None:
-    """Tell people something that is no part of the result."""
-    print(f"bench.accuracy: {line}", file=sys.stderr)
