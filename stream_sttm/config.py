@@ -10,19 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    model_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
@@ -57,7 +46,8 @@ class ReducerSettings(BaseModel):
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
     )
     name: str = Field(
-        "sttm_streaming", description="A reducer: sttm_streaming, sttm, none, or another package's."
+        "sttm_streaming",
+        description="A reducer: sttm_streaming, sttm, none, random, subsample, or another package's.",
     )
     at_layer: int | None = Field(
         None, ge=0, description="Merge before this decoder layer; null: the model's own default."
@@ -102,6 +92,13 @@ class MemorySettings(Section):
         ge=0,
         le=4,
         description="Newest frames shown unmerged to a question; null: the model's own default.",
+    )
+    positions: Literal["own", "contiguous"] | None = Field(
+        None,
+        description="A token's place: own, as if nothing were merged, or contiguous; null: the model's own default.",
+    )
+    prune_shallow: bool = Field(
+        False, description="Whether merged tokens leave the layers below the merge too."
     )
 
 

@@ -28,6 +28,7 @@ PLAN = MemoryPlan(
     size_bias=0.0,
     fresh_frames=0,
     positions="own",
+    prune_shallow=False,
 )
 STTM = {"spatial_threshold": 0.8, "temporal_threshold": 0.8}
 ROWS = COLUMNS = 4
@@ -124,6 +125,50 @@ def test_layers_below_the_merge_hold_every_token_and_those_above_the_survivors(
     lengths = [session.cache.length(layer) for layer in range(len(tiny_model.layers))]
     assert lengths[:2] == [8 * CELLS] * 2
     assert lengths[2] == lengths[3] == len(session.cache.deep) < 6 * CELLS
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_pruned_shallow_layers_hold_the_survivors_and_nothing_else(
+    tiny_model: VideoLLM, cut: int
+) -> None:
+    plan = replace(PLAN, prune_shallow=True, window_tokens=64, shallow_tokens=64)
+    session = _session(tiny_model, plan)
+    _feed(session, _video(tiny_model, 32), cut)
+    shallow, deep = session.cache.bands
+    assert deep.evicted > 0
+    newest = min(len(shallow), len(deep))
+    assert newest > CELLS
+    assert shallow.index.frames[-newest:].tolist() == deep.index.frames[-newest:].tolist()
+    assert session.cache.length(0) == len(shallow) < 64
+    assert _answers(tiny_model, session, "what is there?")
+
+
+def test_pruning_takes_the_tokens_that_were_merged_and_leaves_the_others_as_they_were(
+    tiny_model: VideoLLM,
+) -> None:
+    plain, pruned = (
+        _session(tiny_model, replace(PLAN, prune_shallow=prune)) for prune in (False, True)
+    )
+    for session in (plain, pruned):
+        _feed(session, _video(tiny_model, 6), 6)
+    assert len(pruned.cache.bands[0]) == len(plain.cache.deep) < 6 * CELLS
+    for layer in (0, 1):
+        for ours, whole in zip(_layer(pruned, layer), _layer(plain, layer), strict=True):
+            is_same = (ours[0, 0, :, None] == whole[0, 0, None]).all(-1)
+            found = is_same.int().argmax(1)
+            assert bool(is_same.any(1).all()), "every row was there before"
+            assert bool((found.diff() > 0).all()), "in the same order"
+
+
+def test_pruning_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) -> None:
+    plain, pruned = (
+        _session(tiny_model, replace(PLAN, prune_shallow=prune), "none") for prune in (False, True)
+    )
+    for session in (plain, pruned):
+        _feed(session, _video(tiny_model, 6), 2)
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(pruned, layer), _layer(plain, layer), strict=True):
+            assert torch.equal(ours, wanted)
 
 
 @pytest.mark.parametrize("reducer", ["none", "sttm_streaming"])

@@ -113,6 +113,18 @@ class Band:
         self.index = Index.joined(self.index, index)
         self.written += len(index)
 
+    def keep(self, rows: Tensor, *, newest: int) -> None:
+        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others."""
+        start, end = self.written - newest, self.written - newest + len(rows)
+        for stored in (*self._keys, *self._values):
+            stored[:, :, start:end] = stored[:, :, start + rows]
+        old, new = len(self) - newest, self.index.since(len(self) - newest)
+        self.sizes[old : old + len(rows)] = self.sizes[old + rows]
+        places = rows.cpu()
+        before = Index(self.index.frames[:old], self.index.times[:old])
+        self.index = Index.joined(before, Index(new.frames[places], new.times[places]))
+        self.written = end
+
     def absorb(self, serials: Tensor, counts: Tensor) -> None:
         """Let tokens stand for `counts` more cells; serials count the tokens this band ever got."""
         slots = serials - self.evicted

@@ -30,6 +30,7 @@ class MemoryPlan:
     size_bias: float
     fresh_frames: int
     positions: Literal["own", "contiguous"]
+    prune_shallow: bool
 
 
 def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
@@ -52,7 +53,8 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
             f"memory.horizon: {horizon} is beyond what the model's {model.context} positions allow beside questions; "
             f"at most {model.context - 2 * _LEAST_FOR_A_QUESTION}"
         )
-    if tuned.positions == "contiguous" and model.axes > 1:
+    positions = memory.positions or tuned.positions
+    if positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
     return MemoryPlan(
         merge_at=merge_at,
@@ -64,5 +66,6 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
         evict_share=memory.evict_share,
         size_bias=tuned.size_bias if reducer.size_bias is None else reducer.size_bias,
         fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
-        positions=tuned.positions,
+        positions=positions,
+        prune_shallow=memory.prune_shallow,
     )

@@ -117,6 +117,10 @@ class StreamSession:
             self.cache.deep.absorb(*state.absorbed)
         if len(tokens):
             self._through(self.cache.deep, tokens)
+        if self._plan.prune_shallow and self._plan.merge_at > 0:
+            t, y, x = tokens.boxes[:, :3].unbind(1)
+            corners = ((t - self.frames) * rows + y) * columns + x
+            self.cache.bands[0].keep(corners, newest=count)
         self._state = state
         first = self.frames
         self.frames += frames

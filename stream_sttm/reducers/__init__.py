@@ -13,6 +13,8 @@ from stream_sttm.tokens import VisualTokens
 GROUP = "stream_sttm.reducers"
 REDUCERS: dict[str, str] = {
     "none": "stream_sttm.reducers.baselines:KeepAll",
+    "random": "stream_sttm.reducers.baselines:RandomDrop",
+    "subsample": "stream_sttm.reducers.baselines:Subsample",
     "sttm": "stream_sttm.reducers.sttm:Sttm",
     "sttm_streaming": "stream_sttm.reducers.sttm_streaming:SttmStreaming",
 }
