@@ -30,7 +30,7 @@ PLAN = MemoryPlan(
     positions="own",
     prune_shallow=False,
 )
-STTM = {"spatial_threshold": 0.8, "temporal_threshold": 0.8}
+STTM = {"spatial_threshold": 0.7, "temporal_threshold": 0.7}
 ROWS = COLUMNS = 4
 CELLS = ROWS * COLUMNS
 

@@ -162,7 +162,7 @@ def test_a_real_codec_changes_pictures_a_little():
 def test_strange_questions_come_in_many_sorts():
     rng = random.Random(1)
     drawn = {words.unanswerable(rng) for _ in range(400)}
-    assert len(drawn) > 300
+    assert len(drawn) > 250
     assert "" in drawn
     assert any(not question.isascii() for question in drawn)
 
