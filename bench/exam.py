@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from stream_sttm.sources.questions import Asked, balanced
 from stream_sttm.sources.scene import Scene
-from stream_sttm.sources.truth import Asked
 from stream_sttm.types import Clip, Frame
 
 NEEDLES = (5, 30, 120)  # seconds ago; a needle counts for the nearest, by ratio
@@ -123,14 +123,15 @@ class DrawnStream:
 
 
 def chosen(questions: Sequence[Asked], drawn: random.Random, by_age: bool) -> tuple[Item, ...]:
-    """One question of each kind (and age), drawn from all that could be asked."""
-    groups: dict[tuple[str, int | None], list[Item]] = {}
+    """One question of each kind (and age), so drawn that within a kind no sort of answer is common."""
+    groups: dict[int | None, list[Asked]] = {}
     for asked in questions:
-        age = getattr(asked, "age", None)
-        item = Item(asked.text, asked.truth, asked.kind, age)
-        group = (item.kind, needle(age) if by_age else None)
-        groups.setdefault(group, []).append(item)
-    return tuple(drawn.choice(items) for items in groups.values())
+        groups.setdefault(needle(asked.age) if by_age else None, []).append(asked)
+    return tuple(
+        Item(asked.text, asked.truth, asked.kind, asked.age)
+        for group in groups.values()
+        for asked in balanced(group, len({one.kind for one in group}), drawn)
+    )
 
 
 def needle(age: float | None) -> int | None:

@@ -21,7 +21,8 @@ from stream_sttm.demo.lessons import (  # fmt: skip
     through_codec,
 )
 from stream_sttm.demo.network import GRID, SIDE
-from stream_sttm.demo.train import CURRICULUM, Pupil, Run, curriculum, place, rate
+from stream_sttm.demo.pupil import Pupil
+from stream_sttm.demo.train import CURRICULUM, Run, curriculum, place, rate
 from stream_sttm.models import load_model
 from stream_sttm.sources.drawing import COLOURS, SHAPES
 from stream_sttm.sources.scene import Scene

@@ -22,13 +22,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, multiprocessing, nn
+from torch import multiprocessing, nn
 from tqdm import tqdm
 
-from stream_sttm.demo import words
-from stream_sttm.demo.lessons import LABELS, WATCHED, School
-from stream_sttm.demo.network import Batch, Packed, untrained
+from stream_sttm.demo.lessons import WATCHED, School
+from stream_sttm.demo.network import SIDE
+from stream_sttm.demo.pupil import Pupil
 
 SAVE_EVERY, WATCH_EVERY = 100, 300
 WEIGHT_DECAY, BETAS, CLIP = 0.03, (0.9, 0.98), 1.0
@@ -43,12 +42,6 @@ SERVES_BEST = {
     "horizon": 480,
 }
 MATRIX_RATE = 2.5  # of the learning rate, for Muon's matrices
-COMMON = 0.15  # weight of a label's class 0, "nothing here", which most tokens have
-# Where each label is read: -1 behind the vision tower, else behind that decoder layer.
-READ_AT = {
-    "shape": -1, "colour": -1, "row": 0, "column": 0, "motion": 1,
-    "left_shape": 2, "left_colour": 2, "left_last": 3, "came_last": 3,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,56 +64,6 @@ CURRICULUM = (
     Stage("looks", 2300, 1.5e-3, 2e-5, (1, 2, 3, 4, 6, 8, 8, 12, 16), 48, 96, (0.5, 0.05)),
 )
 WARM_UP = 80
-
-
-class Pupil(nn.Module):
-    """The model with the heads that only training has."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.tokenizer = words.tokenizer()
-        self.model = untrained(self.tokenizer, seed)
-        width = self.model.config.text_config.hidden_size
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, count) for name, count in LABELS.items()}
-        )
-        before = words.TEMPLATE.partition("{")[0] + words.USER + words.VISION_START
-        ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
-        self.packed = Packed(self.model, ids)
-
-    def forward(self, batch: Batch, stage: Stage, labels: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, with its parts as numbers."""
-        seen = self.packed.see(batch.patches)
-        hidden, answers = [seen.reshape(*batch.times.shape, *seen.shape[1:])], torch.zeros(())
-        told: dict[str, float] = {}
-        if stage.asked:
-            text, after = self.packed(batch, seen)
-            hidden += after
-            answers, right = self.packed.loss(batch, text)
-            told["answers"] = answers.item()
-            told["right"] = _exact(batch, right)
-        taught = [
-            self._label_loss(name, hidden[at + 1], batch.labels[name])
-            for name, at in READ_AT.items()
-            if at + 1 < len(hidden)
-        ]
-        told["labels"] = sum(loss.item() for loss in taught) / len(taught)
-        return answers + labels * torch.stack(taught).sum(), told
-
-    def _label_loss(self, name: str, hidden: Tensor, labels: Tensor) -> Tensor:
-        logits: Tensor = self.heads[name](F.rms_norm(hidden, hidden.shape[-1:]))
-        weight = None
-        if name not in ("row", "column"):
-            weight = torch.ones(LABELS[name], device=hidden.device)
-            weight[0] = COMMON
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
-
-
-def _exact(batch: Batch, right: Tensor) -> float:
-    """Share of questions whose whole answer, its end included, is the likeliest one."""
-    wrong = {(row, batch.owner[row, at].item()) for row, at in (~right).nonzero().tolist()}
-    asked = sum(len(set(owners.tolist()) - {-1}) for owners in batch.owner)
-    return 1 - len(wrong) / max(1, asked)
 
 
 def curriculum(share: float) -> tuple[Stage, ...]:
@@ -209,7 +152,11 @@ class Run:
             self.step, clips=clips, frames=frames, asked=min(20, stage.asked // clips)
         ).to(self.device)
         first, last = stage.labels
-        loss, told = self.pupil(batch, stage, first + (last - first) * min(1.0, done / 0.7))
+        loss, told = self.pupil(
+            batch,
+            is_asked=bool(stage.asked),
+            labels=first + (last - first) * min(1.0, done / 0.7),
+        )
         self.pupil.zero_grad()
         loss.backward()
         self._average()
@@ -286,7 +233,8 @@ def ship(pupil: Pupil, folder: Path) -> None:
     model.to(torch.float16).save_pretrained(folder)
     model.to(torch.float32)
     pupil.tokenizer.save_pretrained(folder)
-    side = 96 * 96
+    (folder / "model.safetensors").chmod(0o644)
+    side = SIDE * SIDE
     settings = {
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
