@@ -1,8 +1,9 @@
 """Trains the bundled model from nothing: `python -m stream_sttm.demo.train --out FOLDER [--seed N] [--processes N]`.
 
-Three stages: what single frames show, questions about one moment, questions about looks of up to four minutes. Only
-unmerged input is ever shown. Labels per token teach besides (what is here, what left from here); their heads are
-thrown away. Interrupted, the same command goes on where it stopped: every batch is a function of seed and number.
+Four stages: what single frames show, questions about one moment, about looks of up to four minutes, about looks of as
+many frames as a memory holds. Only unmerged input is ever shown. Labels per token teach besides (what is here, what
+left from here); their heads are thrown away. Interrupted, the same command goes on where it stopped: every batch is a
+function of seed and number.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 from tqdm import tqdm
 
-from stream_sttm.demo.lessons import WATCHED, School
+from stream_sttm.demo.lessons import LASTS, WATCHED, School
 from stream_sttm.demo.network import SIDE
 from stream_sttm.demo.pupil import Pupil
 
@@ -62,8 +63,10 @@ CURRICULUM = (
     Stage("frames", 650, 2e-3, 1.5e-3, (1,), 48, 0, (1.0, 1.0)),
     Stage("moments", 700, 1.5e-3, 1.5e-3, (1, 1, 2), 32, 128, (0.5, 0.5)),
     Stage("looks", 2300, 1.5e-3, 2e-5, (1, 2, 3, 4, 6, 8, 8, 12, 16), 48, 96, (0.5, 0.05)),
+    Stage("memories", 500, 4e-4, 1e-5, (4, 12, 20, 28, 40, 52, 64), 64, 96, (0.05, 0.05)),
 )
 WARM_UP = 80
+MOST_ASKED = 32  # questions about one look
 
 
 def curriculum(share: float) -> tuple[Stage, ...]:
@@ -149,7 +152,7 @@ class Run:
         frames = stage.frames[hash((self.options.seed, self.step)) % len(stage.frames)]
         clips = max(1, stage.budget // frames)
         batch = self.school.batch(
-            self.step, clips=clips, frames=frames, asked=min(20, stage.asked // clips)
+            self.step, clips=clips, frames=frames, asked=min(MOST_ASKED, stage.asked // clips)
         ).to(self.device)
         first, last = stage.labels
         loss, told = self.pupil(
@@ -184,16 +187,15 @@ class Run:
                 first += weight.numel()
 
     @torch.no_grad()
-    def watch(self, stage: Stage, batches: int = 6) -> dict[str, Any]:
+    def watch(self, stage: Stage) -> dict[str, Any]:
         """Exact answers on scenes nobody learns from, by kind."""
         if not stage.asked:
             return {}
         school = School(self.pupil.tokenizer, seed=77, scenes=WATCHED)
         asked, good = Counter[str](), Counter[str]()
-        for index, frames in zip(range(batches), (1, 4, 8, 8, 12, 16), strict=False):
-            if frames > 1 and stage.name == "moments":
-                break
-            batch = school.batch(index * 1000, clips=48 // frames, frames=frames, asked=14).to(
+        for frames in sorted(set(stage.frames)):
+            clips = max(4, stage.budget // frames)
+            batch = school.batch(frames * LASTS, clips=clips, frames=frames, asked=14).to(
                 self.device
             )
             text, _ = self.pupil.packed(batch, self.pupil.packed.see(batch.patches))
