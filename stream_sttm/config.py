@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
+from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -29,14 +30,6 @@ def _url(value: object) -> object:
 
 
 Url = Annotated[str, BeforeValidator(_url)]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 class ReducerSettings(BaseModel):
@@ -116,27 +109,6 @@ class AnsweringSettings(Section):
     max_batch: int = Field(16, ge=1, description="Questions of one stream answered together.")
 
 
-class StreamSettings(Section):
-    """One camera."""
-
-    source: Url = Field(description="rtsp:// rtsps:// http(s):// file:// whep(s):// scene://")
-    fps: float = Field(2.0, gt=0, le=30, description="Frames per second that are looked at.")
-    clip_frames: int = Field(
-        2, ge=1, le=64, description="Frames that are encoded and merged together."
-    )
-    max_side: int = Field(
-        640,
-        ge=32,
-        le=4096,
-        description="Longer side of a frame in pixels; larger pictures are scaled down at the source.",
-    )
-    stall_after: float = Field(
-        5.0,
-        gt=0,
-        description="Seconds without a frame after which the camera counts as stalled and is reopened.",
-    )
-
-
 class QuerySettings(Section):
     """One standing question."""
 
@@ -209,6 +181,7 @@ class Settings(BaseSettings):
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
     answering: AnsweringSettings = AnsweringSettings()
+    sources: SourceRules = SourceRules()
     streams: dict[str, StreamSettings] = Field(
         default_factory=dict, description="The cameras, by name."
     )

@@ -1,8 +1,9 @@
 """Camera to clips: THE reconnect loop of the project. Opens a stream's source, again and again, for ever.
 
 A source runs until it ends or breaks; here it is watched from outside (a frame that does not come in time is a stall),
-closed, and opened anew after a pause that grows while nothing works. A file runs once. One `run` per stream: whatever
-happens to it stays in it.
+closed, and opened anew after a pause that grows while nothing works. Of several URLs the best is tried first each
+time, the next at once where it gives no frame. A file runs once. One `run` per stream: whatever happens to it stays
+in it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any, Protocol
 
-from stream_sttm import metrics, urls
-from stream_sttm.config import StreamSettings
+from stream_sttm import metrics, spelling, urls
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sampling import Sampler
-from stream_sttm.sources import open_source
+from stream_sttm.sources import Source, open_source
+from stream_sttm.streamconfig import StreamSettings
 from stream_sttm.types import Clip, Frame, StreamState, StreamStatus
 from workers.channel import Channel
 
@@ -67,6 +69,12 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class Opener(Protocol):
+    """What makes the source for a URL: `open_source`, with whatever else its sources need."""
+
+    def __call__(self, url: str, *, stream: str, fps: float, max_side: int) -> Source: ...
+
+
 def clip_channel(capacity: int) -> Channel[Clip]:
     """A channel for one stream's clips; the frames of a clip that has to make room are counted as dropped."""
     return Channel(capacity, on_drop=_count_dropped)
@@ -76,7 +84,7 @@ def _count_dropped(clip: Clip) -> None:
     metrics.FRAMES_DROPPED.labels(clip.stream, "queue_full").inc(len(clip.frames))
 
 
-async def run(
+async def run(  # noqa: PLR0913 - the seams of a stream, each named
     name: str,
     settings: StreamSettings,
     *,
@@ -84,13 +92,14 @@ async def run(
     report: Callable[[StreamStatus], None],
     on_frame: Callable[[Frame], None] = lambda _: None,
     backoff: Backoff = Backoff(),
+    opener: Opener = open_source,
 ) -> None:
     """Keep the stream `name` flowing into `clips` until it is cancelled, or a file's end.
 
     `report` is told each change of state; `on_frame` gets every frame, for snapshots. Both run in the event loop and
     must not wait. A live stream never waits for room in `clips`, a file does.
     """
-    stream = _Stream(name, settings, clips, report, on_frame)
+    stream = _Stream(name, settings, clips, report, on_frame, opener)
     failures = 0
     try:
         stream.change(StreamState.CONNECTING)
@@ -116,9 +125,12 @@ class _Stream:
         clips: Channel[Clip],
         report: Callable[[StreamStatus], None],
         on_frame: Callable[[Frame], None],
+        opener: Opener,
     ) -> None:
-        self._name, self._settings = name, settings
+        self._name, self._settings, self._opener = name, settings, opener
         self._clips, self._report, self._on_frame = clips, report, on_frame
+        self._url = settings.candidates[0]
+        self._better: list[str] = []  # what is wrong with the URLs before this one
         self._sampler = Sampler(settings.fps, settings.clip_frames)
         self._status = StreamStatus(name, StreamState.DISABLED, time.time())
         self._clock = _StreamClock()
@@ -139,6 +151,7 @@ class _Stream:
             since=old.since if old.state == state else time.time(),
             reconnects=self._reconnects,
             last_frame_at=self._last_frame_at,
+            details=_details(self._url) if state is StreamState.ONLINE else {},
         )
         metrics.STREAM_UP.labels(self._name).set(state is StreamState.ONLINE)
         level = logging.WARNING if state in _TROUBLE else logging.INFO
@@ -156,39 +169,56 @@ class _Stream:
         return 0.0 if self._online_at is None else time.monotonic() - self._online_at
 
     async def follow(self) -> Exception | None:
-        """One connection from opening to its end; why it broke, or None at the end of a file."""
-        self._online_at = None
-        self._clock.restart()
-        error: Exception | None = None
+        """The URLs in order, until one has given frames and ended; why it broke, or None at the end of a file."""
+        self._better = []
+        errors = []
+        for url in self._settings.candidates:
+            self._url = url
+            self._online_at = None
+            self._clock.restart()
+            error, state, reason = await self._once()
+            if (rest := self._sampler.flush()) is not None:  # a clip never spans a break
+                await self._hand_over(rest)
+            if error is None:
+                return None
+            errors.append(error)
+            if self._online_at is not None:
+                break
+            self._better.append(reason)
+        self.change(state, reason if self._online_at is not None else "; ".join(self._better))
+        return next((one for one in errors if isinstance(one, SourceDenied)), errors[-1])
+
+    async def _once(self) -> tuple[Exception | None, StreamState, str]:
+        """One connection from opening to its end; why it broke, in which state that leaves the stream, and in words."""
         try:
             await self._connection()
-        except (SourceError, ConfigError) as caught:
-            error = caught
-            stalled = isinstance(error, _Stalled)
-            self.change(StreamState.STALLED if stalled else StreamState.OFFLINE, str(error))
-        except Exception as caught:  # noqa: BLE001 - the one supervised shell: a stream may not end another's task
-            error = caught
-            trace = urls.scrub(traceback.format_exc(), self._settings.source)
+        except _Stalled as error:
+            return error, StreamState.STALLED, str(error)
+        except (SourceError, ConfigError) as error:
+            return error, StreamState.OFFLINE, str(error)
+        except Exception as error:  # noqa: BLE001 - the one supervised shell: a stream may not end another's task
+            trace = urls.scrub(traceback.format_exc(), self._url)
             logger.error("ingest[%s]: unexpected, will try again\n%s", self._name, trace)
-            self.change(StreamState.OFFLINE, f"unexpected {type(error).__name__}, see the log")
-        if (rest := self._sampler.flush()) is not None:  # a clip never spans a break
-            await self._hand_over(rest)
-        return error
+            reason = f"unexpected {type(error).__name__}, see the log"
+            return error, StreamState.OFFLINE, reason
+        return None, StreamState.OFFLINE, ""
 
     async def _connection(self) -> None:
         settings = self._settings
         # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames. A whole
         # multiple keeps the frames that sampling wants among them.
         fps = settings.fps * ceil(SIGNS_OF_LIFE / settings.stall_after / settings.fps)
-        source = open_source(
-            settings.source, stream=self._name, fps=fps, max_side=settings.max_side
-        )
+        source = self._opener(self._url, stream=self._name, fps=fps, max_side=settings.max_side)
+        patience: float | None = OPEN_LIMIT
+        if waits_for := getattr(source, "waits_for", ""):  # somebody else, who may never come
+            patience = None
+            self.change(StreamState.OFFLINE, waits_for)
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(OPEN_LIMIT):
+                async with asyncio.timeout(patience):
                     await stack.enter_async_context(source)
             except TimeoutError:
-                shown = urls.mask(settings.source)
+                shown = urls.mask(self._url)
                 raise SourceUnavailable(f"{shown}: did not open in {OPEN_LIMIT:g} s") from None
             self._is_live = source.is_live
             frames = source.frames()
@@ -202,7 +232,7 @@ class _Stream:
             async with asyncio.timeout(patience):
                 return await anext(frames, None)
         except TimeoutError:
-            shown = urls.mask(self._settings.source)
+            shown = urls.mask(self._url)
             raise _Stalled(f"{shown}: no frame for {patience:g} s") from None
 
     async def _take(self, frame: Frame) -> None:
@@ -211,7 +241,8 @@ class _Stream:
         metrics.STREAM_LAST_FRAME.labels(self._name).set(frame.captured_at)
         if self._online_at is None:
             self._online_at = time.monotonic()
-            self.change(StreamState.ONLINE)
+            better = "; ".join(self._better)
+            self.change(StreamState.ONLINE, better and f"a fallback runs: {better}")
         frame = replace(frame, pts=self._clock.stamp(frame.pts))
         self._on_frame(frame)
         if (clip := self._sampler.add(frame)) is not None:
@@ -223,6 +254,13 @@ class _Stream:
         else:
             await self._clips.send(clip)
         metrics.QUEUE_DEPTH.labels(f"clips[{self._name}]").set(len(self._clips))
+
+
+def _details(url: str) -> dict[str, Any]:
+    """What to tell of the URL that is used."""
+    _, options = spelling.options(url)
+    unverified = {"tls": "not verified"} if options.get("verify") == "false" else {}
+    return {"source": urls.mask(url), **unverified}
 
 
 class _StreamClock:

@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from stream_sttm import __version__, metrics, registry, urls
 from stream_sttm.api.app import create_app
 from stream_sttm.config import Settings
 from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import ConfigError, NoVideoYet, UnknownStream
+from stream_sttm.errors import ConfigError, NoVideoYet, SourceDenied, UnknownStream
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.reducers import GROUP as REDUCER_GROUP
@@ -25,8 +27,10 @@ from stream_sttm.reducers import REDUCERS
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
+from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.store import AnswerStore
+from stream_sttm.streamconfig import SourceRules
 from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
@@ -126,18 +130,21 @@ class LocalService:
 def faults_of(tree: Mapping[str, Any]) -> list[str]:
     """Faults of a configuration tree that only the open families know: schemes, reducers, their options."""
     faults = []
+    access = _access(tree.get("sources"))
     streams = tree.get("streams")
     for name, stream in streams.items() if isinstance(streams, dict) else ():
-        url = stream.get("source") if isinstance(stream, dict) else None
-        if isinstance(url, str):
-            faults += _fault(
-                f"streams.{urls.shown(name)}.source",
-                open_source,
-                url,
-                stream=name,
-                fps=1.0,
-                max_side=640,
-            )
+        given = stream.get("source") if isinstance(stream, dict) else None
+        for url in given if isinstance(given, list) else [given]:
+            if isinstance(url, str):
+                faults += _fault(
+                    f"streams.{urls.shown(name)}.source",
+                    open_source,
+                    url,
+                    stream=name,
+                    fps=1.0,
+                    max_side=640,
+                    access=access,
+                )
     sinks = tree.get("sinks")
     for index, url in enumerate(sinks if isinstance(sinks, list) else ()):
         if isinstance(url, str):
@@ -146,6 +153,14 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
     if isinstance(reducer, dict):
         faults += _fault("reducer", _check_reducer, reducer)
     return faults
+
+
+def _access(rules: Any) -> Access:
+    """The rules for sources, none where they have faults of their own."""
+    try:
+        return Access.of(SourceRules.model_validate(rules or {}))
+    except ValidationError:
+        return EVERYTHING
 
 
 def _check_reducer(reducer: Mapping[str, Any]) -> None:
@@ -159,7 +174,7 @@ def _check_reducer(reducer: Mapping[str, Any]) -> None:
 def _fault(path: str, check: Callable[..., object], *args: Any, **kwargs: Any) -> list[str]:
     try:
         check(*args, **kwargs)
-    except ConfigError as error:
+    except (ConfigError, SourceDenied) as error:
         return [] if "not a URL" in str(error) else [f"{path}: {error}"]
     return []
 
@@ -207,6 +222,7 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
     clips: dict[str, Channel[Clip]] = {
         name: ingest.clip_channel(_CLIPS_AHEAD) for name in settings.streams
     }
+    opener = partial(open_source, access=Access.of(settings.sources))
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
         for name, stream in settings.streams.items():
@@ -217,6 +233,7 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
                     clips=clips[name],
                     report=service.report,
                     on_frame=service.keep_newest,
+                    opener=opener,
                 ),
                 name=f"ingest[{name}]",
             )

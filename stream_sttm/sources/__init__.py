@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
-from stream_sttm import registry, urls
+from stream_sttm import registry, spelling, urls
+from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.types import Frame
 
 GROUP = "stream_sttm.sources"
@@ -19,15 +20,24 @@ SOURCES: dict[str, str] = {
     "rtsps": "stream_sttm.sources.video:VideoSource",
     "http": "stream_sttm.sources.video:VideoSource",
     "https": "stream_sttm.sources.video:VideoSource",
+    "rtmp": "stream_sttm.sources.video:VideoSource",
+    "rtmps": "stream_sttm.sources.video:VideoSource",
+    "srt": "stream_sttm.sources.video:VideoSource",
+    "v4l2": "stream_sttm.sources.video:VideoSource",
     "file": "stream_sttm.sources.video:VideoSource",
+    "folder": "stream_sttm.sources.folder:FolderSource",  # file:// with a / at its end
     "whep": "stream_sttm.sources.webrtc:WhepSource",
     "wheps": "stream_sttm.sources.webrtc:WhepSource",
+    "whip": "stream_sttm.sources.whip:WhipSource",
     "scene": "stream_sttm.sources.scene:SceneSource",
 }
 
 
 class Source(AbstractAsyncContextManager["Source"], Protocol):
-    """An opened camera; leaving the context closes it whatever state it is in."""
+    """An opened camera; leaving the context closes it whatever state it is in.
+
+    A source that may have to wait for somebody before it can be entered says so in an attribute `waits_for`, a line.
+    """
 
     is_live: bool
 
@@ -36,18 +46,25 @@ class Source(AbstractAsyncContextManager["Source"], Protocol):
         ...
 
 
-def open_source(url: str, *, stream: str, fps: float, max_side: int) -> Source:
+def open_source(url: str, *, stream: str, fps: float, max_side: int, **further: Any) -> Source:
     """The source for `url`, not yet connected: entering it connects.
 
     `fps` is what the consumer will sample, a hint that lets a source skip decoding or conversion; frames may come
     faster. `max_side` bounds the longer side of an image in pixels; larger pictures are scaled down at the source.
-    Raises ConfigError for an unknown scheme or a missing extra.
+    `further` options (`access`, `publishers`) are for those sources that have them. Raises ConfigError for an unknown
+    scheme or option or a missing extra, SourceDenied where `access` does not allow the URL.
     """
-    scheme = urls.split(url).scheme
-    cls = registry.find(SOURCES, GROUP, scheme, kind="source scheme")
+    url = spelling.plain(url)
+    parts = urls.split(url)
+    spelling.options(url)
+    kind = "folder" if parts.scheme == "file" and parts.path.endswith("/") else parts.scheme
+    cls = registry.find(SOURCES, GROUP, kind, kind="source scheme")
+    access: Access = further.get("access", EVERYTHING)
+    access.check(url)
+    own = {key: further[key] for key in further.keys() & registry.options_of(cls)}
     source: Source = registry.build(
         cls,
-        {"url": url, "stream": stream, "fps": fps, "max_side": max_side},
-        kind=f"source {scheme}://",
+        {"url": url, "stream": stream, "fps": fps, "max_side": max_side} | own,
+        kind=f"source {parts.scheme}://",
     )
     return source

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import av
@@ -23,7 +24,9 @@ from av.video.stream import VideoStream
 from stream_sttm import metrics, urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sources.mailbox import Mailbox
+from stream_sttm.sources.opening import Opening
 from stream_sttm.sources.pictures import Pace, rgb
+from stream_sttm.sources.playout import BURSTS, played
 from stream_sttm.types import Frame
 
 OPEN_TIMEOUT = 8.0  # seconds for each of connecting and finding the streams
@@ -32,21 +35,23 @@ SLICE = 1.5  # seconds an RTSP read waits before it is resumed: longer than the 
 SILENCE = 10.0  # seconds without a packet after which a connection counts as dead
 MAX_CORRUPT = 300  # packets in a row that can't be decoded until it is no video
 _LIVE = {"flags": "low_delay", "fpsprobesize": "0", "analyzeduration": "3000000"}
-_RTSP = {"rtsp_transport": "tcp", "timeout": f"{SILENCE * 1e6:.0f}"}
+_RTSP = {"timeout": f"{SILENCE * 1e6:.0f}"}
 _HTTP = {"rw_timeout": f"{SILENCE * 1e6:.0f}"}
 _DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 _NOT_VIDEO = (av.error.InvalidDataError, av.error.LookupError, av.error.PatchWelcomeError)
 
 
 class Decoder(threading.Thread):
-    """Decodes `address` into `mailbox` until its end, an error, or the mailbox is closed.
+    """Decodes what `opening` opens into `mailbox` until its end, an error, or the mailbox is closed.
 
     `opened` is settled in the event loop: whether the stream is live, or why it can't be opened.
     """
 
-    def __init__(self, url: str, address: str, *, stream: str, fps: float, max_side: int) -> None:
+    def __init__(
+        self, url: str, opening: Opening, *, stream: str, fps: float, max_side: int
+    ) -> None:
         super().__init__(name=f"decode[{stream}]", daemon=True)
-        self._url, self._address, self._stream = url, address, stream
+        self._url, self._opening, self._stream = url, opening, stream
         self._max_side, self._pace = max_side, Pace(fps)
         scheme = urls.split(url).scheme
         self._is_file, self._is_rtsp = scheme == "file", scheme.startswith("rtsp")
@@ -70,15 +75,13 @@ class Decoder(threading.Thread):
         self._tell(failure or SourceUnavailable(self._line("closed while it was being opened")))
         self.mailbox.end(failure)
 
-    def _open(self) -> InputContainer:
+    def _open(self) -> AbstractContextManager[InputContainer]:
         if self._is_file:
-            return av.open(self._address, mode="r")
+            return self._opening.open({}, None)
         self._open_until = time.monotonic() + OPEN_TIMEOUT
-        return av.open(
-            self._address,
-            mode="r",
-            options=_LIVE | (_RTSP if self._is_rtsp else _HTTP),
-            timeout=(OPEN_TIMEOUT, SLICE if self._is_rtsp else SILENCE),
+        return self._opening.open(
+            _LIVE | (_RTSP if self._is_rtsp else _HTTP),
+            (OPEN_TIMEOUT, SLICE if self._is_rtsp else SILENCE),
         )
 
     def _settle(self, container: InputContainer) -> None:
@@ -94,7 +97,10 @@ class Decoder(threading.Thread):
         video.thread_type = "NONE" if self._is_live else "AUTO"  # threads would hold frames back
         clock, corrupt = _FileClock(video), 0
         opened = time.monotonic()
-        for packet in self._packets(container, video):
+        packets = self._packets(container, video)
+        if self._is_live and container.format.name in BURSTS:
+            packets = played(packets, self.mailbox.rest)
+        for packet in packets:
             received, captured_at = time.monotonic() - opened, time.time()
             started = time.perf_counter()
             try:
@@ -162,6 +168,13 @@ class Decoder(threading.Thread):
         why = urls.scrub(error.strerror or type(error).__name__, self._url)
         if isinstance(error, _DENIED):
             return SourceDenied(self._line(f"access denied ({why}): check user and password"))
+        if isinstance(error, av.error.ProtocolNotFoundError):
+            scheme = urls.split(self._url).scheme
+            return SourceUnavailable(
+                self._line(
+                    f"the FFmpeg in this PyAV knows no {scheme}://: use rtsp:// or build PyAV with it"
+                )
+            )
         if isinstance(error, av.error.HTTPNotFoundError):
             return SourceUnavailable(self._line("no such stream there (404): check the path"))
         late = not self.opened.done() and time.monotonic() >= self._open_until

@@ -1,4 +1,4 @@
-"""Is anybody there who speaks RTSP or HTTP? Asked inside the event loop, before a decoder is let loose on an address.
+"""Is anybody there who may be reached and speaks RTSP or HTTP? Asked in the event loop, before a decoder is let loose.
 
 FFmpeg opens a connection in one long call that nothing but its own timeout ends. So the common troubles (no such
 host, refused, silent, another protocol) are found here, where waiting can be cancelled and an error has a clear name.
@@ -9,58 +9,90 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
+from collections.abc import Sequence
 from urllib.parse import SplitResult, quote, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceUnavailable
+from stream_sttm.sources.access import EVERYTHING, Access
+from stream_sttm.sources.tls import context as tls_of
 
-PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
 TIMEOUT = 6.0  # seconds for name, connection and the first line of an answer
+_TLS = ("rtsps", "https", "rtmps")
 
 
-async def greet(url: str) -> None:
-    """Return if a server of the URL's protocol answers; raises SourceUnavailable or NotVideo otherwise."""
+async def greet(
+    url: str, access: Access = EVERYTHING, *, verify: bool = True, speaks: str | None = None
+) -> str:
+    """The address at which a server that `access` allows answers; raises SourceUnavailable, NotVideo, SourceDenied.
+
+    `speaks` is its protocol, RTSP or HTTP; None where nothing is to be said, or another.
+    """
     parts, shown = urls.split(url), urls.mask(url)
-    host = parts.hostname
-    if not host:
-        raise SourceUnavailable(f"{shown}: the URL names no host")
-    if parts.scheme in getproxies() and not proxy_bypass(host):
-        return  # FFmpeg will go through the proxy; what is behind it can't be told from here
+    port = parts.port or PORTS[parts.scheme]
     try:
         async with asyncio.timeout(TIMEOUT):
-            line = await _first_line(parts, host)
+            addresses = await access.resolve(url, port)
+            tls = tls_of(verify=verify) if parts.scheme in _TLS else None
+            reader, writer, address = await _connect(addresses, port, tls, str(parts.hostname))
+            line = await _first_line(reader, writer, _request(parts, speaks))
     except TimeoutError:
         raise SourceUnavailable(
             f"{shown}: no answer within {TIMEOUT:g} s: is the camera on and reachable from here?"
         ) from None
-    except ConnectionRefusedError as error:
-        raise SourceUnavailable(
-            f"{shown}: connection refused: is the camera on, and the port right?"
-        ) from error
-    except socket.gaierror as error:
-        raise SourceUnavailable(f"{shown}: the host name is not known") from error
-    except ssl.SSLError as error:
-        raise SourceUnavailable(f"{shown}: no TLS there: {error.reason}") from error
     except OSError as error:
-        raise SourceUnavailable(f"{shown}: can't connect: {error.strerror or error}") from error
-    protocol = "RTSP" if parts.scheme.startswith("rtsp") else "HTTP"
+        raise SourceUnavailable(f"{shown}: {_why(error)}") from error
+    if speaks is None:
+        return address
     if line is None:
         raise SourceUnavailable(f"{shown}: the connection was closed without an answer")
-    if not line.startswith(f"{protocol}/".encode()):
-        raise NotVideo(f"{shown}: something answers there, but it does not speak {protocol}")
+    if not line.startswith(f"{speaks}/".encode()):
+        raise NotVideo(f"{shown}: something answers there, but it does not speak {speaks}")
+    return address
 
 
-async def _first_line(parts: SplitResult, host: str) -> bytes | None:
-    """The start of the answer to the most harmless request; None if there is none."""
-    port = parts.port or PORTS[parts.scheme]
-    tls = _any_certificate() if parts.scheme in ("rtsps", "https") else None
-    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+def _why(error: OSError) -> str:
+    """What is wrong with a connection, and what to do."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: is the camera on, and the port right?"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}): name its authority in SSL_CERT_FILE,"
+            " or, where anybody may pose as this camera, write #verify=false behind the URL"
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS there: {error.reason}"
+    return f"can't connect: {error.strerror or error}"
+
+
+async def _connect(
+    addresses: Sequence[str], port: int, tls: ssl.SSLContext | None, host: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+    """A connection to the first address that takes one."""
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(TIMEOUT / len(addresses)):  # TimeoutError is an OSError
+                return *(await _open(address, port, tls, host)), address
+    return *(await _open(addresses[-1], port, tls, host)), addresses[-1]
+
+
+async def _open(
+    address: str, port: int, tls: ssl.SSLContext | None, host: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(
+        address, port, ssl=tls, server_hostname=host if tls is not None else None
+    )
+
+
+async def _first_line(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> bytes | None:
+    """The start of the answer to a request, if there is one; None if there is none."""
     try:
-        writer.write(_request(parts))
-        return await reader.readuntil(b"\n")
+        writer.write(request)
+        return await reader.readuntil(b"\n") if request else None
     except asyncio.IncompleteReadError as error:
         return error.partial or None
     except asyncio.LimitOverrunError:
@@ -73,21 +105,16 @@ async def _first_line(parts: SplitResult, host: str) -> bytes | None:
             await writer.wait_closed()
 
 
-def _request(parts: SplitResult) -> bytes:
+def _request(parts: SplitResult, speaks: str | None) -> bytes:
+    """The most harmless request of a protocol."""
     host = parts.netloc.rpartition("@")[2]
     path = quote(parts.path or "/", safe="/%:;=+,!*'()")
-    if parts.scheme.startswith("rtsp"):
+    if speaks == "RTSP":
         target = urlunsplit((parts.scheme, host, path, "", ""))
         return f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()
-    return (
-        f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\n"
-        "Connection: close\r\n\r\n"
-    ).encode()
-
-
-def _any_certificate() -> ssl.SSLContext:
-    """Cameras sign their own certificates, FFmpeg takes them, and no secret is sent from here."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
+    if speaks == "HTTP":
+        return (
+            f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\n"
+            "Connection: close\r\n\r\n"
+        ).encode()
+    return b""

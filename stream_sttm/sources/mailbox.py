@@ -66,6 +66,11 @@ class Mailbox:
             self._closed = True
             self._changed.notify_all()
 
+    def rest(self, seconds: float) -> bool:
+        """Wait in the decoder's thread; whether anybody still wants frames after it."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._closed, seconds)
+
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who would listen
             self._loop.call_soon_threadsafe(self._arrived.set)

@@ -1,8 +1,8 @@
-"""rtsp:// rtsps:// http(s):// file:// - everything FFmpeg reads, decoded in a thread of its own.
+"""rtsp(s):// http(s):// rtmp(s):// srt:// v4l2:// file:// - everything FFmpeg reads, decoded in a thread of its own.
 
 A live stream is shown as it is now: a frame that nobody took in time is replaced by the next, and counted. A file
 waits for its consumer and ends by returning. Only frames that may be sampled are converted to RGB. Knows nothing of
-reconnecting; FFmpeg itself is in decoder.py.
+reconnecting; how a URL is opened is in opening.py, FFmpeg itself in decoder.py.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import unquote
 
 from stream_sttm import urls
-from stream_sttm.errors import ConfigError, NotVideo, SourceUnavailable
+from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.decoder import Decoder
-from stream_sttm.sources.greeting import greet
+from stream_sttm.sources.opening import check_spelling, prepare
 from stream_sttm.types import Frame
 
 GRACE = 1.0  # seconds that leaving waits for the decoder's thread to end
@@ -35,21 +33,18 @@ class VideoSource:
     stream: str = "video"
     fps: float = 2.0
     max_side: int = 640
+    access: Access = EVERYTHING
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        self._path = _path(self.url)
-        self.is_live = self._path is None
+        check_spelling(self.url)
+        self.is_live = urls.split(self.url).scheme != "file"
         self._decoder: Decoder | None = None
 
     async def __aenter__(self) -> Self:
-        if self._path is not None:
-            await asyncio.to_thread(_check_file, self.url, self._path)
-        else:
-            await greet(self.url)
-        address = self.url if self._path is None else str(self._path)
+        opening = await prepare(self.url, self.access)
         self._decoder = Decoder(
-            self.url, address, stream=self.stream, fps=self.fps, max_side=self.max_side
+            self.url, opening, stream=self.stream, fps=self.fps, max_side=self.max_side
         )
         self._decoder.start()
         try:
@@ -82,31 +77,3 @@ class VideoSource:
         await asyncio.to_thread(decoder.join, GRACE)
         if decoder.is_alive():
             logger.info("%s: still waiting for %s to time out", self.stream, urls.mask(self.url))
-
-
-def _path(url: str) -> Path | None:
-    """The file behind a file:// URL, None for any other scheme."""
-    parts = urls.split(url)
-    if parts.scheme != "file":
-        return None
-    if parts.netloc not in ("", "localhost") or not parts.path:
-        raise ConfigError(
-            f"{urls.mask(url)}: a file is named by its full path: file:///folder/name.mp4"
-        )
-    return Path(unquote(parts.path))
-
-
-def _check_file(url: str, path: Path) -> None:
-    """Find what FFmpeg would name less clearly, and pipes and devices, which it would wait for without end."""
-    shown = urls.mask(url)
-    try:
-        if not path.exists():
-            raise SourceUnavailable(f"{shown}: there is no such file")
-        if path.is_dir():
-            raise NotVideo(f"{shown}: is a folder: name one video file in it")
-        if not path.is_file():
-            raise NotVideo(f"{shown}: is not a regular file")
-        if path.stat().st_size == 0:
-            raise NotVideo(f"{shown}: the file is empty")
-    except OSError as error:
-        raise SourceUnavailable(f"{shown}: can't be read: {error.strerror}") from error

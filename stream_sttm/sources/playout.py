@@ -1,0 +1,30 @@
+"""Packets that come in bursts, given out at the pace of their own clock: a playlist names seconds of video at a time.
+
+Without it a viewer would get a crowd of frames every few seconds and nothing in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from av.packet import Packet
+
+BURSTS = ("hls",)  # FFmpeg's names of the formats that come so
+MOST = 15.0  # seconds that a packet is held at most; a clock that jumps farther starts anew
+
+
+def played(packets: Iterable[Packet[Any]], pause: Callable[[float], bool]) -> Iterator[Packet[Any]]:
+    """Each packet when its time has come; `pause(seconds)` waits and tells whether anybody still does."""
+    origin: float | None = None
+    for packet in packets:
+        at = packet.dts if packet.dts is not None else packet.pts
+        if at is not None and packet.time_base is not None:
+            media, now = float(at * packet.time_base), time.monotonic()
+            early = media + origin - now if origin is not None else 0.0
+            if origin is None or abs(early) > MOST:
+                origin = now - media
+            elif early > 0 and not pause(early):
+                return
+        yield packet

@@ -1,0 +1,41 @@
+"""Whom to believe that he is who he says: one store of certificates for everything that speaks TLS to a camera.
+
+The file that the environment names in SSL_CERT_FILE, else the system's, else the one that comes with `certifi`.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+
+import certifi
+
+_SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+
+
+def authorities() -> str:
+    """The path of the file with the certificates of all authorities that are believed."""
+    named = os.environ.get("SSL_CERT_FILE")
+    if named:
+        return named
+    found = ssl.get_default_verify_paths().cafile
+    return next(
+        (path for path in (found, *_SYSTEM) if path and Path(path).exists()), certifi.where()
+    )
+
+
+def context(*, verify: bool) -> ssl.SSLContext:
+    """For a connection as a client; without `verify` any certificate will do. Raises OSError."""
+    made = ssl.create_default_context(cafile=authorities() if verify else None)
+    if not verify:
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+    return made
+
+
+def ffmpeg(host: str, *, verify: bool) -> dict[str, str]:
+    """The same as options for FFmpeg."""
+    if not verify:
+        return {"tls_verify": "0"}
+    return {"tls_verify": "1", "ca_file": authorities(), "verifyhost": host}
