@@ -8,6 +8,7 @@ serves one source, in the thread that decodes it. httpx' errors leave this file 
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 from collections.abc import Generator, Iterator, Mapping
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -72,6 +73,7 @@ class Web:
         if parts.username is not None:
             self._login = Login(unquote(parts.username), unquote(parts.password or ""))
         self._first: Body | None = None
+        self.has_failed = False
         limits = httpx.Timeout(self._silence, connect=self._open_for)
         self._client = httpx.Client(
             verify=tls.context(verify=verify), timeout=limits, trust_env=False,
@@ -158,8 +160,26 @@ class Web:
             raise SourceUnavailable(self.line("no such stream there (404): check the path"))
         raise SourceUnavailable(self.line(f"HTTP {status}"))
 
-    def _next(self, url: str, _flags: int, options: Mapping[str, str]) -> Body:
-        """What a playlist names, for FFmpeg; the playlist itself the first time."""
+    def _next(self, url: str, _flags: int, options: Mapping[str, str]) -> Body | io.BytesIO:
+        """What a playlist names, for FFmpeg; the playlist itself the first time, nothing after a failure.
+
+        For FFmpeg goes on whatever happens here; what is raised, PyAV raises when FFmpeg is done.
+        """
+        if self.has_failed:
+            return io.BytesIO()
+        with self.failing():
+            return self._named(url, options)
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Note that something failed."""
+        try:
+            yield
+        except SourceError:
+            self.has_failed = True
+            raise
+
+    def _named(self, url: str, options: Mapping[str, str]) -> Body:
         if self._first is not None and self._first.url == url:
             body, self._first = self._first, None
             return body
@@ -194,10 +214,13 @@ class Body:
         return self._peeked
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, as many as are there; none at the end."""
-        if self._is_elsewhere:
-            self._go()
-        found = self.peek()
+        """Up to `size` bytes, as many as are there; none at the end or after a failure."""
+        if self._web.has_failed:
+            return b""
+        with self._web.failing():
+            if self._is_elsewhere:
+                self._go()
+            found = self.peek()
         given, self._peeked = found[:size], found[size:]
         self._position += len(given)
         return given
