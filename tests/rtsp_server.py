@@ -55,8 +55,9 @@ def write_video(path, render, *, seconds=4.0, fps=10, size=240, codec="libx264",
 class RtspCamera:
     """The server as a process that can be started, stopped, killed, frozen and revived on the same port."""
 
-    def __init__(self, video, *, user=None, password=None, port=0):
+    def __init__(self, video, *, user=None, password=None, port=0, certificate=None):
         self.video, self.user, self.password = video, user, password
+        self.certificate = certificate  # a PEM file with its key; with one, it speaks rtsps
         self.port = port or _free_port()
         self.process = None
 
@@ -68,13 +69,15 @@ class RtspCamera:
     @property
     def url(self):
         """The address as anybody may see it."""
-        return f"rtsp://{self.address}"
+        return f"{'rtsps' if self.certificate else 'rtsp'}://{self.address}"
 
     def start(self):
         """Run the server and return once it listens."""
         command = [SYSTEM_PYTHON, __file__, str(self.video), "--port", str(self.port)]
         if self.user:
             command += ["--user", self.user, "--password", self.password]
+        if self.certificate:
+            command += ["--certificate", str(self.certificate)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         if line.strip() != "listening":
@@ -161,7 +164,7 @@ def _serve(options):
     gi.require_version("Gst", "1.0")
     gi.require_version("GstRtspServer", "1.0")
     gi.require_version("GstApp", "1.0")
-    from gi.repository import GLib, Gst, GstApp, GstRtspServer  # noqa: F401 - GstApp types appsrc
+    from gi.repository import Gio, GLib, Gst, GstApp, GstRtspServer  # noqa: F401 - GstApp types appsrc
 
     Gst.init(None)
     units, rate = _units(Gst, options.video)
@@ -192,8 +195,13 @@ def _serve(options):
     factory.set_shared(True)
     factory.connect("media-configure", configure)
     server = GstRtspServer.RTSPServer(address="127.0.0.1", service=str(options.port))
+    auth = GstRtspServer.RTSPAuth()
     if options.user:
-        _protect(GstRtspServer, server, factory, options)
+        _protect(GstRtspServer, auth, factory, options)
+    if options.certificate:
+        auth.set_tls_certificate(Gio.TlsCertificate.new_from_file(options.certificate))
+    if options.user or options.certificate:
+        server.set_auth(auth)
     server.get_mount_points().add_factory("/live", factory)
     server.attach(None)
     print("listening", flush=True)  # noqa: T201 - the parent waits for it
@@ -202,12 +210,11 @@ def _serve(options):
     GLib.MainLoop().run()
 
 
-def _protect(rtsp, server, factory, options):
+def _protect(rtsp, auth, factory, options):
     """Let in only who knows user and password."""
-    auth, token = rtsp.RTSPAuth(), rtsp.RTSPToken()
+    token = rtsp.RTSPToken()
     token.set_string("media.factory.role", "viewer")
     auth.add_basic(rtsp.RTSPAuth.make_basic(options.user, options.password), token)
-    server.set_auth(auth)
     permissions = rtsp.RTSPPermissions()
     permissions.add_role("viewer")
     for right in ("media.factory.access", "media.factory.construct"):
@@ -223,4 +230,5 @@ else:
     arguments.add_argument("--port", type=int, required=True)
     arguments.add_argument("--user")
     arguments.add_argument("--password")
+    arguments.add_argument("--certificate")
     _serve(arguments.parse_args())

@@ -13,16 +13,18 @@ import pytest
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.metrics import FRAMES_DROPPED, FRAMES_RECEIVED
 from stream_sttm.sources import decoder, open_source
+from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.pictures import Pace
 from stream_sttm.sources.scene import Scene
 from tests.leaks import open_files, threads, until
 from tests.rtsp_server import RtspCamera, write_video
+from tests.site import write_certificate
 
 PASSWORD, ENCODED = "se/same @7", "se%2Fsame%20%407"
 
 
-def source_of(url, stream="cam", fps=30, max_side=640):
-    return open_source(str(url), stream=stream, fps=fps, max_side=max_side)
+def source_of(url, stream="cam", fps=30, max_side=640, **further):
+    return open_source(str(url), stream=stream, fps=fps, max_side=max_side, **further)
 
 
 async def some_frames(url, count, **options):
@@ -38,7 +40,7 @@ async def some_frames(url, count, **options):
 async def failure_of(url, **options):
     """The error that opening and reading `url` ends with; it must be one line."""
     with pytest.raises(SourceError) as caught:
-        await some_frames(url, None, **options)
+        await some_frames(url, 100, **options)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -173,6 +175,93 @@ async def test_damaged_packets_are_counted_and_the_rest_is_shown(tmp_path):
     path.write_bytes(damaged)
     frames = await some_frames(f"file://{path}", None)
     assert 20 < len(frames) <= 40
+
+
+async def test_a_folder_is_its_videos_in_order_of_name_on_one_clock(tmp_path, scene_video, caplog):
+    for name in ("b.MP4", "a.mp4", "10.mp4"):
+        (tmp_path / name).write_bytes(scene_video.read_bytes())
+    (tmp_path / "aa.mkv").write_text("no video " * 1000)
+    (tmp_path / "notes.txt").write_text("no video")
+    (tmp_path / ".hidden.mp4").write_text("no video")
+    async with asyncio.timeout(30), source_of(f"file://{tmp_path}/") as source:
+        assert not source.is_live
+        frames = [frame async for frame in source.frames()]
+    assert [round(frame.pts, 3) for frame in frames] == [round(i / 10, 3) for i in range(120)]
+    assert [line for line in caplog.messages if "skipped" in line and "aa.mkv" in line]
+    assert len(caplog.messages) == 1
+
+
+async def test_a_folder_that_is_left_early_leaves_nothing_open(tmp_path, scene_video):
+    (tmp_path / "a.mp4").write_bytes(scene_video.read_bytes())
+    await some_frames(f"file://{tmp_path}/", 2)
+    gc.collect()
+    before = threads(), open_files()
+    for _ in range(5):
+        await some_frames(f"file://{tmp_path}/", 2)
+    assert await until(lambda: (threads(), open_files()) <= before)
+
+
+async def test_a_folder_without_video_is_said_so(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.mp4").write_text("no video " * 1000)
+    for name, kind, message in (
+        ("none/", SourceUnavailable, "no such folder"),
+        ("empty/", NotVideo, "no video in this folder"),
+        ("bad/", NotVideo, "not a video"),
+    ):
+        error = await failure_of(f"file://{tmp_path}/{name}")
+        assert type(error) is kind
+        assert message in str(error)
+
+
+@pytest.mark.parametrize("name", ["film.mp4", ""])
+async def test_files_are_held_to_their_folders_wherever_links_lead(tmp_path, scene_video, name):
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (inside / "film.mp4").write_bytes(scene_video.read_bytes())
+    (tmp_path / "out.mp4").write_bytes(scene_video.read_bytes())
+    access = Access(folders=(str(inside),))
+    assert await some_frames(f"file://{inside}/{name}", 2, access=access)
+    (inside / "film.mp4").unlink()
+    (inside / "film.mp4").symlink_to(tmp_path / "out.mp4")
+    assert type(await failure_of(f"file://{inside}/{name}", access=access)) is SourceDenied
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "message"),
+    [
+        ("v4l2:///dev/no-such-video7", SourceUnavailable, "is it plugged in"),
+        ("v4l2:///dev/shm", NotVideo, "no device"),
+        ("v4l2:///dev/null?video_size=640x480", SourceError, ""),
+        ("srt://127.0.0.1:9", SourceError, ""),
+    ],
+)
+async def test_what_is_not_there_or_not_built_in_is_one_line(url, kind, message):
+    error = await failure_of(url)
+    assert isinstance(error, kind)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("v4l2://dev/video0", "full path"),
+        ("v4l2:///etc/passwd", "full path"),
+        ("v4l2:///dev/video0?input_formt=mjpeg", "did you mean 'input_format'"),
+        ("rtsp://me:sesame@cam/x#transprt=udp", "did you mean 'transport'"),
+        ("rtsp://cam/x#transport=smoke", "transport must be tcp or udp or http"),
+        ("rtsp://cam/x#verify=false", "no such option 'verify'"),
+        ("rtsp://cam/x#video=h264", "no such option 'video'"),
+        ("exec:ffmpeg -i sesame", "not understood here"),
+        ("webrtc:ws://me:sesame@host/api/ws", "not understood here"),
+    ],
+)
+def test_what_a_url_can_not_say_is_a_configuration_error(url, message):
+    with pytest.raises(ConfigError) as caught:
+        source_of(url)
+    assert message in str(caught.value)
+    assert "sesame" not in str(caught.value)
 
 
 def test_a_relative_file_url_is_a_configuration_error():
@@ -318,7 +407,77 @@ async def test_a_file_over_http_is_no_live_stream(tmp_path):
         assert len(await some_frames(f"http://{address}/x.mkv", None)) == 40
 
 
+async def _rtmp(url, path):
+    """A server for one viewer, by FFmpeg: sends a file's packets in real time."""
+
+    def serve():
+        options = {"listen": "1"}
+        with av.open(str(path)) as film, av.open(url, "w", format="flv", options=options) as out:
+            stream = out.add_stream_from_template(film.streams.video[0])
+            for packet in film.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+
+    await asyncio.to_thread(serve)
+
+
+async def test_headers_without_end_on_an_rtsp_port_are_given_up(monkeypatch):
+    monkeypatch.setattr(decoder, "OPEN_TIMEOUT", 1.0)
+
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"RTSP/1.0 200 OK\r\n")
+        while True:
+            writer.write(b"X-More: " + b"x" * 1000 + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.001)
+
+    before = threads()
+    async with server(talk) as address:
+        assert "in time" in str(await failure_of(f"rtsp://me:sesame@{address}/x"))
+    assert await until(lambda: threads() <= before)
+
+
 # a real camera
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("transport", ["tcp", "udp", "http"])
+async def test_a_camera_is_read_over_every_transport(rtsp_camera, transport):
+    frames = await some_frames(f"{rtsp_camera.url}#transport={transport}", 4)
+    assert all(b.pts > a.pts for a, b in pairwise(frames))
+
+
+@pytest.mark.server
+async def test_a_camera_s_certificate_is_verified_unless_it_is_said_otherwise(
+    tmp_path, scene_video, rtsp_camera, monkeypatch
+):
+    certificate = write_certificate(tmp_path / "camera.pem", "127.0.0.1", "localhost")
+    locked = RtspCamera(scene_video, user="me", password="sesame", certificate=certificate)
+    with locked as camera:
+        url = f"rtsps://me:sesame@{camera.address}"
+        error = await failure_of(url)
+        assert isinstance(error, SourceUnavailable)
+        assert "#verify=false" in str(error)
+        assert await some_frames(f"{url}#verify=false", 2)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        by_name = url.replace("127.0.0.1", "localhost")
+        assert await some_frames(by_name, 2)
+        assert await some_frames(by_name, 2, access=Access(hosts=("localhost",)))
+        certificate = write_certificate(tmp_path / "other.pem", "camera.test")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert "certificate" in str(await failure_of(url))
+
+
+@pytest.mark.server
+async def test_a_camera_is_reached_at_the_address_that_was_checked_or_not_at_all(rtsp_camera):
+    by_name = rtsp_camera.url.replace("127.0.0.1", "localhost")
+    assert await some_frames(by_name, 2, access=Access(hosts=("localhost",)))
+    for access in (Access(hosts=("10.0.0.0/8",)), EVERYTHING.for_strangers()):
+        assert type(await failure_of(rtsp_camera.url, access=access)) is SourceDenied
+    udp = f"{by_name}#transport=udp"
+    assert type(await failure_of(udp, access=Access(hosts=("localhost",)))) is SourceDenied
 
 
 @pytest.mark.server
