@@ -65,7 +65,7 @@ async def ingesting(url, name="cam", *, capacity=1000, backoff=QUICK, takes=Fals
     watched.task = asyncio.create_task(
         ingest.run(
             name,
-            StreamSettings(source=str(url), **settings),
+            StreamSettings(source=url if isinstance(url, list) else str(url), **settings),
             clips=watched.clips,
             report=watched.statuses.append,
             on_frame=watched.frames.append,
@@ -85,6 +85,7 @@ class Playing:
     """What the scripted source is to do at its next openings, and how often it was opened and closed."""
 
     script: ClassVar[list] = []
+    urls: ClassVar[list] = []
     opened = closed = 0
 
 
@@ -99,6 +100,7 @@ class Scripted:
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self):
+        Playing.urls.append(self.url)
         self.acts = Playing.script.pop(0) if Playing.script else ["hang"]
 
     async def __aenter__(self):
@@ -122,6 +124,7 @@ def play(monkeypatch):
     """Make script:// a source for this test; returns what sets the acts of each opening."""
     monkeypatch.setitem(SOURCES, "script", f"{__name__}:Scripted")
     Playing.opened = Playing.closed = 0
+    Playing.urls = []
 
     def set_script(*openings):
         Playing.script = [list(acts) for acts in openings]
@@ -270,6 +273,76 @@ async def test_every_kind_of_trouble_is_named_in_the_metric_and_survived(
         assert "unexpected OSError" in cam.reasons[1]
         assert "ingest[trouble]" in caplog.text
     assert "sesame" not in caplog.text + "".join(cam.reasons)
+
+
+MAIN, SUB = "script://me:sesame@x/main", "script://me:sesame@x/sub"
+
+
+async def test_where_the_first_url_fails_the_next_runs_and_is_told(play):
+    play([SourceUnavailable("main is off")], [0.0, "hang"])
+    async with asyncio.timeout(30), ingesting([MAIN, SUB], stall_after=20) as cam:
+        status = await cam.state("online")
+        assert cam.states == ["connecting", "online"]
+        assert "main is off" in status.reason
+        assert status.details == {"source": "script://***@x/sub"}
+        assert status.as_dict()["source"] == "script://***@x/sub"
+        assert Playing.urls == [MAIN, SUB]
+
+
+async def test_a_fallback_that_breaks_makes_way_for_the_first_url_again(play):
+    off = SourceUnavailable("main is off")
+    play([off], [0.0, SourceUnavailable("sub broke")], [0.0, "hang"])
+    async with asyncio.timeout(30), ingesting([MAIN, SUB], stall_after=20) as cam:
+        assert await until(lambda: cam.states[-2:] == ["offline", "online"])
+        assert cam.reasons[-2:] == ["sub broke", ""]
+        assert cam.statuses[-2].details == {}
+        assert cam.statuses[-1].details == {"source": "script://***@x/main"}
+        assert Playing.urls == [MAIN, SUB, MAIN]
+
+
+async def test_where_every_url_fails_all_that_is_wrong_is_told_once_and_it_is_tried_on(play):
+    fails = [[SourceUnavailable("main is off")], [SourceDenied("sub is locked")]]
+    play(*(fails * 3), [0.0, "hang"])
+    before = counter(STREAM_RECONNECTS, "both", "denied")
+    slow = Backoff(first=0.001, cap=0.002)
+    async with asyncio.timeout(30), ingesting([MAIN, SUB], "both", backoff=slow) as cam:
+        status = await cam.state("offline")
+        await cam.state("online")
+        assert status.reason == "main is off; sub is locked"
+        assert cam.states[:3] == ["connecting", "offline", "online"]
+        assert counter(STREAM_RECONNECTS, "both", "denied") == before + 3
+
+
+async def test_a_silent_url_is_left_for_the_next(play):
+    play(["hang"], [0.0, "hang"])
+    async with asyncio.timeout(30), ingesting([MAIN, SUB], stall_after=0.3) as cam:
+        status = await cam.state("online")
+        assert "no frame for 0.3 s" in status.reason
+        assert "sesame" not in status.reason
+
+
+async def test_that_nobody_s_certificate_is_asked_for_is_told(monkeypatch):
+    monkeypatch.setitem(SOURCES, "rtsps", f"{__name__}:Scripted")
+    Playing.script = [[0.0, "hang"]]
+    url = "rtsps://me:sesame@x/live#verify=false"
+    async with asyncio.timeout(30), ingesting(url, stall_after=20) as cam:
+        status = await cam.state("online")
+        assert status.details == {"source": "rtsps://***@x/live", "tls": "not verified"}
+
+
+@pytest.mark.server
+async def test_the_second_of_two_cameras_takes_over_when_the_first_is_killed(
+    scene_video, rtsp_camera
+):
+    with RtspCamera(scene_video) as sub:
+        urls = [rtsp_camera.url, sub.url]
+        async with asyncio.timeout(60), ingesting(urls, "pair", stall_after=5) as cam:
+            first = await cam.state("online")
+            assert first.details["source"] == rtsp_camera.url
+            rtsp_camera.kill()
+            second = await cam.state("online", after=cam.statuses.index(first) + 1)
+            assert second.details["source"] == sub.url
+            assert "refused" in second.reason
 
 
 async def test_one_streams_trouble_does_not_touch_another(play):

@@ -278,7 +278,7 @@ def test_the_pace_wants_what_is_due_and_a_little_before():
 # any server
 
 
-@pytest.mark.parametrize("scheme", ["rtsp", "http"])
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
 async def test_nobody_there_is_unavailable(scheme):
     async with server(silent) as address:
         pass
@@ -407,19 +407,10 @@ async def test_a_file_over_http_is_no_live_stream(tmp_path):
         assert len(await some_frames(f"http://{address}/x.mkv", None)) == 40
 
 
-async def _rtmp(url, path):
-    """A server for one viewer, by FFmpeg: sends a file's packets in real time."""
-
-    def serve():
-        options = {"listen": "1"}
-        with av.open(str(path)) as film, av.open(url, "w", format="flv", options=options) as out:
-            stream = out.add_stream_from_template(film.streams.video[0])
-            for packet in film.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    out.mux(packet)
-
-    await asyncio.to_thread(serve)
+async def test_a_server_that_speaks_no_rtmp_is_one_line():
+    async with server(blurting(b"no RTMP " * 1000)) as address:
+        error = await failure_of(f"rtmp://me:sesame@{address}/live/x")
+    assert "sesame" not in str(error)
 
 
 async def test_headers_without_end_on_an_rtsp_port_are_given_up(monkeypatch):
