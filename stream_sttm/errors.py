@@ -6,6 +6,10 @@
     │   ├── SourceUnavailable    nobody there, cut off, timed out: worth trying again
     │   ├── SourceDenied         wrong password or not allowed: tried again, but slowly
     │   └── NotVideo             something answers that is no video
+    ├── PublishError             somebody who wants to publish a stream is refused
+    │   ├── NotAnOffer           what was sent can't be used as an offer of video
+    │   ├── AlreadyPublished     somebody else publishes it now
+    │   └── TooManyOffers        asked too often: worth trying again later
     ├── ModelError               the model can't be used
     │   ├── UnsupportedModel     a family or layout that this version can't run
     │   └── OutOfMemory          the device has no room left
@@ -47,6 +51,22 @@ class SourceDenied(SourceError):  # noqa: N818
 
 class NotVideo(SourceError):  # noqa: N818
     """Something answers that is no video."""
+
+
+class PublishError(StreamSTTMError):
+    """Somebody who wants to publish a stream is refused."""
+
+
+class NotAnOffer(PublishError):  # noqa: N818
+    """What was sent can't be used as an offer of video."""
+
+
+class AlreadyPublished(PublishError):  # noqa: N818
+    """Somebody else publishes the stream now."""
+
+
+class TooManyOffers(PublishError):  # noqa: N818
+    """Asked too often: worth trying again later."""
 
 
 class ModelError(StreamSTTMError):

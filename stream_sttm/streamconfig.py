@@ -71,6 +71,11 @@ class StreamSettings(Section):
         given = [self.source] if isinstance(self.source, str) else self.source
         return tuple(spelling.plain(one) for one in given)
 
+    @property
+    def is_pushed(self) -> bool:
+        """Whether the stream is published to us instead of fetched."""
+        return self.candidates[0].startswith("whip:")
+
 
 class SourceRules(Section):
     """What the source of a stream may be and reach; without any of it, whatever this file names."""

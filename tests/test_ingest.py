@@ -21,7 +21,7 @@ from stream_sttm.metrics import (
     STREAM_RECONNECTS,
     STREAM_UP,
 )
-from stream_sttm.sources import SOURCES
+from stream_sttm.sources import SOURCES, open_source
 from stream_sttm.sources.scene import Scene
 from stream_sttm.types import Frame
 from tests.leaks import open_files, threads, until
@@ -54,7 +54,9 @@ class Watched:
 
 
 @asynccontextmanager
-async def ingesting(url, name="cam", *, capacity=1000, backoff=QUICK, takes=False, **settings):
+async def ingesting(
+    url, name="cam", *, capacity=1000, backoff=QUICK, takes=False, opener=open_source, **settings
+):
     watched = Watched(clip_channel(capacity))
     settings = {"fps": 10, "clip_frames": 2, "stall_after": 0.6} | settings
 
@@ -70,6 +72,7 @@ async def ingesting(url, name="cam", *, capacity=1000, backoff=QUICK, takes=Fals
             report=watched.statuses.append,
             on_frame=watched.frames.append,
             backoff=backoff,
+            opener=opener,
         )
     )
     taking = asyncio.create_task(take()) if takes else None

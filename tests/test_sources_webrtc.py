@@ -14,8 +14,10 @@ from stream_sttm.demo.camera import open_camera
 from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sources import open_source
+from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.scene import Scene
 from tests.leaks import open_files, threads, until
+from tests.site import site, write_certificate
 
 SECRET = "p@ss wörd"
 ENCODED = "p%40ss%20w%C3%B6rd"
@@ -179,6 +181,11 @@ NO_CANDIDATES = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
         (always(200, "<html>hello</html>"), NotVideo, "is it a WHEP address"),
         (always(302, "", "Location: /elsewhere"), NotVideo, "302"),
         (always(201, "v=0 and then rubbish\r\nm=\r\n"), NotVideo, "can't be used"),
+        (
+            always(201, NO_CANDIDATES + "m=video 9 x 96\r\na=fmtp:97 x=1\r\n"),
+            NotVideo,
+            "can't be used",
+        ),
         (always(201, NO_CANDIDATES), NotVideo, "can't be used"),
         (always(201, "v=0\r\n" + "a=x\r\n" * 20_000), NotVideo, "can't be used"),
         (always(201, "v=0\r\n" + "a=x\r\n" * 200_000), NotVideo, "without SDP"),
@@ -192,6 +199,71 @@ async def test_every_wrong_answer_is_one_clear_line(answer, error, message):
                 pass
         assert message in str(caught.value)
         assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "location", "ended"),
+    [
+        ("/door/whep", "/door/whep/7f3a", "/door/whep/7f3a"),  # MediaMTX
+        ("/api/webrtc?src=door", "webrtc?id=1", "/api/webrtc?id=1"),  # go2rtc
+    ],
+)
+async def test_the_addresses_of_media_servers_are_posted_to_as_they_are(path, location, ended):
+    asked = []
+
+    async def talk(reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        asked.append(head.split(" HTTP/")[0])
+        if head.startswith("POST"):
+            assert "Content-Type: application/sdp\r\n" in head
+            body = NO_CANDIDATES
+            text = f"HTTP/1.1 201 x\r\nLocation: {location}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        else:
+            text = "HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n"
+        writer.write(text.encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server, asyncio.timeout(20):
+        port = server.sockets[0].getsockname()[1]
+        for url in (f"whep://127.0.0.1:{port}{path}", f"webrtc:http://127.0.0.1:{port}{path}"):
+            with pytest.raises(NotVideo):
+                async with pull(url):
+                    pass
+            assert asked == [f"POST {path}", f"DELETE {ended}"]
+            asked.clear()
+
+
+async def test_a_camera_is_pulled_at_the_address_that_was_checked_or_not_at_all():
+    here = Access(hosts=("localhost",))
+    async with open_camera(Scene(7), size=96) as camera, asyncio.timeout(20):
+        url = camera.url.replace("127.0.0.1", "localhost")
+        options = {"stream": "cam", "fps": 10, "max_side": 640}
+        with pytest.raises(SourceDenied, match="private"):
+            async with open_source(url, access=EVERYTHING.for_strangers(), **options):
+                pass
+        source = open_source(url, access=here, **options)
+        answer = "v=0\r\na=candidate:1 1 udp 1 {} 9 typ host\r\n"
+        here_only = open_source(url, access=Access(hosts=("10.0.0.0/8",)), **options)
+        assert "candidate" in here_only._allowed(answer.format("10.1.1.1"))
+        for address in ("127.0.0.1", "192.168.1.1", "x.local", ""):
+            assert "candidate" not in here_only._allowed(answer.format(address))
+        async with source:
+            assert (await anext(source.frames())).image.shape == (96, 96, 3)
+        assert camera.viewers == 0
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused_unless_it_is_said_otherwise(
+    tmp_path,
+):
+    async with site(certificate=write_certificate(tmp_path / "x.pem", "127.0.0.1")) as served:
+        url = served.url("/cam/whep").replace("https", "wheps")
+        with pytest.raises(SourceUnavailable, match="verify=false"):
+            async with pull(url):
+                pass
+        with pytest.raises(SourceUnavailable, match="404"):
+            async with pull(f"{url}#verify=false"):
+                pass
 
 
 async def test_a_camera_without_video_is_not_video():

@@ -8,14 +8,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
 
 from stream_sttm import __version__, metrics, registry, urls
+from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
 from stream_sttm.config import Settings
 from stream_sttm.engine.engine import Engine
@@ -35,6 +37,9 @@ from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
+
+if TYPE_CHECKING:
+    from stream_sttm.sources.whip import Publishers
 
 _log = logging.getLogger(__name__)
 _CLIPS_AHEAD = 2
@@ -190,13 +195,15 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
     store = AnswerStore(settings.store.path)
     token = settings.http.token.get_secret_value() if settings.http.token else None
     app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
+    publishers = _publishers(settings)
+    app.include_router(whip.routes(publishers))
     limits = delivery.Limits(
         keep_answers=settings.store.keep_days * 86_400 if settings.store.keep_days else None
     )
     sinks = [open_sink(url) for url in settings.sinks]
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
-        async with asyncio.TaskGroup() as group:
+        async with publishers or nullcontext(), asyncio.TaskGroup() as group:
             group.create_task(
                 gateway.run(
                     app, settings.http.host, settings.http.port, ready=ready, closing=feed.close
@@ -207,13 +214,28 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
                 delivery.run(service.outbox, store=store, sinks=sinks, feed=feed, limits=limits),
                 name="delivery",
             )
-            group.create_task(_watch(settings, service, thread), name="watch")
+            group.create_task(_watch(settings, service, thread, publishers), name="watch")
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
 
 
-async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolExecutor) -> None:
+def _publishers(settings: Settings) -> Publishers | None:
+    """Who takes publishers for the streams that wait for one, if there are any; needs the extra `webrtc`."""
+    pushed = [name for name, each in settings.streams.items() if each.is_pushed]
+    if not pushed:
+        return None
+    from stream_sttm.sources.whip import Publishers
+
+    return Publishers(pushed)
+
+
+async def _watch(
+    settings: Settings,
+    service: LocalService,
+    thread: ThreadPoolExecutor,
+    publishers: Publishers | None,
+) -> None:
     """Load the model, then read every camera and answer."""
     engine = await asyncio.get_running_loop().run_in_executor(thread, _engine, settings)
     queries = StandingQueries(settings.queries, settings.answering)
@@ -222,7 +244,7 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
     clips: dict[str, Channel[Clip]] = {
         name: ingest.clip_channel(_CLIPS_AHEAD) for name in settings.streams
     }
-    opener = partial(open_source, access=Access.of(settings.sources))
+    opener = partial(open_source, access=Access.of(settings.sources), publishers=publishers)
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
         for name, stream in settings.streams.items():

@@ -25,13 +25,16 @@ from stream_sttm.api.guard import Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
+    AlreadyPublished,
     ModelError,
+    NotAnOffer,
     NoVideoYet,
     QuestionExpired,
     QuestionRejected,
     Stopping,
     StoreError,
     StreamSTTMError,
+    TooManyOffers,
     TooManyQuestions,
     UnknownStream,
 )
@@ -41,6 +44,9 @@ from stream_sttm.types import StreamStatus
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
+    NotAnOffer: 400,
+    AlreadyPublished: 409,
+    TooManyOffers: 429,
     TooManyQuestions: 429,
     QuestionRejected: 422,
     NoVideoYet: 503,

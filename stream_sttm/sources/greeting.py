@@ -15,8 +15,8 @@ from urllib.parse import SplitResult, quote, urlunsplit
 
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceUnavailable
+from stream_sttm.sources import tls
 from stream_sttm.sources.access import EVERYTHING, Access
-from stream_sttm.sources.tls import context as tls_of
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
 TIMEOUT = 6.0  # seconds for name, connection and the first line of an answer
@@ -35,8 +35,8 @@ async def greet(
     try:
         async with asyncio.timeout(TIMEOUT):
             addresses = await access.resolve(url, port)
-            tls = tls_of(verify=verify) if parts.scheme in _TLS else None
-            reader, writer, address = await _connect(addresses, port, tls, str(parts.hostname))
+            trust = tls.context(verify=verify) if parts.scheme in _TLS else None
+            reader, writer, address = await _connect(addresses, port, trust, str(parts.hostname))
             line = await _first_line(reader, writer, _request(parts, speaks))
     except TimeoutError:
         raise SourceUnavailable(
@@ -57,32 +57,29 @@ def _why(error: OSError) -> str:
     """What is wrong with a connection, and what to do."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: is the camera on, and the port right?"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"its certificate is not trusted ({error.verify_message}): name its authority in SSL_CERT_FILE,"
-            " or, where anybody may pose as this camera, write #verify=false behind the URL"
-        )
+    if (why := tls.explained(error)) is not None:
+        return why
     if isinstance(error, ssl.SSLError):
         return f"no TLS there: {error.reason}"
     return f"can't connect: {error.strerror or error}"
 
 
 async def _connect(
-    addresses: Sequence[str], port: int, tls: ssl.SSLContext | None, host: str
+    addresses: Sequence[str], port: int, trust: ssl.SSLContext | None, host: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
     """A connection to the first address that takes one."""
     for address in addresses[:-1]:
         with contextlib.suppress(OSError):
             async with asyncio.timeout(TIMEOUT / len(addresses)):  # TimeoutError is an OSError
-                return *(await _open(address, port, tls, host)), address
-    return *(await _open(addresses[-1], port, tls, host)), addresses[-1]
+                return *(await _open(address, port, trust, host)), address
+    return *(await _open(addresses[-1], port, trust, host)), addresses[-1]
 
 
 async def _open(
-    address: str, port: int, tls: ssl.SSLContext | None, host: str
+    address: str, port: int, trust: ssl.SSLContext | None, host: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection(
-        address, port, ssl=tls, server_hostname=host if tls is not None else None
+        address, port, ssl=trust, server_hostname=host if trust is not None else None
     )
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import certifi
 
+_UNTRUSTED = (
+    "its certificate is not trusted ({}): name its authority in SSL_CERT_FILE, or, where anybody may pose as this"
+    " camera, write #verify=false behind the URL"
+)
 _SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
 
@@ -39,3 +43,13 @@ def ffmpeg(host: str, *, verify: bool) -> dict[str, str]:
     if not verify:
         return {"tls_verify": "0"}
     return {"tls_verify": "1", "ca_file": authorities(), "verifyhost": host}
+
+
+def explained(error: BaseException) -> str | None:
+    """What is wrong with a certificate, where that is why a connection failed; None where it is not."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _UNTRUSTED.format(cause.verify_message)
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -129,7 +129,9 @@ class Web:
         """httpx' error as ours."""
         if isinstance(error, httpx.TimeoutException):
             return SourceUnavailable(self.line(f"no data for {self._silence:g} s"))
-        return SourceUnavailable(self.line(str(error) or type(error).__name__))
+        return SourceUnavailable(
+            self.line(tls.explained(error) or str(error) or type(error).__name__)
+        )
 
     def _send(self, url: str, first: int, last: int | None) -> httpx.Response:
         parts = urlsplit(url)

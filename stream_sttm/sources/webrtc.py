@@ -1,6 +1,7 @@
 """whep:// and wheps:// - a WebRTC stream that is pulled: an SDP offer by HTTP POST, then RTP, DELETE at the end.
 
-The URL is spelt as MediaMTX does (whep://host:8889/door/whep); user and password become Basic, `?token=` a Bearer
+The URL is spelt as MediaMTX does (whep://host:8889/door/whep) or leads to go2rtc's API
+(whep://host:1984/api/webrtc?src=door); user and password become Basic, `?token=` a Bearer
 header. Only video is offered for. The track is always drained, whatever the consumer does; a frame nobody took is
 replaced by the next. No STUN or TURN server is asked: the camera's side must be reachable.
 """
@@ -8,16 +9,14 @@ replaced by the next. No STUN or TURN server is asked: the camera's side must be
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
 import httpx
-import numpy as np
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
@@ -25,13 +24,12 @@ from aiortc import (
     RTCSessionDescription,
 )
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
-from aiortc.mediastreams import MediaStreamError
-from av import VideoFrame
-from numpy.typing import NDArray
 
-from stream_sttm import metrics, urls
-from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
-from stream_sttm.sources.pictures import Pace, rgb
+from stream_sttm import spelling, urls
+from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
+from stream_sttm.sources import tls
+from stream_sttm.sources.access import EVERYTHING, Access
+from stream_sttm.sources.track import Tap
 from stream_sttm.types import Frame
 
 SDP = "application/sdp"
@@ -45,6 +43,8 @@ BAD_SDP = (
     LookupError,
     AttributeError,
     AssertionError,
+    StopIteration,
+    RuntimeError,  # what a coroutine makes of a StopIteration
     InternalError,
     InvalidAccessError,
     InvalidStateError,
@@ -60,22 +60,20 @@ class WhepSource:
     stream: str = "whep"
     fps: float = 2.0
     max_side: int = 640
+    access: Access = EVERYTHING
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        self._shown = urls.mask(self.url)
-        self._newest: tuple[VideoFrame, float, float] | None = None
-        self._arrived = asyncio.Event()
+        self._bare, options = spelling.options(self.url)
+        self._shown = urls.mask(self._bare)
+        self._verify = options.get("verify") != "false"
         self._changed = asyncio.Event()
-        self._broken: SourceError | None = None
         self._open_until_left = AsyncExitStack()
-        self._pace = Pace(self.fps)
-        self._opened = 0.0
+        self._tap = Tap(self.stream)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            endpoint, headers, auth = _endpoint(self.url)
-            client = httpx.AsyncClient(headers=headers, auth=auth, timeout=SIGNALLING_TIMEOUT)
+            client, endpoint = await self._signalling()
             await stack.enter_async_context(client)
             peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
             stack.push_async_callback(peer.close)
@@ -87,10 +85,11 @@ class WhepSource:
                 describing
             )  # cancelled half-way, it would lose its sockets
             answer, location = await self._post(client, endpoint, offer)
+            if self.access.limits_hosts:
+                answer = self._allowed(answer)
             if location is not None:
                 stack.push_async_callback(_delete, client, location)
             await self._connect(peer, answer)
-            self._opened = time.monotonic()
             # not in a TaskGroup, which would wrap whatever is raised while the source is open
             drain = asyncio.create_task(
                 self._drain(video.receiver.track), name=f"drain[{self.stream}]"
@@ -110,26 +109,51 @@ class WhepSource:
 
     async def frames(self) -> AsyncIterator[Frame]:
         """The newest frame, each time there is one; raises SourceUnavailable when the other side is gone."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            if self._newest is None:
-                raise self._broken or SourceUnavailable(f"{self._shown}: the stream ended")
-            (picture, received, captured_at), self._newest = self._newest, None
-            image = await asyncio.to_thread(self._image, picture)
-            yield Frame(self.stream, image, received - self._opened, captured_at)
-            if self._broken is not None:
-                self._arrived.set()
+        async for frame in self._tap.frames(fps=self.fps, max_side=self.max_side):
+            yield frame
+
+    async def _signalling(self) -> tuple[httpx.AsyncClient, Endpoint]:
+        """A client that carries our credentials, and what to ask, at the address that was checked."""
+        endpoint = _endpoint(self._bare)
+        if self.access.limits_hosts:
+            port = endpoint.url.port or (443 if endpoint.url.scheme == "https" else 80)
+            address, *_ = await self.access.resolve(self._bare, port)
+            endpoint = endpoint.at(address)
+        client = httpx.AsyncClient(
+            headers=endpoint.headers,
+            auth=endpoint.auth,
+            timeout=SIGNALLING_TIMEOUT,
+            verify=tls.context(verify=self._verify),
+            trust_env=False,
+        )
+        return client, endpoint
+
+    def _allowed(self, sdp: str) -> str:
+        """The answer without the candidates, which may be any machine's addresses, that may not be reached."""
+        host = str(urls.split(self._bare).hostname)
+        lines = [
+            line
+            for line in sdp.splitlines()
+            if not line.startswith("a=candidate:")
+            or self.access.allows_address(host, (line.split() + [""] * 5)[4])
+        ]
+        return "\r\n".join([*lines, ""])
 
     async def _post(
-        self, client: httpx.AsyncClient, endpoint: str, offer: str
-    ) -> tuple[str, httpx.URL | None]:
+        self, client: httpx.AsyncClient, endpoint: Endpoint, offer: str
+    ) -> tuple[str, Endpoint | None]:
         """The other side's SDP answer to our offer, and what to DELETE at the end."""
         headers = {"Content-Type": SDP, "Accept": SDP}
         try:
             async with (
                 asyncio.timeout(SIGNALLING_TIMEOUT),
-                client.stream("POST", endpoint, content=offer, headers=headers) as answer,
+                client.stream(
+                    "POST",
+                    endpoint.url,
+                    content=offer,
+                    headers=headers,
+                    extensions=endpoint.extensions,
+                ) as answer,
             ):
                 self._check(answer.status_code)
                 body = b""
@@ -137,11 +161,12 @@ class WhepSource:
                     body += part
                     if len(body) > MAX_SDP:
                         break
-                location = _resource(answer)
+                location = _resource(answer, endpoint)
         except TimeoutError:
             raise self._unavailable(f"no answer within {SIGNALLING_TIMEOUT:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unavailable(f"no answer: {str(error) or type(error).__name__}") from error
+            why = tls.explained(error) or f"no answer: {str(error) or type(error).__name__}"
+            raise self._unavailable(why) from error
         if not body.startswith(b"v=0") or len(body) > MAX_SDP:
             raise NotVideo(f"{self._shown}: answers without SDP: is it a WHEP address?")
         return body.decode(errors="replace"), location
@@ -174,30 +199,11 @@ class WhepSource:
             raise self._unavailable(f"no media path within {CONNECT_TIMEOUT:g} s") from None
 
     async def _drain(self, track: MediaStreamTrack) -> None:
-        """Take every frame as it comes, keep the newest that is due, until the track ends."""
-        while True:
-            try:
-                picture = cast(VideoFrame, await track.recv())
-            except MediaStreamError:
-                self._broken = self._unavailable("the other side ended the stream")
-                self._arrived.set()
-                return
-            metrics.FRAMES_RECEIVED.labels(self.stream).inc()
-            now = time.monotonic()
-            if not self._pace.wants(now):
-                metrics.FRAMES_DROPPED.labels(self.stream, "sampled_out").inc()
-                continue
-            if self._newest is not None:
-                metrics.FRAMES_DROPPED.labels(self.stream, "superseded").inc()
-            self._newest = (picture, now, time.time())
-            self._arrived.set()
-
-    def _image(self, picture: VideoFrame) -> NDArray[np.uint8]:
-        with metrics.stage("decode"):
-            return rgb(picture, self.max_side)
+        await self._tap.drain(track)
+        self._tap.end(self._unavailable("the other side ended the stream"))
 
     def _unavailable(self, what: str) -> SourceUnavailable:
-        return SourceUnavailable(f"{self._shown}: {urls.scrub(what, self.url)}")
+        return SourceUnavailable(f"{self._shown}: {urls.scrub(what, self._bare)}")
 
 
 async def _describe(peer: RTCPeerConnection) -> str:
@@ -206,8 +212,26 @@ async def _describe(peer: RTCPeerConnection) -> str:
     return str(peer.localDescription.sdp)
 
 
-def _endpoint(url: str) -> tuple[str, httpx.Headers, httpx.Auth | None]:
-    """The HTTP address behind a whep:// URL, free of secrets, and the headers and auth that carry them."""
+@dataclass(frozen=True)
+class Endpoint:
+    """An HTTP address free of secrets, the headers and auth that carry them, and what else a request needs."""
+
+    url: httpx.URL
+    headers: httpx.Headers
+    auth: httpx.Auth | None
+    extensions: dict[str, str]
+
+    def at(self, address: str) -> Endpoint:
+        """The same, asked at an address, under the name that it had."""
+        headers = self.headers.copy()
+        headers["Host"] = self.url.netloc.decode("ascii")
+        extensions = {"sni_hostname": self.url.host}
+        url = self.url.copy_with(host=address)
+        return replace(self, url=url, headers=headers, extensions=extensions)
+
+
+def _endpoint(url: str) -> Endpoint:
+    """What stands behind a whep:// URL."""
     parts = urls.split(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     token = next((value for key, value in pairs if key == "token"), None)
@@ -220,18 +244,25 @@ def _endpoint(url: str) -> tuple[str, httpx.Headers, httpx.Auth | None]:
     headers = httpx.Headers()
     if token is not None:
         headers = httpx.Headers({b"Authorization": b"Bearer " + token.encode()})
-    return urlunsplit((scheme, host, parts.path, query, "")), headers, auth
+    address = httpx.URL(urlunsplit((scheme, host, parts.path, query, "")))
+    return Endpoint(address, headers, auth, {})
 
 
-def _resource(answer: httpx.Response) -> httpx.URL | None:
+def _resource(answer: httpx.Response, endpoint: Endpoint) -> Endpoint | None:
     """What to DELETE at the end; never another host than the one that answered, for it is sent our credentials."""
     location = answer.headers.get("location")
-    resource = answer.url.join(location) if location else None
-    return resource if resource is not None and resource.host == answer.url.host else None
+    if not location:
+        return None
+    target = httpx.URL(location)
+    name = endpoint.extensions.get("sni_hostname", endpoint.url.host)
+    if target.is_absolute_url and target.host != name:
+        return None
+    own = answer.url.join(location)
+    return replace(endpoint, url=own.copy_with(host=endpoint.url.host))
 
 
-async def _delete(client: httpx.AsyncClient, resource: httpx.URL) -> None:
+async def _delete(client: httpx.AsyncClient, resource: Endpoint) -> None:
     try:
-        await client.delete(resource, timeout=GOODBYE_TIMEOUT)
+        await client.delete(resource.url, timeout=GOODBYE_TIMEOUT, extensions=resource.extensions)
     except httpx.HTTPError:
         return  # the other side will notice by itself that nobody listens

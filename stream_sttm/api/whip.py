@@ -1,0 +1,94 @@
+"""WHIP (RFC 9725): a browser or encoder publishes a stream whose source is `whip:`; SDP offer in, 201 and answer out.
+
+Trickle ICE is not spoken (405): all candidates belong into the offer. The token is checked before, as for every route
+under /api; who publishes, and how often one may ask, is decided in sources/whip.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+from fastapi import APIRouter, Path, Request, Response
+from starlette.exceptions import HTTPException
+
+from stream_sttm.errors import NotAnOffer
+
+SDP = "application/sdp"
+MAX_OFFER = 64 * 1024  # bytes
+
+Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Session = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
+
+
+class Publishing(Protocol):
+    """Who takes publishers."""
+
+    def takes(self, stream: str) -> bool:
+        """Whether the stream is one that is published to us."""
+        ...
+
+    async def publish(self, stream: str, offer: str) -> tuple[str, str]:
+        """Take an offer; the session's id and the SDP answer. Raises PublishError."""
+        ...
+
+    async def end(self, stream: str, session: str) -> bool:
+        """End a session; whether there was one."""
+        ...
+
+
+def routes(publishing: Publishing | None) -> APIRouter:
+    """The routes of WHIP; without `publishing` there is no stream to publish."""
+    router = APIRouter(prefix="/api/v1/streams/{name}/whip")
+
+    @router.post("", status_code=201, response_class=Response)
+    async def publish(name: Name, request: Request) -> Response:
+        """Publish the stream: an SDP offer, answered by SDP."""
+        taken = _taking(publishing, name)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != SDP:
+            raise HTTPException(415, f"the body must be {SDP}", {"Accept-Post": SDP})
+        session, answer = await taken.publish(name, await _offer(request))
+        location = f"/api/v1/streams/{name}/whip/{session}"
+        return Response(answer, 201, {"Location": location}, SDP)
+
+    @router.options("", status_code=204, response_class=Response)
+    async def options(name: Name) -> Response:
+        """What may be posted."""
+        _taking(publishing, name)
+        return Response(status_code=204, headers={"Accept-Post": SDP, "Allow": "POST, OPTIONS"})
+
+    @router.delete("/{session}", response_class=Response)
+    async def end(name: Name, session: Session) -> Response:
+        """End the session."""
+        if not await _taking(publishing, name).end(name, session):
+            raise HTTPException(404, "there is no such session; it may have ended by itself")
+        return Response(status_code=200)
+
+    @router.patch("/{session}", response_class=Response)
+    async def patch(name: Name, session: Session) -> Response:
+        """Refused: trickle ICE and ICE restarts are not spoken."""
+        line = "trickle ICE is not spoken here: send all candidates within the offer"
+        raise HTTPException(405, line, {"Allow": "DELETE"})
+
+    return router
+
+
+def _taking(publishing: Publishing | None, name: str) -> Publishing:
+    if publishing is None or not publishing.takes(name):
+        raise HTTPException(
+            404, f"there is no stream {name!r} to publish: its source would be 'whip:'"
+        )
+    return publishing
+
+
+async def _offer(request: Request) -> str:
+    """The body as text, read no farther than it may go."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_OFFER:
+            raise HTTPException(413, f"the SDP offer is larger than {MAX_OFFER} bytes")
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise NotAnOffer("the SDP offer is not UTF-8") from None
