@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
+from starlette.responses import HTMLResponse
 
+from stream_sttm.api import guard
 from stream_sttm.api import whip as routes
 from stream_sttm.api.app import create_app
 from stream_sttm.config import AnsweringSettings
@@ -26,6 +28,7 @@ from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.track import Lag
 from stream_sttm.sources.whip import Publishers
 from stream_sttm.store import AnswerStore
+from tests.browser import CHROMIUM, PAGE, browsing
 from tests.leaks import open_files, threads, until
 from tests.test_api import EchoService
 from tests.test_ingest import ingesting
@@ -191,6 +194,26 @@ async def test_a_publisher_that_sends_nothing_more_makes_room_for_the_next(tmp_p
                 assert await until(lambda: publishers._doors["door"].publisher is None)
                 await next_one.publish(client)
                 await cam.state("online", after=cam.states.index("stalled"))
+
+
+@pytest.mark.server
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+async def test_a_browser_publishes_its_camera_from_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "OPEN_PATHS", guard.OPEN_PATHS | {"/publish"})
+    page = PAGE.replace("ENDPOINT", ENDPOINT).replace("TOKEN", TOKEN)
+    async with asyncio.timeout(90), serving(tmp_path) as (client, publishers):
+        client.app.add_route("/publish", lambda _: HTMLResponse(page))
+        opener = partial(open_source, publishers=publishers)
+        async with ingesting("whip:", "door", stall_after=4, opener=opener) as cam:
+            async with browsing(f"{client.base_url}/publish"):
+                await cam.state("online")
+                assert await until(lambda: len(cam.frames) > 5, 30)
+            assert await until(lambda: cam.states[-1] != "online", 40)
+    picture = cam.frames[-1].image
+    assert min(picture.shape[:2]) >= 100
+    assert (
+        picture[..., 1].mean() > picture[..., 0].mean() + 30
+    )  # the fake camera shows a green wall
 
 
 async def test_frames_that_nobody_takes_are_drained_and_counted(tmp_path):
