@@ -1,10 +1,11 @@
-"""A YAML file as a tree of plain values: no key twice, every ${NAME} taken from the environment, faults in one line.
+"""A YAML file as a tree of plain values: no key twice, every ${NAME} and ${file:/path} filled in, faults in one line.
 
 Knows nothing of what the keys mean. No message repeats a value, for any value may be a secret.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -16,7 +17,8 @@ import yaml
 from stream_sttm import urls
 from stream_sttm.errors import ConfigError
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)|file:(/[^}]+))\}")
+MAX_SECRET = 64 * 1024  # bytes of a file that is named for its content
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -40,12 +42,10 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
-    """`node` with every ${NAME} replaced from the environment, and a fault for each that is not set."""
+    """`node` with every ${NAME} and ${file:/path} replaced, and a fault for each that can't be."""
     if isinstance(node, str):
-        missing = [name for name in _VARIABLE.findall(node) if name not in os.environ]
         faults = [
-            f"{path}: the environment has no variable {name!r}; set it, or take ${{{name}}} out"
-            for name in missing
+            f"{path}: {fault}" for match in _VARIABLE.finditer(node) for fault in _faults(match)
         ]
         return _VARIABLE.sub(_value, node), faults
     if isinstance(node, dict):
@@ -60,9 +60,37 @@ def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
     return node, []
 
 
+def _faults(match: re.Match[str]) -> list[str]:
+    """Why a variable or file has no value, if it has none."""
+    name, path = match.groups()
+    if name is not None:
+        if name in os.environ:
+            return []
+        return [f"the environment has no variable {name!r}; set it, or take ${{{name}}} out"]
+    try:
+        _content(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a short UTF-8 text"
+        return [f"can't read the file {path!r}: {reason}"]
+    return []
+
+
+def _content(path: str) -> str:
+    """A file's text without its last line's end."""
+    with Path(path).open("rb") as file:
+        content = file.read(MAX_SECRET + 1)
+    if len(content) > MAX_SECRET:
+        raise ValueError(path)
+    return content.decode().removesuffix("\n").removesuffix("\r")
+
+
 def _value(match: re.Match[str]) -> str:
-    """A variable's value; inside a URL it is percent-encoded, so that any password fits."""
-    value = os.environ.get(match[1], "")
+    """A variable's or file's value; inside a URL it is percent-encoded, so that any password fits."""
+    name, path = match.groups()
+    value = os.environ.get(name, "") if name is not None else ""
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError):  # told by _faults
+            value = _content(path)
     return quote(value, safe="") if "://" in match.string[: match.start()] else value
 
 

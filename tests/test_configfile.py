@@ -348,3 +348,24 @@ def test_no_fault_repeats_a_credential(write: Write, text: str) -> None:
     told = faults(write(text))
     assert SECRET not in "\n".join(told)
     assert told
+
+
+def test_a_secret_may_stand_in_a_file_of_its_own(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "door").write_text("p@ss/wörd#1\n")
+    (tmp_path / "token").write_text("se same")
+    text = f"streams: {{cam: {{source: 'rtsp://u:${{file:{tmp_path}/door}}@host/live'}}}}\n"
+    settings = load(write(text + f"http: {{token: '${{file:{tmp_path}/token}}'}}"))
+    assert settings.streams["cam"].source == "rtsp://u:p%40ss%2Fw%C3%B6rd%231@host/live"
+    assert settings.http.token is not None
+    assert settings.http.token.get_secret_value() == "se same"
+
+
+def test_a_secrets_file_that_can_not_be_read_is_a_fault_at_its_place(
+    write: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "large").write_bytes(b"x" * 70_000)
+    for name in ("none", "binary", "large", ""):
+        text = f"streams: {{cam: {{source: 'rtsp://u:${{file:{tmp_path}/{name}}}@host/live'}}}}"
+        (told,) = faults(write(text))
+        assert told.startswith("streams.cam.source: can't read the file")

@@ -1,4 +1,4 @@
-"""stream-sttm serve | ask | check | demo: what a person types."""
+"""stream-sttm serve | ask | check | discover | demo: what a person types."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from stream_sttm import __version__
 from stream_sttm.config import Settings
 from stream_sttm.configfile import load
-from stream_sttm.errors import ConfigError, StreamSTTMError
+from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
 
 _log = logging.getLogger("stream_sttm")
 ENGINE_THREAD = "engine"  # how workers/local.py names the thread that computes
@@ -81,6 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="report every fault of a configuration at once")
     check.add_argument("config", metavar="FILE")
     check.set_defaults(run=_check)
+
+    discover = commands.add_parser(
+        "discover", help="look for ONVIF cameras and print them as configuration"
+    )
+    discover.add_argument(
+        "--seconds", type=_seconds, default=3.0, help="how long to wait for answers"
+    )
+    discover.add_argument("--user", default="", help="user name on the cameras")
+    discover.add_argument(
+        "--password-env",
+        default="CAMERA_PASSWORD",
+        metavar="NAME",
+        help="environment variable that holds the password; printed by its name only",
+    )
+    discover.set_defaults(run=_discover)
 
     demo = commands.add_parser(
         "demo", help="a drawn camera, watched and answered, with the truth beside each answer"
@@ -159,6 +175,30 @@ def _ask(options: argparse.Namespace) -> int:
         raise StreamSTTMError(str(body.get("error", reply.reason_phrase)))
     print(body["answer"])
     return 0
+
+
+def _discover(options: argparse.Namespace) -> int:
+    from stream_sttm import discovery
+
+    login = f"{quote(options.user, safe='')}:${{{options.password_env}}}" if options.user else ""
+    password = os.environ.get(options.password_env, "")
+
+    async def look() -> int:
+        found: list[tuple[discovery.Camera, Sequence[discovery.Profile] | SourceError]] = []
+        for camera in await discovery.cameras(options.seconds):
+            try:
+                told = await discovery.profiles(camera, options.user, password)
+            except SourceError as error:
+                found.append((camera, error))
+            else:
+                found.append((camera, told))
+        if not found:
+            print("no ONVIF camera answered; is this machine in their network?", file=sys.stderr)
+            return 1
+        print(discovery.configuration(found, login))
+        return 0
+
+    return asyncio.run(look())
 
 
 def _demo(options: argparse.Namespace) -> int:
