@@ -430,6 +430,37 @@ async def test_headers_without_end_on_an_rtsp_port_are_given_up(monkeypatch):
     assert await until(lambda: threads() <= before)
 
 
+@pytest.mark.parametrize("line", ["RTSP/1.0 302 Moved", "RT\rSP/1.0\t  0301 x", "RTSP/9 +305"])
+async def test_a_redirect_leads_nowhere_where_hosts_are_limited(line):
+    visits = []
+
+    async def elsewhere(reader, _writer):
+        visits.append(await reader.read(1))
+
+    async with server(elsewhere) as forbidden:
+
+        async def talk(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nPublic: DESCRIBE\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            for part in (
+                line[:7],
+                line[7:],
+                f"\r\nCSeq: 2\r\nLocation: rtsp://{forbidden}/x\r\n\r\n",
+            ):
+                writer.write(part.encode())
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            await reader.read()
+
+        async with server(talk) as address:
+            url = f"rtsp://me:sesame@{address}/x"
+            error = await failure_of(url, access=Access(hosts=("127.0.0.1",)))
+            assert type(error) is SourceDenied
+            assert "redirects" in str(error)
+            assert visits == []
+
+
 # a real camera
 
 

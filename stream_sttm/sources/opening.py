@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlunsplit
@@ -21,7 +22,8 @@ from stream_sttm import registry, spelling, urls
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources import tls
 from stream_sttm.sources.access import EVERYTHING, Access
-from stream_sttm.sources.greeting import greet
+from stream_sttm.sources.gate import Gate
+from stream_sttm.sources.greeting import PORTS, greet
 from stream_sttm.sources.web import NOTHING_ELSE, Web
 
 Timeout = tuple[float, float]  # seconds for opening and for each read
@@ -38,6 +40,7 @@ class Opening:
     options: Mapping[str, str] = field(default_factory=dict)
     access: Access = EVERYTHING
     verify: bool = True
+    gate: Gate | None = None
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str], timeout: Timeout | None) -> Iterator[InputContainer]:
@@ -61,8 +64,11 @@ class Opening:
                 yield container
 
 
-async def prepare(url: str, access: Access) -> Opening:
-    """How to open `url`, after it was found to be there; raises SourceError."""
+async def prepare(url: str, access: Access, gates: AsyncExitStack) -> Opening:
+    """How to open `url`, after it was found to be there; a gate that it needs stays open with `gates`.
+
+    Raises SourceError.
+    """
     bare, options = spelling.options(url)
     scheme, verify = urls.split(bare).scheme, options.get("verify") != "false"
     access.check(bare)
@@ -78,15 +84,30 @@ async def prepare(url: str, access: Access) -> Opening:
     if scheme == "srt":
         (address, *_) = await access.resolve(bare, urls.split(bare).port or 0)
         return Opening(_at(bare, address, access))
-    transport = options.get("transport", "tcp")
+    return await _streaming(bare, options, access, gates)
+
+
+async def _streaming(
+    bare: str, options: Mapping[str, str], access: Access, gates: AsyncExitStack
+) -> Opening:
+    """How to open an RTSP or RTMP URL."""
+    parts, verify = urls.split(bare), options.get("verify") != "false"
+    scheme, transport = parts.scheme, options.get("transport", "tcp")
     speaks = "RTSP" if scheme.startswith("rtsp") and transport != "http" else None
     if access.limits_hosts and transport != "tcp":
         # over UDP and HTTP the other side names further addresses, which nobody checks
         raise SourceDenied(f"{urls.mask(bare)}: only transport=tcp can be held to sources.hosts")
     address = await greet(bare, access, verify=verify, speaks=speaks)
+    host, port = str(parts.hostname), parts.port or PORTS[scheme]
+    if speaks == "RTSP" and access.limits_hosts:
+        trust = tls.context(verify=verify) if scheme == "rtsps" else None
+        gate = await gates.enter_async_context(Gate(address, port, trust, host))
+        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{gate.port}".lstrip("@")
+        inside = urlunsplit(("rtsp", netloc, parts.path, parts.query, ""))
+        return Opening(inside, options={"rtsp_transport": "tcp"}, gate=gate)
     given = {"rtsp_transport": transport} if scheme.startswith("rtsp") else {"rtmp_live": "live"}
     if scheme in ("rtsps", "rtmps"):
-        given |= tls.ffmpeg(str(urls.split(bare).hostname), verify=verify)
+        given |= tls.ffmpeg(host, verify=verify)
     return Opening(_at(bare, address, access), options=given)
 
 

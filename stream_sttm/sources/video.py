@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from stream_sttm import urls
+from stream_sttm.errors import SourceDenied, SourceError
 from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.decoder import Decoder
-from stream_sttm.sources.opening import check_spelling, prepare
+from stream_sttm.sources.opening import Opening, check_spelling, prepare
 from stream_sttm.types import Frame
 
 GRACE = 1.0  # seconds that leaving waits for the decoder's thread to end
@@ -40,15 +42,20 @@ class VideoSource:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
         self._decoder: Decoder | None = None
+        self._opening: Opening | None = None
+        self._gates = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        opening = await prepare(self.url, self.access)
-        self._decoder = Decoder(
-            self.url, opening, stream=self.stream, fps=self.fps, max_side=self.max_side
-        )
-        self._decoder.start()
         try:
+            self._opening = opening = await prepare(self.url, self.access, self._gates)
+            self._decoder = Decoder(
+                self.url, opening, stream=self.stream, fps=self.fps, max_side=self.max_side
+            )
+            self._decoder.start()
             self.is_live = await self._decoder.opened
+        except SourceError as error:
+            await self._close()
+            raise self._meant(error) from error
         except BaseException:
             await self._close()
             raise
@@ -66,10 +73,22 @@ class VideoSource:
         """Frames in order; ends with a file's end, raises SourceError where the stream breaks."""
         if self._decoder is None:
             raise RuntimeError("frames() of a source that was not entered")
-        while (frame := await self._decoder.mailbox.take()) is not None:
-            yield frame
+        try:
+            while (frame := await self._decoder.mailbox.take()) is not None:
+                yield frame
+        except SourceError as error:
+            raise self._meant(error) from error
+
+    def _meant(self, error: SourceError) -> SourceError:
+        """The error, or what is behind it where the gate was shut."""
+        gate = self._opening.gate if self._opening is not None else None
+        if gate is None or not gate.has_refused:
+            return error
+        shown = urls.mask(self.url)
+        return SourceDenied(f"{shown}: it redirects, which is not followed where hosts are limited")
 
     async def _close(self) -> None:
+        await self._gates.aclose()
         if self._decoder is None:
             return
         decoder, self._decoder = self._decoder, None
