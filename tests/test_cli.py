@@ -101,6 +101,13 @@ def test_ask_prints_the_answer_and_says_what_is_wrong(
     assert "does not answer as stream-sttm does" in capsys.readouterr().err
 
 
+def test_looking_for_cameras_where_none_answers_is_one_line() -> None:
+    run = _run("discover", "--seconds", "0.1")
+    assert run.returncode == 1
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_good_end_at_any_time_and_as_often_as_it_comes(
     tmp_path: Path, number: signal.Signals
@@ -165,6 +172,19 @@ def test_what_the_demo_can_not_do_is_one_line(
     assert words in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr
     assert "topsecret" not in run.stderr + run.stdout
+
+
+def test_a_source_that_the_rules_forbid_is_a_fault_of_the_configuration() -> None:
+    sources = ["rtsp://10.1.1.1/x", "rtsp://me:topsecret@192.168.1.1/x", "http://10.1.1.1/x"]
+    rules = {"schemes": ["rtsp"], "hosts": ["10.0.0.0/8"]}
+    tree = {"streams": {"a": {"source": sources}}, "sources": rules}
+    told = faults_of(tree)
+    assert len(told) == 2
+    assert all(fault.startswith("streams.a.source: ") for fault in told)
+    assert "sources.hosts" in told[0]
+    assert "sources.schemes" in told[1]
+    assert "topsecret" not in "".join(told)
+    assert faults_of({**tree, "sources": {"hosts": 7}}) == []  # told where its own fault is
 
 
 def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:

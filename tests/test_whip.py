@@ -30,6 +30,7 @@ from stream_sttm.sources.whip import Publishers
 from stream_sttm.store import AnswerStore
 from tests.browser import CHROMIUM, PAGE, browsing
 from tests.leaks import open_files, threads, until
+from tests.service import Service
 from tests.test_api import EchoService
 from tests.test_ingest import ingesting
 from workers import gateway
@@ -194,6 +195,24 @@ async def test_a_publisher_that_sends_nothing_more_makes_room_for_the_next(tmp_p
                 assert await until(lambda: publishers._doors["door"].publisher is None)
                 await next_one.publish(client)
                 await cam.state("online", after=cam.states.index("stalled"))
+
+
+async def test_a_running_service_answers_from_what_is_published_to_it(tmp_path):
+    streams = {"door": {"source": "whip:"}}
+    service = await asyncio.to_thread(Service(tmp_path, streams=streams).__enter__)
+    try:
+        assert "waits for a publisher" in service.get("/api/v1/streams/door")["reason"]
+        async with asyncio.timeout(60), Peer(size=240) as peer:
+            async with httpx.AsyncClient(base_url=service.http.base_url) as client:
+                await peer.publish(client)
+                assert await until(lambda: service.state("door") == "online", 30)
+                ask = partial(service.ask, "door", "how many objects are there?")
+                assert await until(lambda: ask().is_success, 30)
+                assert (await client.delete(peer.location)).status_code == 200
+            assert await until(lambda: service.state("door") == "offline")
+        assert service.stop() == 0
+    finally:
+        service.__exit__()
 
 
 @pytest.mark.server
