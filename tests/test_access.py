@@ -83,6 +83,11 @@ async def test_an_unknown_or_impossible_name_is_unavailable():
             await EVERYTHING.resolve(url, 554)
 
 
+def test_what_connects_to_nobody_is_not_held_to_hosts():
+    for url in ("scene://hall?seed=1", "whip://", "file:///srv/a.mp4"):
+        Access(hosts=("10.0.0.1",)).check(url)
+
+
 def test_only_schemes_that_are_named_are_taken():
     access = Access(schemes=("rtsp",))
     access.check("rtsp://cam/x")

@@ -1,12 +1,14 @@
 """Facts about video over HTTP: what is shown, who is connected to, who is believed, and what ends in one clear line."""
 
 import asyncio
+import gc
 import hashlib
 import re
 import ssl
 from itertools import pairwise
 
 import av
+import numpy as np
 import pytest
 
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
@@ -14,7 +16,7 @@ from stream_sttm.sources import decoder, open_source
 from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.playout import played
 from stream_sttm.sources.scene import Scene
-from tests.leaks import threads, until
+from tests.leaks import open_files, threads, until
 from tests.rtsp_server import write_video
 from tests.site import site, write_certificate, write_playlist
 
@@ -318,6 +320,41 @@ def test_a_store_of_authorities_is_there():
 
 
 # trouble
+
+
+async def test_sound_alone_is_no_video(tmp_path):
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    async with site() as served:
+        served.pages["/x"] = path.read_bytes()
+        error = await failure_of(served.url("/x"))
+    assert type(error) is NotVideo
+    assert "no video stream" in str(error)
+
+
+async def test_opening_and_closing_leaves_no_thread_and_no_file(playlist, video):
+    async with site() as served:
+        publish(served, playlist)
+        served.pages["/x.mp4"] = (200, ["Accept-Ranges: bytes"], video)
+
+        async def cycle():
+            for path in ("/live.m3u8", "/x.mp4"):
+                await frames_of(served.url(path), 2)
+            await failure_of(served.url("/none"))
+
+        await cycle()
+        gc.collect()
+        files, running = open_files(), threads()
+        for _ in range(5):
+            await cycle()
+        gc.collect()
+        assert await until(lambda: threads() <= running)
+        assert await until(lambda: open_files() <= files + 4)  # the server's ends, while they close
 
 
 async def test_headers_without_end_are_given_up(monkeypatch):

@@ -23,7 +23,7 @@ from stream_sttm.streamconfig import SourceRules
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
-_LOCAL = ("file", "v4l2")  # schemes that reach into this machine
+_HOSTLESS = ("file", "v4l2", "scene", "whip")  # schemes that connect to nobody
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -61,7 +61,7 @@ class Access:
             raise SourceDenied(f"{shown}: {parts.scheme}:// is not among sources.schemes")
         if self.schemes is None and not self.private and parts.scheme == "v4l2":
             raise SourceDenied(f"{shown}: devices are only open to whom sources.schemes names them")
-        if parts.scheme in _LOCAL or not parts.hostname:
+        if parts.scheme in _HOSTLESS or not parts.hostname:
             return
         if (literal := _literal(parts.hostname)) is not None:
             self._require(shown, parts.hostname, [str(literal)])
