@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlunsplit
 
 import av
@@ -40,7 +40,11 @@ class Opening:
     options: Mapping[str, str] = field(default_factory=dict)
     access: Access = EVERYTHING
     verify: bool = True
-    gate: Gate | None = None
+
+    @classmethod
+    def restored(cls, fields: Mapping[str, Any]) -> Self:
+        """An opening from what `dataclasses.asdict` made of one, JSON in between."""
+        return cls(**{**fields, "access": Access(**fields["access"])})
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str], timeout: Timeout | None) -> Iterator[InputContainer]:
@@ -64,8 +68,8 @@ class Opening:
                 yield container
 
 
-async def prepare(url: str, access: Access, gates: AsyncExitStack) -> Opening:
-    """How to open `url`, after it was found to be there; a gate that it needs stays open with `gates`.
+async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
+    """How to open `url`, after it was found to be there, and the entered gate that it leads through, if one is needed.
 
     Raises SourceError.
     """
@@ -75,21 +79,22 @@ async def prepare(url: str, access: Access, gates: AsyncExitStack) -> Opening:
     if scheme == "file":
         path = file_path(bare)
         await asyncio.to_thread(_check_file, bare, path)
-        return Opening(str(path), "ffmpeg" if access.folders is None else "folder", access=access)
+        by = "ffmpeg" if access.folders is None else "folder"
+        return Opening(str(path), by, access=access), None
     if scheme == "v4l2":
-        return await asyncio.to_thread(_device, bare)
+        return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
         await greet(bare, access, verify=verify, speaks="HTTP")
-        return Opening(bare, "web", access=access, verify=verify)
+        return Opening(bare, "web", access=access, verify=verify), None
     if scheme == "srt":
         (address, *_) = await access.resolve(bare, urls.split(bare).port or 0)
-        return Opening(_at(bare, address, access))
-    return await _streaming(bare, options, access, gates)
+        return Opening(_at(bare, address, access)), None
+    return await _streaming(bare, options, access)
 
 
 async def _streaming(
-    bare: str, options: Mapping[str, str], access: Access, gates: AsyncExitStack
-) -> Opening:
+    bare: str, options: Mapping[str, str], access: Access
+) -> tuple[Opening, Gate | None]:
     """How to open an RTSP or RTMP URL."""
     parts, verify = urls.split(bare), options.get("verify") != "false"
     scheme, transport = parts.scheme, options.get("transport", "tcp")
@@ -101,14 +106,14 @@ async def _streaming(
     host, port = str(parts.hostname), parts.port or PORTS[scheme]
     if speaks == "RTSP" and access.limits_hosts:
         trust = tls.context(verify=verify) if scheme == "rtsps" else None
-        gate = await gates.enter_async_context(Gate(address, port, trust, host))
+        gate = await Gate(address, port, trust, host).__aenter__()
         netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{gate.port}".lstrip("@")
         inside = urlunsplit(("rtsp", netloc, parts.path, parts.query, ""))
-        return Opening(inside, options={"rtsp_transport": "tcp"}, gate=gate)
+        return Opening(inside, options={"rtsp_transport": "tcp"}), gate
     given = {"rtsp_transport": transport} if scheme.startswith("rtsp") else {"rtmp_live": "live"}
     if scheme in ("rtsps", "rtmps"):
         given |= tls.ffmpeg(host, verify=verify)
-    return Opening(_at(bare, address, access), options=given)
+    return Opening(_at(bare, address, access), options=given), None
 
 
 def check_spelling(url: str) -> None:

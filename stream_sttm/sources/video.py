@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -19,7 +18,8 @@ from stream_sttm import urls
 from stream_sttm.errors import SourceDenied, SourceError
 from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.decoder import Decoder
-from stream_sttm.sources.opening import Opening, check_spelling, prepare
+from stream_sttm.sources.gate import Gate
+from stream_sttm.sources.opening import check_spelling, prepare
 from stream_sttm.types import Frame
 
 GRACE = 1.0  # seconds that leaving waits for the decoder's thread to end
@@ -42,12 +42,11 @@ class VideoSource:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
         self._decoder: Decoder | None = None
-        self._opening: Opening | None = None
-        self._gates = AsyncExitStack()
+        self._gate: Gate | None = None
 
     async def __aenter__(self) -> Self:
         try:
-            self._opening = opening = await prepare(self.url, self.access, self._gates)
+            opening, self._gate = await prepare(self.url, self.access)
             self._decoder = Decoder(
                 self.url, opening, stream=self.stream, fps=self.fps, max_side=self.max_side
             )
@@ -81,14 +80,14 @@ class VideoSource:
 
     def _meant(self, error: SourceError) -> SourceError:
         """The error, or what is behind it where the gate was shut."""
-        gate = self._opening.gate if self._opening is not None else None
-        if gate is None or not gate.has_refused:
+        if self._gate is None or not self._gate.has_refused:
             return error
         shown = urls.mask(self.url)
         return SourceDenied(f"{shown}: it redirects, which is not followed where hosts are limited")
 
     async def _close(self) -> None:
-        await self._gates.aclose()
+        if self._gate is not None:
+            await self._gate.__aexit__(None, None, None)
         if self._decoder is None:
             return
         decoder, self._decoder = self._decoder, None
