@@ -120,7 +120,12 @@ class StreamSettings(Section):
     """One camera."""
 
     source: Url = Field(description="rtsp:// rtsps:// http(s):// file:// whep(s):// scene://")
+    enabled: bool = Field(True, description="Whether it is watched; false shows it as disabled.")
     fps: float = Field(2.0, gt=0, le=30, description="Frames per second that are looked at.")
+    decode: Literal["auto", "keyframes", "references", "full"] = Field(
+        "auto",
+        description="What is decoded: auto takes keyframes alone where they come as often as fps asks, else leaves out what no other picture refers to.",
+    )
     clip_frames: int = Field(
         2, ge=1, le=64, description="Frames that are encoded and merged together."
     )
@@ -130,10 +135,13 @@ class StreamSettings(Section):
         le=4096,
         description="Longer side of a frame in pixels; larger pictures are scaled down at the source.",
     )
+    max_pixels: int = Field(
+        36_000_000, ge=1024, description="Most pixels of a camera's own picture; 8K has 33 million."
+    )
     stall_after: float = Field(
-        5.0,
+        4.0,
         gt=0,
-        description="Seconds without a frame after which the camera counts as stalled and is reopened.",
+        description="Seconds without a sign of life after which the camera counts as stalled and is reopened.",
     )
 
 
@@ -264,7 +272,11 @@ def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str
                     f"queries.{urls.shown(name)}.streams: there is no stream {urls.shown(stream)!r}{hint}"
                 )
         ask = at(query, ["ask"])
-        longest = _number(max_question_chars, AnsweringSettings().max_question_chars)
+        longest = (
+            int(max_question_chars)
+            if str(max_question_chars).isdecimal()
+            else AnsweringSettings().max_question_chars
+        )
         if isinstance(ask, str) and len(ask) > longest:
             faults.append(
                 f"queries.{urls.shown(name)}.ask: has {len(ask)} characters; answering.max_question_chars is {longest}"
@@ -286,10 +298,3 @@ def at(node: Any, location: Sequence[str]) -> Any:
 
 def _maps(node: Any) -> dict[str, Any]:
     return node if isinstance(node, dict) else {}
-
-
-def _number(value: Any, default: int) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return default

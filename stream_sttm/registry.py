@@ -50,10 +50,15 @@ def check_options(cls: Any, options: Mapping[str, Any], *, kind: str) -> None:
     """Raise ConfigError for the first option that `cls`, a dataclass, does not have."""
     if not is_dataclass(cls):
         raise ConfigError(f"{kind} is no dataclass, so its options can't be checked")
-    known = [field.name for field in fields(cls) if field.init]
+    known = options_of(cls)
     for option in options:
         if option not in known:
             raise ConfigError(f"{kind} has no option {option!r}{suggest(option, known)}")
+
+
+def options_of(cls: Any) -> list[str]:
+    """The names of the options that `cls` has, none where it is no dataclass."""
+    return [field.name for field in fields(cls) if field.init] if is_dataclass(cls) else []
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -1,8 +1,8 @@
 """Camera to clips: THE reconnect loop of the project. Opens a stream's source, again and again, for ever.
 
 A source runs until it ends or breaks; here it is watched from outside (a frame that does not come in time is a stall),
-closed, and opened anew after a pause that grows while nothing works. A file runs once. One `run` per stream: whatever
-happens to it stays in it.
+closed, and opened anew after a pause that grows while nothing works. A file runs once. A camera that comes back with
+another codec or size begins a new segment. One `run` per stream: whatever happens to it stays in it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from math import ceil
+from typing import Any
 
 from stream_sttm import metrics, urls
 from stream_sttm.config import StreamSettings
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sampling import Sampler
-from stream_sttm.sources import open_source
+from stream_sttm.sources import Source, open_source
+from stream_sttm.sources.arrival import StreamClock
 from stream_sttm.types import Clip, Frame, StreamState, StreamStatus
 from workers.channel import Channel
 
@@ -37,7 +38,7 @@ class Backoff:
     """
 
     first: float = 0.5
-    cap: float = 15.0
+    cap: float = 5.0
     settled: float = 10.0
     denied: float = 4.0
 
@@ -50,8 +51,6 @@ class Backoff:
 
 
 OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
-SIGNS_OF_LIFE = 4  # frames that a camera's source is asked for while its watchdog waits
-LEAST_STEP = 0.001  # seconds between two frames of one stream, whatever its source's clock says
 _TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
 
 
@@ -121,9 +120,11 @@ class _Stream:
         self._clips, self._report, self._on_frame = clips, report, on_frame
         self._sampler = Sampler(settings.fps, settings.clip_frames)
         self._status = StreamStatus(name, StreamState.DISABLED, time.time())
-        self._clock = _StreamClock()
+        self._clock = StreamClock()
         self._is_live = True
         self._reconnects = 0
+        self._details: dict[str, Any] = {}
+        self._kind: tuple[Any, ...] | None = None  # codec and size of the segment
         self._online_at: float | None = None  # monotonic, of this connection's first frame
         self._last_frame_at: float | None = None
 
@@ -132,17 +133,19 @@ class _Stream:
         old = self._status
         if (old.state, old.reason) == (state, reason):
             return
-        self._status = replace(
-            old,
-            state=state,
-            reason=reason,
-            since=old.since if old.state == state else time.time(),
-            reconnects=self._reconnects,
-            last_frame_at=self._last_frame_at,
-        )
-        metrics.STREAM_UP.labels(self._name).set(state is StreamState.ONLINE)
+        since = old.since if old.state == state else time.time()
+        show_state(self._name, state)
         level = logging.WARNING if state in _TROUBLE else logging.INFO
         logger.log(level, "ingest[%s]: %s%s", self._name, state, f": {reason}" if reason else "")
+        self._tell(replace(old, state=state, reason=reason, since=since))
+
+    def _tell(self, status: StreamStatus) -> None:
+        self._status = replace(
+            status,
+            reconnects=self._reconnects,
+            last_frame_at=self._last_frame_at,
+            details=self._details,
+        )
         self._report(self._status)
 
     def count_reconnect(self, error: Exception) -> None:
@@ -171,17 +174,19 @@ class _Stream:
             trace = urls.scrub(traceback.format_exc(), self._settings.source)
             logger.error("ingest[%s]: unexpected, will try again\n%s", self._name, trace)
             self.change(StreamState.OFFLINE, f"unexpected {type(error).__name__}, see the log")
-        if (rest := self._sampler.flush()) is not None:  # a clip never spans a break
+        if (rest := self._sampler.restart()) is not None:  # a clip never spans a break
             await self._hand_over(rest)
         return error
 
     async def _connection(self) -> None:
         settings = self._settings
-        # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames. A whole
-        # multiple keeps the frames that sampling wants among them.
-        fps = settings.fps * ceil(SIGNS_OF_LIFE / settings.stall_after / settings.fps)
         source = open_source(
-            settings.source, stream=self._name, fps=fps, max_side=settings.max_side
+            settings.source,
+            stream=self._name,
+            fps=settings.fps,
+            max_side=settings.max_side,
+            decode=settings.decode,
+            max_pixels=settings.max_pixels,
         )
         async with AsyncExitStack() as stack:
             try:
@@ -192,18 +197,42 @@ class _Stream:
                 raise SourceUnavailable(f"{shown}: did not open in {OPEN_LIMIT:g} s") from None
             self._is_live = source.is_live
             frames = source.frames()
-            while (frame := await self._next(frames)) is not None:
+            while (frame := await self._next(frames, source)) is not None:
+                await self._notice(getattr(source, "details", {}))
                 await self._take(frame)
 
-    async def _next(self, frames: AsyncIterator[Frame]) -> Frame | None:
-        """The next frame, None after a file's last; a live one must come in time."""
-        patience = self._settings.stall_after if self._is_live else None
+    async def _next(self, frames: AsyncIterator[Frame], source: Source) -> Frame | None:
+        """The next frame, None after a file's last; of a live one there must be a sign of life in time."""
+        if not self._is_live:
+            return await anext(frames, None)
+        patience, asked = self._settings.stall_after, time.monotonic()
         try:
-            async with asyncio.timeout(patience):
-                return await anext(frames, None)
+            async with asyncio.timeout(None) as limit:
+                watchdog = _Watchdog(
+                    limit, patience, lambda: max(asked, getattr(source, "heard_at", 0.0))
+                )
+                try:
+                    return await anext(frames, None)
+                finally:
+                    watchdog.rest()
         except TimeoutError:
             shown = urls.mask(self._settings.source)
             raise _Stalled(f"{shown}: no frame for {patience:g} s") from None
+
+    async def _notice(self, details: dict[str, Any]) -> None:
+        """Tell what the source has newly found out of its video; another codec or size is a new segment."""
+        video = details.get("video")
+        if video is None or video == self._details.get("video"):
+            return
+        kind = (video.get("codec"), video.get("width"), video.get("height"))
+        is_other = self._kind not in (None, kind)
+        if is_other:
+            logger.info("ingest[%s]: the camera sends %s %dx%d now", self._name, *kind)
+            if (rest := self._sampler.flush()) is not None:
+                await self._hand_over(rest)
+        segment = self._details.get("segment", 1) + is_other
+        self._kind, self._details = kind, {**details, "segment": segment}
+        self._tell(self._status)
 
     async def _take(self, frame: Frame) -> None:
         """One frame into metrics, snapshot and sampler."""
@@ -225,29 +254,28 @@ class _Stream:
         metrics.QUEUE_DEPTH.labels(f"clips[{self._name}]").set(len(self._clips))
 
 
-class _StreamClock:
-    """One clock over all connections of a stream: seconds that never go back, gaps as long as they really were."""
+def show_state(stream: str, state: StreamState) -> None:
+    """Show a stream's state in the metrics."""
+    metrics.STREAM_UP.labels(stream).set(state is StreamState.ONLINE)
+    for each in StreamState:
+        metrics.STREAM_STATE.labels(stream, each.value).set(each is state)
 
-    def __init__(self) -> None:
-        self._shift = 0.0
-        self._last: tuple[float, float] | None = (
-            None  # stream time, and monotonic time it was stamped
-        )
-        self._is_new = False
 
-    def restart(self) -> None:
-        """The next frame comes from a new connection, whose clock starts anew."""
-        self._is_new = self._last is not None
+class _Watchdog:
+    """Ends a wait when nothing has been heard for `patience` seconds; `heard` says when the last time was."""
 
-    def stamp(self, pts: float) -> float:
-        """The stream's time of a frame that comes now, whose connection's time is `pts`."""
-        now = time.monotonic()
-        if self._last is not None:
-            last, at = self._last
-            if self._is_new:
-                self._shift = last + (now - at) - pts
-            if pts + self._shift <= last:
-                self._shift = last + LEAST_STEP - pts
-        self._is_new = False
-        self._last = (pts + self._shift, now)
-        return self._last[0]
+    def __init__(self, limit: asyncio.Timeout, patience: float, heard: Callable[[], float]) -> None:
+        self._limit, self._patience, self._heard = limit, patience, heard
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(patience, self._look)
+
+    def rest(self) -> None:
+        """Nothing is waited for any more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left = self._heard() + self._patience - time.monotonic()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._limit.reschedule(self._loop.time())

@@ -46,7 +46,10 @@ class LocalService:
         self._settings = settings
         now = time.time()
         self._statuses = {
-            name: StreamStatus(name, StreamState.CONNECTING, now) for name in settings.streams
+            name: StreamStatus(name, StreamState.CONNECTING, now)
+            if stream.enabled
+            else StreamStatus(name, StreamState.DISABLED, now, "disabled in the configuration")
+            for name, stream in settings.streams.items()
         }
         self._newest: dict[str, Frame] = {}
         self._analysis: Analysis | None = None
@@ -80,6 +83,8 @@ class LocalService:
         if stream not in self._statuses:
             hint = registry.suggest(stream, sorted(self._statuses))
             raise UnknownStream(f"there is no stream {stream!r}{hint}")
+        if not self._settings.streams[stream].enabled:
+            raise NoVideoYet(f"stream {stream!r} is disabled in the configuration")
         if self._analysis is None:
             raise NoVideoYet(self._reason)
         limits = self._settings.answering
@@ -204,12 +209,15 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
     queries = StandingQueries(settings.queries, settings.answering)
     analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
     service.started(analysis)
-    clips: dict[str, Channel[Clip]] = {
-        name: ingest.clip_channel(_CLIPS_AHEAD) for name in settings.streams
-    }
+    enabled = {name: stream for name, stream in settings.streams.items() if stream.enabled}
+    clips: dict[str, Channel[Clip]] = {name: ingest.clip_channel(_CLIPS_AHEAD) for name in enabled}
+    for status in service.streams():
+        if status.stream not in enabled:
+            ingest.show_state(status.stream, status.state)
+            service.report(status)
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
-        for name, stream in settings.streams.items():
+        for name, stream in enabled.items():
             group.create_task(
                 ingest.run(
                     name,

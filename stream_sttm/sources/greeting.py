@@ -18,7 +18,7 @@ from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceUnavailable
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
-TIMEOUT = 6.0  # seconds for name, connection and the first line of an answer
+TIMEOUT = 5.0  # seconds for name, connection and the first line of an answer
 
 
 async def greet(url: str) -> None:

@@ -1,30 +1,26 @@
-"""rtsp:// rtsps:// http(s):// file:// - everything FFmpeg reads, decoded in a thread of its own.
+"""rtsp:// rtsps:// http(s):// file:// - everything FFmpeg reads, decoded in a process of its own.
 
 A live stream is shown as it is now: a frame that nobody took in time is replaced by the next, and counted. A file
-waits for its consumer and ends by returning. Only frames that may be sampled are converted to RGB. Knows nothing of
-reconnecting; FFmpeg itself is in decoder.py.
+waits for its consumer and ends by returning. Only what is due is decoded and converted. Knows nothing of reconnecting;
+FFmpeg itself is in decoder.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote
 
 from stream_sttm import urls
 from stream_sttm.errors import ConfigError, NotVideo, SourceUnavailable
-from stream_sttm.sources.decoder import Decoder
 from stream_sttm.sources.greeting import greet
+from stream_sttm.sources.process import DecoderProcess
+from stream_sttm.sources.wire import MAX_PIXELS, Limits, Request
 from stream_sttm.types import Frame
-
-GRACE = 1.0  # seconds that leaving waits for the decoder's thread to end
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,27 +31,47 @@ class VideoSource:
     stream: str = "video"
     fps: float = 2.0
     max_side: int = 640
+    decode: str = "auto"
+    max_pixels: int = MAX_PIXELS
+    limits: Limits = field(default_factory=Limits)
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         self._path = _path(self.url)
         self.is_live = self._path is None
-        self._decoder: Decoder | None = None
+        self._process: DecoderProcess | None = None
+
+    @property
+    def heard_at(self) -> float:
+        """When the stream last gave a sign of life, monotonic."""
+        return self._process.heard_at if self._process is not None else 0.0
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the video is like and what of it is decoded."""
+        return self._process.details if self._process is not None else {}
 
     async def __aenter__(self) -> Self:
         if self._path is not None:
             await asyncio.to_thread(_check_file, self.url, self._path)
         else:
             await greet(self.url)
-        address = self.url if self._path is None else str(self._path)
-        self._decoder = Decoder(
-            self.url, address, stream=self.stream, fps=self.fps, max_side=self.max_side
+        self._process = DecoderProcess(
+            Request(
+                url=self.url,
+                address=self.url if self._path is None else str(self._path),
+                stream=self.stream,
+                fps=self.fps,
+                max_side=self.max_side,
+                decode=self.decode,
+                max_pixels=self.max_pixels,
+                limits=self.limits,
+            )
         )
-        self._decoder.start()
         try:
-            self.is_live = await self._decoder.opened
+            self.is_live = await self._process.open()
         except BaseException:
-            await self._close()
+            await self._process.close()
             raise
         return self
 
@@ -65,23 +81,15 @@ class VideoSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._close()
+        if self._process is not None:
+            await self._process.close()
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Frames in order; ends with a file's end, raises SourceError where the stream breaks."""
-        if self._decoder is None:
+        if self._process is None:
             raise RuntimeError("frames() of a source that was not entered")
-        while (frame := await self._decoder.mailbox.take()) is not None:
+        while (frame := await self._process.frame()) is not None:
             yield frame
-
-    async def _close(self) -> None:
-        if self._decoder is None:
-            return
-        decoder, self._decoder = self._decoder, None
-        decoder.mailbox.close()
-        await asyncio.to_thread(decoder.join, GRACE)
-        if decoder.is_alive():
-            logger.info("%s: still waiting for %s to time out", self.stream, urls.mask(self.url))
 
 
 def _path(url: str) -> Path | None:

@@ -61,6 +61,7 @@ class WhepSource:
     fps: float = 2.0
     max_side: int = 640
     is_live: bool = field(default=True, init=False)
+    heard_at: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._shown = urls.mask(self.url)
@@ -183,7 +184,7 @@ class WhepSource:
                 self._arrived.set()
                 return
             metrics.FRAMES_RECEIVED.labels(self.stream).inc()
-            now = time.monotonic()
+            self.heard_at = now = time.monotonic()
             if not self._pace.wants(now):
                 metrics.FRAMES_DROPPED.labels(self.stream, "sampled_out").inc()
                 continue
