@@ -232,7 +232,8 @@ class _Stream:
                 await self._hand_over(rest)
         segment = self._details.get("segment", 1) + is_other
         self._kind, self._details = kind, {**details, "segment": segment}
-        self._tell(self._status)
+        if self._status.state is StreamState.ONLINE:  # else it is about to be told
+            self._tell(self._status)
 
     async def _take(self, frame: Frame) -> None:
         """One frame into metrics, snapshot and sampler."""

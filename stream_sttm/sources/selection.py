@@ -55,7 +55,7 @@ class Selection:
         self._policy, self._grid = Policy(request.decode, request.fps), Grid(request.fps)
         # packets since the newest keyframe that the decoder lacks; None: there is nothing to start from
         self._chain: list[Stamped] | None = None
-        self._reordered: dict[int, Stamped] = {}
+        self._reordered: dict[int | None, Stamped] = {}
         self._reformatter = VideoReformatter()  # keeps FFmpeg's scaler between pictures
         self._held = 0  # bytes in the chain, about
         self._fruitless = 0
@@ -146,7 +146,7 @@ class Selection:
             try:
                 pictures = item.packet.decode()
             except av.error.FFmpegError as error:
-                self._reordered.pop(item.packet.pts or 0, None)
+                self._reordered.pop(item.packet.pts, None)
                 self._damaged(error)
                 continue
             self._deliver(pictures, item)
