@@ -189,11 +189,15 @@ def _arriving(
 def _placed(backlog: list[Packet[Any]], arrived: float) -> list[tuple[Packet[Any], float]]:
     """Packets of which the last came at `arrived`, with when they came by their own clock."""
     placed: list[tuple[Packet[Any], float]] = []
-    later = _media(backlog[-1])
+    later, step = _media(backlog[-1]), 0.0
     for packet in reversed(backlog):
         media = _media(packet)
-        if media is not None and later is not None:
-            arrived -= min(max(0.0, later - media), BACKLOG)
+        if packet is not backlog[-1]:
+            if media is not None and later is not None:
+                step = min(max(0.0, later - media), BACKLOG)
+            arrived -= (
+                step  # the first has often no time: as long before the next as that before its next
+            )
         later = media
         placed.append((packet, arrived))
     return placed[::-1]
