@@ -60,12 +60,17 @@ async def watched(url, count, **options):
         return frames, source.details["video"]
 
 
+async def to_the_end(source, meanwhile=lambda: None):
+    """Open a source and read it until it ends."""
+    async with asyncio.timeout(30), source:
+        async for _ in source.frames():
+            meanwhile()
+
+
 async def failure(source):
     """The one line that opening and reading a source ends with."""
     with pytest.raises(SourceError) as caught:
-        async with asyncio.timeout(30), source:
-            async for _ in source.frames():
-                pass
+        await to_the_end(source)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -169,11 +174,13 @@ async def test_a_decoder_that_hangs_is_left_in_time_and_killed(camera_of):
 async def test_a_decoder_that_dies_is_an_error_and_the_next_one_works(camera_of):
     camera = camera_of()
     source = open_source(camera.url, stream="cam", fps=10.0, max_side=640)
+
+    def kill():
+        for pid in decoders():
+            os.kill(pid, signal.SIGKILL)
+
     with pytest.raises(SourceUnavailable, match="decoder died"):
-        async with asyncio.timeout(30), source:
-            async for _ in source.frames():
-                for pid in decoders():
-                    os.kill(pid, signal.SIGKILL)
+        await to_the_end(source, kill)
     assert len((await watched(camera.url, 2))[0]) == 2
 
 

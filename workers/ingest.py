@@ -217,7 +217,9 @@ class _Stream:
                     watchdog.rest()
         except TimeoutError:
             shown = urls.mask(self._settings.source)
-            raise _Stalled(f"{shown}: no frame for {patience:g} s") from None
+            stalled = _Stalled(f"{shown}: no frame for {patience:g} s")
+            self.change(StreamState.STALLED, str(stalled))  # closing may take a while
+            raise stalled from None
 
     async def _notice(self, details: dict[str, Any]) -> None:
         """Tell what the source has newly found out of its video; another codec or size is a new segment."""
