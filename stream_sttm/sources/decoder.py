@@ -71,9 +71,9 @@ def _tell(channel: socket.socket, mailbox: Mailbox, done: threading.Event) -> No
 
 def _confine(stream: str) -> None:
     """Bound this process's memory, offer it first should the machine run out, and name it."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, MEMORY)):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(what, (most, most))
     for path, text in (("oom_score_adj", "500"), ("comm", f"decode {stream}")):
         with contextlib.suppress(OSError):
             Path("/proc/self", path).write_text(text)
