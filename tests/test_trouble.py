@@ -10,16 +10,17 @@ from itertools import pairwise
 
 import pytest
 
-from stream_sttm.config import Settings, StreamSettings
+from stream_sttm.config import StreamSettings
 from stream_sttm.metrics import FRAMES_DROPPED, STREAM_STATE, STREAM_UP
 from stream_sttm.sources.scene import Scene
 from stream_sttm.types import StreamState
 from tests.leaks import decoders, until
 from tests.proxy import Proxy
 from tests.rtsp_server import RtspCamera, write_video
+from tests.service import Service
+from tests.service import until as service_until
 from tests.test_ingest import ingesting
 from workers.ingest import Backoff
-from workers.local import LocalService
 
 AS_SHIPPED = {"backoff": Backoff(), "stall_after": StreamSettings(source="scene://x").stall_after}
 
@@ -173,11 +174,17 @@ async def test_frames_that_nobody_takes_are_dropped_and_counted(rtsp_camera):
         assert len(cam.clips) == 1
 
 
-async def test_a_disabled_stream_is_shown_as_disabled():
-    settings = Settings(streams={"off": {"source": "scene://x", "enabled": False}})
-    (status,) = LocalService(settings).streams()
-    assert status.as_dict()["state"] == "disabled"
-    assert "configuration" in status.reason
+def test_a_disabled_stream_is_shown_as_disabled_and_answers_nothing(tmp_path):
+    streams = {"off": {"source": "scene://x", "enabled": False}, "on": {"source": "scene://x"}}
+    with Service(tmp_path, streams=streams) as service:
+        service_until(lambda: service.state("on") == "online", "the other is online")
+        assert service.state("off") == "disabled"
+        metrics = service.http.get("/metrics").text
+        assert 'stream_sttm_stream_state{state="disabled",stream="off"} 1.0' in metrics
+        assert 'stream_sttm_stream_state{state="online",stream="on"} 1.0' in metrics
+        refused = service.ask("off", "what is there?")
+        assert not refused.is_success
+        assert "disabled" in refused.text
 
 
 async def test_states_are_shown_in_the_metric_one_at_a_time():

@@ -22,6 +22,7 @@ import threading
 
 _ORDER = struct.Struct("!cI")  # what to do, with which child
 _FORK, _KILL = b"F", b"K"
+_PROMPT = 1.0  # seconds in which an order is taken; they are a few bytes each
 _PATIENCE = 5.0  # seconds that a server which is told to end gets
 
 
@@ -66,6 +67,7 @@ class ForkServer:
     def _started(self) -> socket.socket:
         if self._control is None:
             ours, theirs = socket.socketpair()
+            ours.settimeout(_PROMPT)
             with theirs:
                 self._process = _spawn(theirs.fileno())
             self._control = ours
