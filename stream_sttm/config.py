@@ -237,7 +237,11 @@ def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str
                     f"queries.{urls.shown(name)}.streams: there is no stream {urls.shown(stream)!r}{hint}"
                 )
         ask = at(query, ["ask"])
-        longest = _number(max_question_chars, AnsweringSettings().max_question_chars)
+        longest = (
+            int(max_question_chars)
+            if str(max_question_chars).isdecimal()
+            else AnsweringSettings().max_question_chars
+        )
         if isinstance(ask, str) and len(ask) > longest:
             faults.append(
                 f"queries.{urls.shown(name)}.ask: has {len(ask)} characters; answering.max_question_chars is {longest}"
@@ -259,10 +263,3 @@ def at(node: Any, location: Sequence[str]) -> Any:
 
 def _maps(node: Any) -> dict[str, Any]:
     return node if isinstance(node, dict) else {}
-
-
-def _number(value: Any, default: int) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return default

@@ -26,11 +26,24 @@ FRAMES_DROPPED = Counter(
     _P + "frames_dropped_total", "Frames that were not encoded, by reason.", ["stream", "reason"]
 )
 STREAM_UP = Gauge(_P + "stream_up", "1 while a stream is online, else 0.", ["stream"])
+STREAM_STATE = Gauge(
+    _P + "stream_state",
+    "1 for the state a stream is in, else 0: connecting, online, stalled, offline, disabled.",
+    ["stream", "state"],
+)
 STREAM_RECONNECTS = Counter(
     _P + "stream_reconnects_total", "Reconnections of a stream, by reason.", ["stream", "reason"]
 )
 STREAM_LAST_FRAME = Gauge(
     _P + "stream_last_frame_timestamp_seconds", "Wall clock of a stream's newest frame.", ["stream"]
+)
+DECODE_MODE = Gauge(
+    _P + "decode_mode",
+    "1 for what of a stream is decoded now, else 0: keyframes, references, full.",
+    ["stream", "mode"],
+)
+DECODE_CPU = Counter(
+    _P + "decode_cpu_seconds_total", "CPU time of a stream's decoder processes.", ["stream"]
 )
 # engine
 STAGE_DURATION = Histogram(

@@ -40,6 +40,11 @@ class Sampler:
         self._frames.append(frame)
         return self.flush() if len(self._frames) == self._clip_frames else shorter
 
+    def restart(self) -> Clip | None:
+        """Begin a new grid with the next frame, as after a break; what was taken before it, as `flush`."""
+        self._origin, self._due = None, 0
+        return self.flush()
+
     def flush(self) -> Clip | None:
         """What has been taken since the last clip, as a shorter one: a stream's end or a break in it."""
         if not self._frames:

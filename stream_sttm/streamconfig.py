@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -49,7 +49,12 @@ class StreamSettings(Section):
     source: Annotated[str | list[str], BeforeValidator(_source)] = Field(
         description="One URL, or a list from best to last resort: rtsp(s) http(s) rtmp(s) srt whep(s) file v4l2 scene, or whip:",
     )
+    enabled: bool = Field(True, description="Whether it is watched; false shows it as disabled.")
     fps: float = Field(2.0, gt=0, le=30, description="Frames per second that are looked at.")
+    decode: Literal["auto", "keyframes", "references", "full"] = Field(
+        "auto",
+        description="What is decoded: auto takes keyframes alone where they come as often as fps asks, else leaves out what no other picture refers to.",
+    )
     clip_frames: int = Field(
         2, ge=1, le=64, description="Frames that are encoded and merged together."
     )
@@ -59,10 +64,13 @@ class StreamSettings(Section):
         le=4096,
         description="Longer side of a frame in pixels; larger pictures are scaled down at the source.",
     )
+    max_pixels: int = Field(
+        36_000_000, ge=1024, description="Most pixels of a camera's own picture; 8K has 33 million."
+    )
     stall_after: float = Field(
-        5.0,
+        4.0,
         gt=0,
-        description="Seconds without a frame after which the camera counts as stalled and is reopened.",
+        description="Seconds without a sign of life after which the camera counts as stalled and is reopened.",
     )
 
     @property

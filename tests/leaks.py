@@ -1,9 +1,10 @@
-"""Counting what must not grow: threads and file descriptors of this process."""
+"""Counting what must not grow: threads and file descriptors of this process, and the processes below it."""
 
 import asyncio
 import os
 import threading
 import time
+from pathlib import Path
 
 
 def open_files():
@@ -14,6 +15,22 @@ def threads():
     """How many threads run, FFmpeg's among them, without asyncio's own pool, which lives as long as its loop."""
     pool = [t for t in threading.enumerate() if t.name.startswith("asyncio_")]
     return len(os.listdir("/proc/self/task")) - len(pool)
+
+
+def decoders():
+    """The process ids of the decoders that work for this process."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text().rpartition(")")
+        except OSError:  # it has just ended
+            continue
+        parents[int(status.parent.name)] = (int(rest.split()[1]), name.partition("(")[2])
+    return [
+        pid
+        for pid, (parent, name) in parents.items()
+        if name.startswith("decode ") and parents.get(parent, (0, ""))[0] == os.getpid()
+    ]
 
 
 async def until(condition, seconds=10.0):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.service import Service, until
 from workers.cli import main
-from workers.local import faults_of
+from workers.faults import faults_of
 
 BAD = """
 streams:

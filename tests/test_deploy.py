@@ -23,7 +23,7 @@ from tests.board import BOARD
 from tests.mosquitto import free_port
 from tests.mosquitto import missing as missing_mosquitto
 from tests.prometheus import configuration, promtool, require
-from workers.local import faults_of
+from workers.faults import faults_of
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

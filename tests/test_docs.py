@@ -16,7 +16,7 @@ from stream_sttm import metrics
 from stream_sttm.configfile import load
 from tests.board import BOARD, QUERIES
 from workers.cli import main
-from workers.local import faults_of
+from workers.faults import faults_of
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

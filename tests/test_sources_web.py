@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
-from stream_sttm.sources import decoder, open_source
+from stream_sttm.sources import open_source
 from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.playout import played
 from stream_sttm.sources.scene import Scene
-from tests.leaks import open_files, threads, until
+from stream_sttm.sources.wire import Limits
+from tests.leaks import decoders, open_files, threads, until
 from tests.rtsp_server import write_video
 from tests.site import site, write_certificate, write_playlist
 
 HERE = Access(hosts=("127.0.0.1", "localhost"))
 
 
-async def frames_of(url, count=None, *, access=EVERYTHING, fps=30):
-    source = open_source(url, stream="web", fps=fps, max_side=640, access=access)
+async def frames_of(url, count=None, **options):
+    source = open_source(url, stream="web", fps=30, max_side=640, **options)
     async with asyncio.timeout(40), source:
         frames = []
         async for frame in source.frames():
@@ -355,10 +356,10 @@ async def test_opening_and_closing_leaves_no_thread_and_no_file(playlist, video)
         gc.collect()
         assert await until(lambda: threads() <= running)
         assert await until(lambda: open_files() <= files + 4)  # the server's ends, while they close
+        assert await until(lambda: not decoders())
 
 
-async def test_headers_without_end_are_given_up(monkeypatch):
-    monkeypatch.setattr(decoder, "OPEN_TIMEOUT", 2.0)
+async def test_headers_without_end_are_given_up():
     sent = 0
 
     async def page(_head, writer):
@@ -369,19 +370,16 @@ async def test_headers_without_end_are_given_up(monkeypatch):
             await writer.drain()
             sent += 1000
 
-    before = threads()
     async with site() as served:
         served.pages["/x"] = page
-        assert isinstance(await failure_of(served.url("/x")), SourceUnavailable)
+        error = await failure_of(served.url("/x"), limits=Limits(open=2.0))
+        assert isinstance(error, SourceUnavailable)
         assert sent < 50_000_000
-    assert await until(lambda: threads() <= before)
+    assert await until(lambda: not decoders())
 
 
 @pytest.mark.parametrize("pause", [0.05, None])
-async def test_a_server_that_dribbles_or_falls_silent_is_given_up(monkeypatch, pause):
-    monkeypatch.setattr(decoder, "OPEN_TIMEOUT", 0.5)
-    monkeypatch.setattr(decoder, "SILENCE", 1.0)
-
+async def test_a_server_that_dribbles_or_falls_silent_is_given_up(pause):
     async def page(_head, writer):
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(100))
         await writer.drain()
@@ -391,10 +389,9 @@ async def test_a_server_that_dribbles_or_falls_silent_is_given_up(monkeypatch, p
             await asyncio.sleep(pause)
         await asyncio.Event().wait()
 
-    before = threads()
     async with site() as served:
         served.pages["/x"] = page
-        error = await failure_of(served.url("/x"))
+        error = await failure_of(served.url("/x"), limits=Limits(open=0.5, silence=1.0))
         assert isinstance(error, SourceUnavailable)
         assert "no data" in str(error) or "in time" in str(error)
-    assert await until(lambda: threads() <= before)
+    assert await until(lambda: not decoders())

@@ -126,7 +126,7 @@ def _port(text: str) -> int:
 
 
 def _settings(path: str, **overrides: Any) -> Settings:
-    from workers.local import faults_of
+    from workers.faults import faults_of
 
     given = {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     return load(path, overrides=given, check=faults_of)

@@ -2,58 +2,35 @@
 
 A source runs until it ends or breaks; here it is watched from outside (a frame that does not come in time is a stall),
 closed, and opened anew after a pause that grows while nothing works. Of several URLs the best is tried first each
-time, the next at once where it gives no frame. A file runs once. One `run` per stream: whatever happens to it stays
-in it.
+time, the next at once where it gives no frame. A file runs once. A camera that comes back with another codec or size
+begins a new segment. One `run` per stream: whatever happens to it stays in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from math import ceil
+from dataclasses import replace
 from typing import Any, Protocol
 
 from stream_sttm import metrics, spelling, urls
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sampling import Sampler
 from stream_sttm.sources import Source, open_source
+from stream_sttm.sources.arrival import StreamClock
 from stream_sttm.streamconfig import StreamSettings
 from stream_sttm.types import Clip, Frame, StreamState, StreamStatus
 from workers.channel import Channel
+from workers.patience import USUAL, Backoff, Watchdog
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Backoff:
-    """How long to wait before a stream is opened again, in seconds.
-
-    The pause doubles from `first` to `cap` and starts over once the stream has run for `settled`. Where access is
-    denied all is `denied` times slower: cameras lock out who keeps trying.
-    """
-
-    first: float = 0.5
-    cap: float = 15.0
-    settled: float = 10.0
-    denied: float = 4.0
-
-    def pause(self, failures: int, error: Exception) -> float:
-        """The pause after so many failures in a row, at least 1; up to half of it is left to chance."""
-        pause = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
-        if isinstance(error, SourceDenied):
-            pause *= self.denied
-        return pause * random.uniform(0.5, 1.0)
-
-
 OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
-SIGNS_OF_LIFE = 4  # frames that a camera's source is asked for while its watchdog waits
-LEAST_STEP = 0.001  # seconds between two frames of one stream, whatever its source's clock says
 _TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
 
 
@@ -72,7 +49,9 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 class Opener(Protocol):
     """What makes the source for a URL: `open_source`, with whatever else its sources need."""
 
-    def __call__(self, url: str, *, stream: str, fps: float, max_side: int) -> Source: ...
+    def __call__(
+        self, url: str, *, stream: str, fps: float, max_side: int, decode: str, max_pixels: int
+    ) -> Source: ...
 
 
 def clip_channel(capacity: int) -> Channel[Clip]:
@@ -91,7 +70,7 @@ async def run(  # noqa: PLR0913 - the seams of a stream, each named
     clips: Channel[Clip],
     report: Callable[[StreamStatus], None],
     on_frame: Callable[[Frame], None] = lambda _: None,
-    backoff: Backoff = Backoff(),
+    backoff: Backoff = USUAL,
     opener: Opener = open_source,
 ) -> None:
     """Keep the stream `name` flowing into `clips` until it is cancelled, or a file's end.
@@ -133,9 +112,12 @@ class _Stream:
         self._better: list[str] = []  # what is wrong with the URLs before this one
         self._sampler = Sampler(settings.fps, settings.clip_frames)
         self._status = StreamStatus(name, StreamState.DISABLED, time.time())
-        self._clock = _StreamClock()
+        self._clock = StreamClock()
         self._is_live = True
         self._reconnects = 0
+        self._video: dict[str, Any] = {}  # what the source has found out of it
+        self._kind: tuple[Any, ...] | None = None  # codec and size of the segment
+        self._segment = 1
         self._online_at: float | None = None  # monotonic, of this connection's first frame
         self._last_frame_at: float | None = None
 
@@ -144,18 +126,20 @@ class _Stream:
         old = self._status
         if (old.state, old.reason) == (state, reason):
             return
-        self._status = replace(
-            old,
-            state=state,
-            reason=reason,
-            since=old.since if old.state == state else time.time(),
-            reconnects=self._reconnects,
-            last_frame_at=self._last_frame_at,
-            details=_details(self._url) if state is StreamState.ONLINE else {},
-        )
-        metrics.STREAM_UP.labels(self._name).set(state is StreamState.ONLINE)
+        since = old.since if old.state == state else time.time()
+        show_state(self._name, state)
         level = logging.WARNING if state in _TROUBLE else logging.INFO
         logger.log(level, "ingest[%s]: %s%s", self._name, state, f": {reason}" if reason else "")
+        self._tell(replace(old, state=state, reason=reason, since=since))
+
+    def _tell(self, status: StreamStatus) -> None:
+        is_online = status.state is StreamState.ONLINE
+        self._status = replace(
+            status,
+            reconnects=self._reconnects,
+            last_frame_at=self._last_frame_at,
+            details=(_way(self._url) if is_online else {}) | self._video,
+        )
         self._report(self._status)
 
     def count_reconnect(self, error: Exception) -> None:
@@ -173,11 +157,12 @@ class _Stream:
         self._better = []
         errors = []
         for url in self._settings.candidates:
-            self._url = url
+            if url != self._url:
+                self._url, self._video = url, {}
             self._online_at = None
             self._clock.restart()
             error, state, reason = await self._once()
-            if (rest := self._sampler.flush()) is not None:  # a clip never spans a break
+            if (rest := self._sampler.restart()) is not None:  # a clip never spans a break
                 await self._hand_over(rest)
             if error is None:
                 return None
@@ -205,10 +190,14 @@ class _Stream:
 
     async def _connection(self) -> None:
         settings = self._settings
-        # A slow sampling rate must not starve the watchdog: that a camera lives shows by its frames. A whole
-        # multiple keeps the frames that sampling wants among them.
-        fps = settings.fps * ceil(SIGNS_OF_LIFE / settings.stall_after / settings.fps)
-        source = self._opener(self._url, stream=self._name, fps=fps, max_side=settings.max_side)
+        source = self._opener(
+            self._url,
+            stream=self._name,
+            fps=settings.fps,
+            max_side=settings.max_side,
+            decode=settings.decode,
+            max_pixels=settings.max_pixels,
+        )
         patience: float | None = OPEN_LIMIT
         if waits_for := getattr(source, "waits_for", ""):  # somebody else, who may never come
             patience = None
@@ -222,18 +211,45 @@ class _Stream:
                 raise SourceUnavailable(f"{shown}: did not open in {OPEN_LIMIT:g} s") from None
             self._is_live = source.is_live
             frames = source.frames()
-            while (frame := await self._next(frames)) is not None:
+            while (frame := await self._next(frames, source)) is not None:
+                await self._notice(getattr(source, "details", {}))
                 await self._take(frame)
 
-    async def _next(self, frames: AsyncIterator[Frame]) -> Frame | None:
-        """The next frame, None after a file's last; a live one must come in time."""
-        patience = self._settings.stall_after if self._is_live else None
+    async def _next(self, frames: AsyncIterator[Frame], source: Source) -> Frame | None:
+        """The next frame, None after a file's last; of a live one there must be a sign of life in time."""
+        if not self._is_live:
+            return await anext(frames, None)
+        patience, asked = self._settings.stall_after, time.monotonic()
         try:
-            async with asyncio.timeout(patience):
-                return await anext(frames, None)
+            async with asyncio.timeout(None) as limit:
+                watchdog = Watchdog(
+                    limit, patience, lambda: max(asked, getattr(source, "heard_at", 0.0))
+                )
+                try:
+                    return await anext(frames, None)
+                finally:
+                    watchdog.rest()
         except TimeoutError:
-            shown = urls.mask(self._url)
-            raise _Stalled(f"{shown}: no frame for {patience:g} s") from None
+            stalled = _Stalled(f"{urls.mask(self._url)}: no frame for {patience:g} s")
+            if self._online_at is not None:
+                self.change(StreamState.STALLED, str(stalled))  # closing may take a while
+            raise stalled from None
+
+    async def _notice(self, details: dict[str, Any]) -> None:
+        """Tell what the source has newly found out of its video; another codec or size is a new segment."""
+        video = details.get("video")
+        if video is None or video == self._video.get("video"):
+            return
+        kind = (video.get("codec"), video.get("width"), video.get("height"))
+        is_other = self._kind not in (None, kind)
+        if is_other:
+            logger.info("ingest[%s]: the camera sends %s %dx%d now", self._name, *kind)
+            if (rest := self._sampler.flush()) is not None:
+                await self._hand_over(rest)
+            self._segment += 1
+        self._kind, self._video = kind, {**details, "segment": self._segment}
+        if self._status.state is StreamState.ONLINE:  # else it is about to be told
+            self._tell(self._status)
 
     async def _take(self, frame: Frame) -> None:
         """One frame into metrics, snapshot and sampler."""
@@ -256,36 +272,15 @@ class _Stream:
         metrics.QUEUE_DEPTH.labels(f"clips[{self._name}]").set(len(self._clips))
 
 
-def _details(url: str) -> dict[str, Any]:
+def show_state(stream: str, state: StreamState) -> None:
+    """Show a stream's state in the metrics."""
+    metrics.STREAM_UP.labels(stream).set(state is StreamState.ONLINE)
+    for each in StreamState:
+        metrics.STREAM_STATE.labels(stream, each.value).set(each is state)
+
+
+def _way(url: str) -> dict[str, Any]:
     """What to tell of the URL that is used."""
     _, options = spelling.options(url)
     unverified = {"tls": "not verified"} if options.get("verify") == "false" else {}
     return {"source": urls.mask(url), **unverified}
-
-
-class _StreamClock:
-    """One clock over all connections of a stream: seconds that never go back, gaps as long as they really were."""
-
-    def __init__(self) -> None:
-        self._shift = 0.0
-        self._last: tuple[float, float] | None = (
-            None  # stream time, and monotonic time it was stamped
-        )
-        self._is_new = False
-
-    def restart(self) -> None:
-        """The next frame comes from a new connection, whose clock starts anew."""
-        self._is_new = self._last is not None
-
-    def stamp(self, pts: float) -> float:
-        """The stream's time of a frame that comes now, whose connection's time is `pts`."""
-        now = time.monotonic()
-        if self._last is not None:
-            last, at = self._last
-            if self._is_new:
-                self._shift = last + (now - at) - pts
-            if pts + self._shift <= last:
-                self._shift = last + LEAST_STEP - pts
-        self._is_new = False
-        self._last = (pts + self._shift, now)
-        return self._last[0]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,25 +14,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 
-from stream_sttm import __version__, metrics, registry, urls
+from stream_sttm import __version__, metrics, registry
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
 from stream_sttm.config import Settings
 from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import ConfigError, NoVideoYet, SourceDenied, UnknownStream
+from stream_sttm.errors import NoVideoYet, UnknownStream
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
-from stream_sttm.reducers import GROUP as REDUCER_GROUP
-from stream_sttm.reducers import REDUCERS
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
-from stream_sttm.sources.access import EVERYTHING, Access
+from stream_sttm.sources.access import Access
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.store import AnswerStore
-from stream_sttm.streamconfig import SourceRules
 from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
@@ -55,7 +51,10 @@ class LocalService:
         self._settings = settings
         now = time.time()
         self._statuses = {
-            name: StreamStatus(name, StreamState.CONNECTING, now) for name in settings.streams
+            name: StreamStatus(name, StreamState.CONNECTING, now)
+            if stream.enabled
+            else StreamStatus(name, StreamState.DISABLED, now, "disabled in the configuration")
+            for name, stream in settings.streams.items()
         }
         self._newest: dict[str, Frame] = {}
         self._analysis: Analysis | None = None
@@ -89,6 +88,8 @@ class LocalService:
         if stream not in self._statuses:
             hint = registry.suggest(stream, sorted(self._statuses))
             raise UnknownStream(f"there is no stream {stream!r}{hint}")
+        if not self._settings.streams[stream].enabled:
+            raise NoVideoYet(f"stream {stream!r} is disabled in the configuration")
         if self._analysis is None:
             raise NoVideoYet(self._reason)
         limits = self._settings.answering
@@ -132,58 +133,6 @@ class LocalService:
         self._analysis = analysis
 
 
-def faults_of(tree: Mapping[str, Any]) -> list[str]:
-    """Faults of a configuration tree that only the open families know: schemes, reducers, their options."""
-    faults = []
-    access = _access(tree.get("sources"))
-    streams = tree.get("streams")
-    for name, stream in streams.items() if isinstance(streams, dict) else ():
-        given = stream.get("source") if isinstance(stream, dict) else None
-        for url in given if isinstance(given, list) else [given]:
-            if isinstance(url, str):
-                faults += _fault(
-                    f"streams.{urls.shown(name)}.source",
-                    open_source,
-                    url,
-                    stream=name,
-                    fps=1.0,
-                    max_side=640,
-                    access=access,
-                )
-    sinks = tree.get("sinks")
-    for index, url in enumerate(sinks if isinstance(sinks, list) else ()):
-        if isinstance(url, str):
-            faults += _fault(f"sinks.{index}", open_sink, url)
-    reducer = tree.get("reducer")
-    if isinstance(reducer, dict):
-        faults += _fault("reducer", _check_reducer, reducer)
-    return faults
-
-
-def _access(rules: Any) -> Access:
-    """The rules for sources, none where they have faults of their own."""
-    try:
-        return Access.of(SourceRules.model_validate(rules or {}))
-    except ValidationError:
-        return EVERYTHING
-
-
-def _check_reducer(reducer: Mapping[str, Any]) -> None:
-    name = str(reducer.get("name", "sttm_streaming"))
-    cls = registry.find(REDUCERS, REDUCER_GROUP, name, kind="reducer")
-    own = {"name", "at_layer", "size_bias"}
-    options = {key: value for key, value in reducer.items() if key not in own}
-    registry.build(cls, options, kind=f"reducer {name!r}")
-
-
-def _fault(path: str, check: Callable[..., object], *args: Any, **kwargs: Any) -> list[str]:
-    try:
-        check(*args, **kwargs)
-    except (ConfigError, SourceDenied) as error:
-        return [] if "not a URL" in str(error) else [f"{path}: {error}"]
-    return []
-
-
 async def run(settings: Settings, *, ready: Callable[[int], None] | None = None) -> None:
     """Serve `settings` until cancelled; `ready` is told the HTTP port once it listens.
 
@@ -222,7 +171,7 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
 
 def _publishers(settings: Settings) -> Publishers | None:
     """Who takes publishers for the streams that wait for one, if there are any; needs the extra `webrtc`."""
-    pushed = [name for name, each in settings.streams.items() if each.is_pushed]
+    pushed = [name for name, each in settings.streams.items() if each.enabled and each.is_pushed]
     if not pushed:
         return None
     from stream_sttm.sources.whip import Publishers
@@ -241,13 +190,16 @@ async def _watch(
     queries = StandingQueries(settings.queries, settings.answering)
     analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
     service.started(analysis)
-    clips: dict[str, Channel[Clip]] = {
-        name: ingest.clip_channel(_CLIPS_AHEAD) for name in settings.streams
-    }
+    enabled = {name: stream for name, stream in settings.streams.items() if stream.enabled}
+    clips: dict[str, Channel[Clip]] = {name: ingest.clip_channel(_CLIPS_AHEAD) for name in enabled}
+    for status in service.streams():
+        if status.stream not in enabled:
+            ingest.show_state(status.stream, status.state)
+            service.report(status)
     opener = partial(open_source, access=Access.of(settings.sources), publishers=publishers)
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
-        for name, stream in settings.streams.items():
+        for name, stream in enabled.items():
             group.create_task(
                 ingest.run(
                     name,

@@ -37,6 +37,8 @@ class Source(AbstractAsyncContextManager["Source"], Protocol):
     """An opened camera; leaving the context closes it whatever state it is in.
 
     A source that may have to wait for somebody before it can be entered says so in an attribute `waits_for`, a line.
+    Where it hears from its camera more often than it yields frames it says so: `heard_at`, monotonic seconds of the
+    newest sign of life. Where it knows more of the video it has `details`, fit for a stream's status.
     """
 
     is_live: bool
@@ -51,8 +53,8 @@ def open_source(url: str, *, stream: str, fps: float, max_side: int, **further: 
 
     `fps` is what the consumer will sample, a hint that lets a source skip decoding or conversion; frames may come
     faster. `max_side` bounds the longer side of an image in pixels; larger pictures are scaled down at the source.
-    `further` options (`access`, `publishers`) are for those sources that have them. Raises ConfigError for an unknown
-    scheme or option or a missing extra, SourceDenied where `access` does not allow the URL.
+    `further` options (`access`, `publishers`, `decode`, `max_pixels`) are for those sources that have them. Raises
+    ConfigError for an unknown scheme or option or a missing extra, SourceDenied where `access` does not allow the URL.
     """
     url = spelling.plain(url)
     parts = urls.split(url)

@@ -1,209 +1,217 @@
-"""PyAV in a thread: opens what FFmpeg can open, decodes its first video stream, fills a mailbox.
+"""The life of a decoder's process: FFmpeg is opened, what is due of its video is decoded, shrunk and told.
 
-FFmpeg can't be interrupted from outside. So reads are cut into short slices where they can be resumed (RTSP) and
-limited by a timeout elsewhere; whatever it hangs in, the thread ends by itself soon after its mailbox was closed.
-Its errors leave this file as ours, in one line without secrets.
+Nothing here can hold anybody up: when our side leaves the process ends, and one that hangs is killed. Its memory is
+bounded. What to decode is decided in gop.py, how the process came to be in forkserver.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import os
+import resource
+import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from stream_sttm import metrics, urls
-from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
+from stream_sttm import urls
+from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
+from stream_sttm.sources import wire
+from stream_sttm.sources.arrival import ArrivalClock, FileClock
+from stream_sttm.sources.ffmpeg import mapped, open_container
 from stream_sttm.sources.mailbox import Mailbox
-from stream_sttm.sources.opening import Opening
-from stream_sttm.sources.pictures import Pace, rgb
 from stream_sttm.sources.playout import BURSTS, played
-from stream_sttm.types import Frame
+from stream_sttm.sources.selection import Selection, Stamped
+from stream_sttm.sources.wire import Request
 
-OPEN_TIMEOUT = 8.0  # seconds for each of connecting and finding the streams
-SLICE = 1.5  # seconds an RTSP read waits before it is resumed: longer than the pause between two frames of any camera
-# in normal use, for FFmpeg loses what it has read of a packet when it is interrupted within one
-SILENCE = 10.0  # seconds without a packet after which a connection counts as dead
-MAX_CORRUPT = 300  # packets in a row that can't be decoded until it is no video
-_LIVE = {"flags": "low_delay", "fpsprobesize": "0", "analyzeduration": "3000000"}
-_RTSP = {"timeout": f"{SILENCE * 1e6:.0f}"}
-_HTTP = {"rw_timeout": f"{SILENCE * 1e6:.0f}"}
-_DENIED = (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
-_NOT_VIDEO = (av.error.InvalidDataError, av.error.LookupError, av.error.PatchWelcomeError)
+SIGN_EVERY = 1.0  # seconds after which there is an answer without a frame: a sign of life
+GRACE = 1.0  # seconds to say goodbye to a camera
+MEMORY = 2 << 30  # bytes of data a decoder may have
+PROMPT = 0.002  # seconds within which a packet comes that had been waiting for us
+BACKLOG = 1.0  # seconds of packets from before we were ready that are put in their place at most
+_PARSED = ("h264", "hevc")  # of these FFmpeg shows a picture's packet when the next one begins
 
 
-class Decoder(threading.Thread):
-    """Decodes what `opening` opens into `mailbox` until its end, an error, or the mailbox is closed.
+def run(channel: socket.socket) -> NoReturn:
+    """Do what the other side of `channel` asks for, then end this process."""
+    with contextlib.suppress(
+        BaseException
+    ):  # whatever happened, nobody else may run on in this process
+        request = wire.read_request(channel)
+        _confine(request.stream)
+        mailbox, done = Mailbox(), threading.Event()
+        telling = threading.Thread(target=_tell, args=(channel, mailbox, done))
+        telling.start()
+        Decoder(request, mailbox).run()
+        done.set()
+        telling.join()
+    os._exit(0)
 
-    `opened` is settled in the event loop: whether the stream is live, or why it can't be opened.
-    """
 
-    def __init__(
-        self, url: str, opening: Opening, *, stream: str, fps: float, max_side: int
-    ) -> None:
-        super().__init__(name=f"decode[{stream}]", daemon=True)
-        self._url, self._opening, self._stream = url, opening, stream
-        self._max_side, self._pace = max_side, Pace(fps)
-        scheme = urls.split(url).scheme
+def _tell(channel: socket.socket, mailbox: Mailbox, done: threading.Event) -> None:
+    """Answer every question with a message; when the other side is gone, end the process."""
+    told = 0.0
+    with contextlib.suppress(OSError):
+        while channel.recv(1):
+            message, image = mailbox.take(SIGN_EVERY)
+            spent = time.process_time()
+            message["counts"]["cpu_seconds"] = spent - told
+            told = spent
+            wire.tell(channel, message, image)
+    mailbox.close()
+    done.wait(GRACE)
+    os._exit(0)
+
+
+def _confine(stream: str) -> None:
+    """Bound this process's memory, offer it first should the machine run out, and name it."""
+    for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, MEMORY)):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(what, (most, most))
+    for path, text in (("oom_score_adj", "500"), ("comm", f"decode {stream}")):
+        with contextlib.suppress(OSError):
+            Path("/proc/self", path).write_text(text)
+
+
+class Decoder:
+    """Decodes what a request names into `mailbox` until its end, an error, or the mailbox is closed."""
+
+    def __init__(self, request: Request, mailbox: Mailbox) -> None:
+        self._request, self._mailbox = request, mailbox
+        scheme = urls.split(request.url).scheme
         self._is_file, self._is_rtsp = scheme == "file", scheme.startswith("rtsp")
-        self._is_live = not self._is_file
-        self._open_until = float("inf")
-        self._loop = asyncio.get_running_loop()
-        self.mailbox = Mailbox(waits=self._is_file)
-        self.opened: asyncio.Future[bool] = self._loop.create_future()
 
     def run(self) -> None:
-        """The thread's life; never raises."""
-        failure: Exception | None = None
+        """From opening to the end; never raises."""
+        started, is_open = time.monotonic(), False
+        outcome: dict[str, Any] = {"end": True}
         try:
-            with self._open() as container:
-                self._settle(container)
+            with open_container(self._request) as container:
+                is_open = True
                 self._decode(container)
         except av.error.FFmpegError as error:
-            failure = self._mapped(error)
-        except Exception as error:  # noqa: BLE001 - a thread has no other way to tell its consumer
-            failure = error
-        self._tell(failure or SourceUnavailable(self._line("closed while it was being opened")))
-        self.mailbox.end(failure)
-
-    def _open(self) -> AbstractContextManager[InputContainer]:
-        if self._is_file:
-            return self._opening.open({}, None)
-        self._open_until = time.monotonic() + OPEN_TIMEOUT
-        return self._opening.open(
-            _LIVE | (_RTSP if self._is_rtsp else _HTTP),
-            (OPEN_TIMEOUT, SLICE if self._is_rtsp else SILENCE),
-        )
-
-    def _settle(self, container: InputContainer) -> None:
-        """Find out whether it is live: over HTTP, what knows its length is a file."""
-        if not container.streams.video:
-            raise NotVideo(self._line("has no video stream"))
-        self._is_live = self._is_rtsp or (not self._is_file and container.duration is None)
-        self.mailbox.waits = not self._is_live
-        self._tell(self._is_live)
+            waited = time.monotonic() - started
+            outcome = _told(mapped(error, self._request, is_open=is_open, waited=waited))
+        except SourceError as error:
+            outcome = _told(error)
+        except MemoryError:
+            outcome = _told(SourceUnavailable(self._line("decoding it takes too much memory")))
+        except Exception as error:  # noqa: BLE001 - a process has no other way to tell its consumer
+            why = urls.scrub(f"{type(error).__name__}: {error}", self._request.url)
+            outcome = {"error": "Exception", "text": self._line(why.replace("\n", " "))}
+        self._mailbox.end(outcome)
 
     def _decode(self, container: InputContainer) -> None:
-        video = container.streams.video[0]
-        video.thread_type = "NONE" if self._is_live else "AUTO"  # threads would hold frames back
-        clock, corrupt = _FileClock(video), 0
-        opened = time.monotonic()
-        packets = self._packets(container, video)
-        if self._is_live and container.format.name in BURSTS:
-            packets = played(packets, self.mailbox.rest)
+        # over HTTP, what knows its length is a file
+        is_live = self._is_rtsp or (not self._is_file and container.duration is None)
+        video = self._video(container, is_live=is_live)
+        self._mailbox.waits = not is_live
+        self._mailbox.note(live=is_live)
+        selection = Selection(self._request, video, self._mailbox, is_live=is_live)
+        packets = self._live(container, video) if is_live else self._stored(container, video)
         for packet in packets:
-            received, captured_at = time.monotonic() - opened, time.time()
-            started = time.perf_counter()
-            try:
-                pictures = packet.decode()
-            except av.error.InvalidDataError as error:
-                corrupt += 1
-                metrics.FRAMES_DROPPED.labels(self._stream, "corrupt").inc()
-                if corrupt > MAX_CORRUPT:
-                    raise NotVideo(self._line("nothing of it can be decoded")) from error
-                continue
-            for picture in pictures:
-                corrupt = 0
-                pts = received if self._is_live else clock.seconds(picture.time)
-                self._deliver(picture, pts, captured_at, started)
-                started = time.perf_counter()
-
-    def _packets(self, container: InputContainer, video: VideoStream) -> Iterator[Packet[Any]]:
-        """Packets until the end or until nobody wants them; reads that were cut short are resumed."""
-        heard = time.monotonic()
-        while True:
-            try:
-                for packet in container.demux(video):
-                    if self.mailbox.is_closed:
-                        return
-                    heard = time.monotonic()
-                    yield packet
-            except av.error.ExitError as error:
-                if self.mailbox.is_closed:
-                    return
-                silent = time.monotonic() - heard
-                if not self._is_rtsp or silent > SILENCE:
-                    raise SourceUnavailable(self._line(f"no data for {silent:.0f} s")) from error
-                continue
-            if self._is_live:
-                raise SourceUnavailable(self._line("the other side ended the stream"))
-            return
-
-    def _deliver(self, picture: VideoFrame, pts: float, captured_at: float, started: float) -> None:
-        metrics.FRAMES_RECEIVED.labels(self._stream).inc()
-        if not self._pace.wants(pts):
-            metrics.FRAMES_DROPPED.labels(self._stream, "sampled_out").inc()
-            return
-        image = rgb(picture, self._max_side)
-        metrics.STAGE_DURATION.labels("decode").observe(time.perf_counter() - started)
-        at = captured_at if self._is_live else time.time()
-        if self.mailbox.put(Frame(self._stream, image, pts, at)):
-            metrics.FRAMES_DROPPED.labels(self._stream, "superseded").inc()
-
-    def _tell(self, outcome: bool | Exception) -> None:
-        """Settle `opened`, the first time this is called."""
-
-        def settle() -> None:
-            if self.opened.done():
+            if self._mailbox.is_closed:
                 return
-            if isinstance(outcome, Exception):
-                self.opened.set_exception(outcome)
-            else:
-                self.opened.set_result(outcome)
+            selection.add(packet)
+        if is_live:
+            raise SourceUnavailable(self._line("the other side ended the stream"))
+        selection.finish()
 
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who would listen
-            self._loop.call_soon_threadsafe(settle)
-
-    def _mapped(self, error: av.error.FFmpegError) -> SourceError:
-        """FFmpeg's error as one of ours."""
-        why = urls.scrub(error.strerror or type(error).__name__, self._url)
-        if isinstance(error, _DENIED):
-            return SourceDenied(self._line(f"access denied ({why}): check user and password"))
-        if isinstance(error, av.error.ProtocolNotFoundError):
-            scheme = urls.split(self._url).scheme
-            return SourceUnavailable(
+    def _video(self, container: InputContainer, *, is_live: bool) -> VideoStream:
+        """The stream to decode, its decoder set up."""
+        if not container.streams.video:
+            raise NotVideo(self._line("has no video stream"))
+        video, most = container.streams.video[0], self._request.max_pixels
+        context = video.codec_context
+        if context is None:
+            raise NotVideo(self._line("its video is of a kind that can't be decoded here"))
+        if context.width * context.height > most:
+            raise NotVideo(
                 self._line(
-                    f"the FFmpeg in this PyAV knows no {scheme}://: use rtsp:// or build PyAV with it"
+                    f"pictures of {context.width}x{context.height} have more than the {most} pixels that max_pixels"
+                    " allows"
                 )
             )
-        if isinstance(error, av.error.HTTPNotFoundError):
-            return SourceUnavailable(self._line("no such stream there (404): check the path"))
-        late = not self.opened.done() and time.monotonic() >= self._open_until
-        if late or isinstance(error, av.error.ExitError | av.error.TimeoutError):
-            return SourceUnavailable(self._line("answers, but sends no video in time"))
-        if isinstance(error, _NOT_VIDEO):  # also what an interrupted RTSP handshake looks like
-            return NotVideo(self._line(f"not a video that can be read: {why}"))
-        return SourceUnavailable(self._line(why))
+        context.thread_type = "NONE" if is_live else "AUTO"  # threads hold frames back
+        context.options = {"max_pixels": str(most)}
+        return video
+
+    def _stored(self, container: InputContainer, video: VideoStream) -> Iterator[Stamped]:
+        """A file's packets with their own times."""
+        clock = FileClock(float(video.average_rate or 0))
+        for packet in container.demux(video):
+            if packet.size:
+                yield Stamped(packet, clock.stamp(_media(packet)))
+
+    def _live(self, container: InputContainer, video: VideoStream) -> Iterator[Stamped]:
+        """A camera's packets with the times they were sent at, as nearly as can be told."""
+        clock = ArrivalClock(float(video.time_base or 0))
+        is_late = self._is_rtsp and video.codec_context.name in _PARSED
+        packets: Iterable[Packet[Any]] = container.demux(video)
+        if container.format.name in BURSTS:
+            packets = played(packets, self._mailbox.rest)
+        for packet, arrived in _arriving(packets, is_late=is_late):
+            t = clock.stamp(_media(packet), arrived)
+            behind = time.monotonic() - (clock.first or 0.0) - t
+            yield Stamped(packet, t, time.time() - behind)
 
     def _line(self, what: str) -> str:
-        return f"{urls.mask(self._url)}: {what}"
+        return f"{urls.mask(self._request.url)}: {what}"
 
 
-class _FileClock:
-    """Seconds since a file's first frame, never going back even where the file's own time does."""
+def _arriving(
+    packets: Iterable[Packet[Any]], *, is_late: bool
+) -> Iterator[tuple[Packet[Any], float]]:
+    """A camera's packets with their (monotonic) arrival; those from before we were ready are put in their place.
 
-    def __init__(self, video: VideoStream) -> None:
-        rate = float(video.average_rate or 0) or 25.0
-        self._step, self._shift = 1 / rate, 0.0
-        self._last: float | None = None
+    `is_late`: each is shown to us only when the next begins, so it came when the one before was shown.
+    """
+    began = asked = shown = time.monotonic()
+    backlog: list[Packet[Any]] | None = []
+    for packet in packets:
+        if not packet.size:
+            return
+        now = time.monotonic()
+        arrived, shown = shown if is_late else now, now
+        if backlog is None:
+            yield packet, arrived
+        else:
+            backlog.append(packet)
+            if now - asked > PROMPT or now - began > BACKLOG:
+                yield from _placed(backlog, arrived)
+                backlog = None
+        asked = time.monotonic()
 
-    def seconds(self, at: float | None) -> float:
-        """The time of the next frame, whose own time is `at`, if it has one."""
-        if self._last is None:
-            self._shift, self._last = -(at or 0.0), 0.0
-            return 0.0
-        t = self._last + self._step if at is None else at + self._shift
-        if t <= self._last:
-            self._shift += self._last + self._step - t
-            t = self._last + self._step
-        self._last = t
-        return t
+
+def _placed(backlog: list[Packet[Any]], arrived: float) -> list[tuple[Packet[Any], float]]:
+    """Packets of which the last came at `arrived`, with when they came by their own clock."""
+    placed: list[tuple[Packet[Any], float]] = []
+    later, step = _media(backlog[-1]), 0.0
+    for packet in reversed(backlog):
+        media = _media(packet)
+        if packet is not backlog[-1]:
+            if media is not None and later is not None:
+                step = min(max(0.0, later - media), BACKLOG)
+            arrived -= (
+                step  # the first has often no time: as long before the next as that before its next
+            )
+        later = media
+        placed.append((packet, arrived))
+    return placed[::-1]
+
+
+def _media(packet: Packet[Any]) -> float | None:
+    """A packet's own time in seconds, if it has one."""
+    ticks = packet.pts if packet.pts is not None else packet.dts
+    return None if ticks is None or packet.time_base is None else float(ticks * packet.time_base)
+
+
+def _told(error: SourceError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "text": str(error)}

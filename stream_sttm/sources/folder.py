@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from stream_sttm import urls
@@ -21,6 +21,7 @@ from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.opening import file_path
 from stream_sttm.sources.video import VideoSource
+from stream_sttm.sources.wire import MAX_PIXELS
 from stream_sttm.types import Frame
 
 SUFFIXES = frozenset(
@@ -39,6 +40,8 @@ class FolderSource:
     stream: str = "folder"
     fps: float = 2.0
     max_side: int = 640
+    decode: str = "auto"
+    max_pixels: int = MAX_PIXELS
     access: Access = EVERYTHING
     is_live: bool = field(default=False, init=False)
 
@@ -46,6 +49,12 @@ class FolderSource:
         self._folder, self._shown = file_path(self.url), urls.mask(self.url)
         self._videos: list[Path] = []
         self._shown_now = AsyncExitStack()  # the video whose frames are given
+        self._video: VideoSource | None = None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the video is like whose frames are given."""
+        return self._video.details if self._video is not None else {}
 
     async def __aenter__(self) -> Self:
         self._videos = await asyncio.to_thread(self._found)
@@ -79,11 +88,13 @@ class FolderSource:
             raise failure
 
     async def _frames_of(self, path: Path) -> AsyncIterator[Frame]:
-        source = VideoSource(
+        source = self._video = VideoSource(
             f"file://{quote(str(path))}",
             stream=self.stream,
             fps=self.fps,
             max_side=self.max_side,
+            decode=self.decode,
+            max_pixels=self.max_pixels,
             access=self.access,
         )
         await self._shown_now.aclose()

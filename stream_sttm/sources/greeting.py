@@ -19,7 +19,7 @@ from stream_sttm.sources import tls
 from stream_sttm.sources.access import EVERYTHING, Access
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
-TIMEOUT = 6.0  # seconds for name, connection and the first line of an answer
+TIMEOUT = 5.0  # seconds for name, connection and the first line of an answer
 _TLS = ("rtsps", "https", "rtmps")
 
 

@@ -1,7 +1,7 @@
 """How FFmpeg is to open a URL of each scheme: what it is given instead of the URL, and with which options.
 
 `prepare` asks in the event loop whether anybody is there and allowed; what it returns is plain data, and opens in
-whatever thread or process decodes. Knows nothing of decoding.
+the process that decodes. Knows nothing of decoding.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Opening:
     options: Mapping[str, str] = field(default_factory=dict)
     access: Access = EVERYTHING
     verify: bool = True
+    authorities: str = ""  # the file of those whose certificates are believed; empty: the usual
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> Self:
@@ -52,7 +53,8 @@ class Opening:
         together = {**options, **self.options}
         if self.by == "web":
             assert timeout is not None
-            web = Web(self.address, self.access, verify=self.verify, timeout=timeout)
+            trust = tls.context(verify=self.verify, believed=self.authorities)
+            web = Web(self.address, self.access, trust=trust, timeout=timeout)
             with web.open(together) as container:
                 yield container
         elif self.by == "folder":
@@ -85,7 +87,8 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
         return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
         await greet(bare, access, verify=verify, speaks="HTTP")
-        return Opening(bare, "web", access=access, verify=verify), None
+        believed = tls.authorities()
+        return Opening(bare, "web", access=access, verify=verify, authorities=believed), None
     if scheme == "srt":
         (address, *_) = await access.resolve(bare, urls.split(bare).port or 0)
         return Opening(_at(bare, address, access)), None

@@ -29,9 +29,12 @@ def authorities() -> str:
     )
 
 
-def context(*, verify: bool) -> ssl.SSLContext:
-    """For a connection as a client; without `verify` any certificate will do. Raises OSError."""
-    made = ssl.create_default_context(cafile=authorities() if verify else None)
+def context(*, verify: bool, believed: str = "") -> ssl.SSLContext:
+    """For a connection as a client; without `verify` any certificate will do. Raises OSError.
+
+    `believed` is what `authorities` has said elsewhere, for a process that may have another environment.
+    """
+    made = ssl.create_default_context(cafile=(believed or authorities()) if verify else None)
     if not verify:
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE

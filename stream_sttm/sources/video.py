@@ -1,30 +1,25 @@
-"""rtsp(s):// http(s):// rtmp(s):// srt:// v4l2:// file:// - everything FFmpeg reads, decoded in a thread of its own.
+"""rtsp(s):// http(s):// rtmp(s):// srt:// v4l2:// file:// - everything FFmpeg reads, decoded in a process of its own.
 
 A live stream is shown as it is now: a frame that nobody took in time is replaced by the next, and counted. A file
-waits for its consumer and ends by returning. Only frames that may be sampled are converted to RGB. Knows nothing of
-reconnecting; how a URL is opened is in opening.py, FFmpeg itself in decoder.py.
+waits for its consumer and ends by returning. Only what is due is decoded and converted. Knows nothing of reconnecting;
+how a URL is opened is in opening.py, FFmpeg itself in decoder.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from stream_sttm import urls
 from stream_sttm.errors import SourceDenied, SourceError
 from stream_sttm.sources.access import EVERYTHING, Access
-from stream_sttm.sources.decoder import Decoder
 from stream_sttm.sources.gate import Gate
-from stream_sttm.sources.opening import check_spelling, prepare
+from stream_sttm.sources.opening import Opening, check_spelling, prepare
+from stream_sttm.sources.process import DecoderProcess
+from stream_sttm.sources.wire import MAX_PIXELS, Limits, Request
 from stream_sttm.types import Frame
-
-GRACE = 1.0  # seconds that leaving waits for the decoder's thread to end
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,23 +30,33 @@ class VideoSource:
     stream: str = "video"
     fps: float = 2.0
     max_side: int = 640
+    decode: str = "auto"
+    max_pixels: int = MAX_PIXELS
     access: Access = EVERYTHING
+    limits: Limits = field(default_factory=Limits)
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
-        self._decoder: Decoder | None = None
+        self._process: DecoderProcess | None = None
         self._gate: Gate | None = None
+
+    @property
+    def heard_at(self) -> float:
+        """When the stream last gave a sign of life, monotonic."""
+        return self._process.heard_at if self._process is not None else 0.0
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the video is like and what of it is decoded."""
+        return self._process.details if self._process is not None else {}
 
     async def __aenter__(self) -> Self:
         try:
             opening, self._gate = await prepare(self.url, self.access)
-            self._decoder = Decoder(
-                self.url, opening, stream=self.stream, fps=self.fps, max_side=self.max_side
-            )
-            self._decoder.start()
-            self.is_live = await self._decoder.opened
+            self._process = DecoderProcess(self._request(opening))
+            self.is_live = await self._process.open()
         except SourceError as error:
             await self._close()
             raise self._meant(error) from error
@@ -70,13 +75,25 @@ class VideoSource:
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Frames in order; ends with a file's end, raises SourceError where the stream breaks."""
-        if self._decoder is None:
+        if self._process is None:
             raise RuntimeError("frames() of a source that was not entered")
         try:
-            while (frame := await self._decoder.mailbox.take()) is not None:
+            while (frame := await self._process.frame()) is not None:
                 yield frame
         except SourceError as error:
             raise self._meant(error) from error
+
+    def _request(self, opening: Opening) -> Request:
+        return Request(
+            url=self.url,
+            opening=opening,
+            stream=self.stream,
+            fps=self.fps,
+            max_side=self.max_side,
+            decode=self.decode,
+            max_pixels=self.max_pixels,
+            limits=self.limits,
+        )
 
     def _meant(self, error: SourceError) -> SourceError:
         """The error, or what is behind it where the gate was shut."""
@@ -86,12 +103,10 @@ class VideoSource:
         return SourceDenied(f"{shown}: it redirects, which is not followed where hosts are limited")
 
     async def _close(self) -> None:
-        if self._gate is not None:
-            await self._gate.__aexit__(None, None, None)
-        if self._decoder is None:
-            return
-        decoder, self._decoder = self._decoder, None
-        decoder.mailbox.close()
-        await asyncio.to_thread(decoder.join, GRACE)
-        if decoder.is_alive():
-            logger.info("%s: still waiting for %s to time out", self.stream, urls.mask(self.url))
+        """The process says goodbye through the gate, so that is shut after it."""
+        try:
+            if self._process is not None:
+                await self._process.close()
+        finally:
+            if self._gate is not None:
+                await self._gate.__aexit__(None, None, None)

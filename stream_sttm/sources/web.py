@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ssl
 import time
 from collections.abc import Generator, Iterator, Mapping
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -62,7 +63,7 @@ class Web:
     """What an http(s):// URL leads to, opened for FFmpeg; all of it blocks."""
 
     def __init__(
-        self, url: str, access: Access, *, verify: bool, timeout: tuple[float, float]
+        self, url: str, access: Access, *, trust: ssl.SSLContext, timeout: tuple[float, float]
     ) -> None:
         self._url, self._shown, self._access = url, urls.mask(url), access
         self._open_for, self._silence = timeout
@@ -76,7 +77,7 @@ class Web:
         self.has_failed = False
         limits = httpx.Timeout(self._silence, connect=self._open_for)
         self._client = httpx.Client(
-            verify=tls.context(verify=verify), timeout=limits, trust_env=False,
+            verify=trust, timeout=limits, trust_env=False,
             headers={"User-Agent": "stream-sttm", "Accept": "*/*", "Accept-Encoding": "identity"},
         )  # fmt: skip
 

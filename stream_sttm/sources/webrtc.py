@@ -71,6 +71,11 @@ class WhepSource:
         self._open_until_left = AsyncExitStack()
         self._tap = Tap(self.stream)
 
+    @property
+    def heard_at(self) -> float:
+        """When the newest picture came, monotonic."""
+        return self._tap.heard_at
+
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             client, endpoint = await self._signalling()

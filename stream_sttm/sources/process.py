@@ -1,0 +1,123 @@
+"""Our side of one decoder's process: starts it, asks it for frames, and ends it in whatever state it is.
+
+Its counts go into the metrics here, its errors are raised here, and what it is told and tells passes through wire.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from typing import Any
+
+from stream_sttm import metrics, urls
+from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
+from stream_sttm.sources import wire
+from stream_sttm.sources.forkserver import ForkServer
+from stream_sttm.sources.gop import Mode
+from stream_sttm.sources.wire import Request
+from stream_sttm.types import Frame
+
+OPEN_MARGIN = 3.0  # seconds beyond FFmpeg's own limits until a process that opens is given up
+GRACE = 1.5  # seconds that a process gets to say goodbye to its camera
+_FORKS = ForkServer()  # nothing runs before the first stream that needs it
+_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (SourceUnavailable, SourceDenied, NotVideo)
+}
+
+logger = logging.getLogger(__name__)
+
+
+class DecoderProcess:
+    """A process that decodes what `request` names; `heard_at` and `details` as in the Source protocol."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._channel: socket.socket | None = None
+        self._serial = 0
+        self.heard_at = 0.0
+        self.details: dict[str, Any] = {}
+
+    async def open(self) -> bool:
+        """Start it and wait until its video is found; whether that is live. Raises SourceError."""
+        self._channel, self._serial = _FORKS.fork()
+        limit = 2 * self._request.limits.open + OPEN_MARGIN
+        try:
+            async with asyncio.timeout(limit):
+                await wire.request(self._channel, self._request)
+                while "live" not in (message := (await self._ask())[0]):
+                    pass
+        except TimeoutError:
+            raise SourceUnavailable(self._line("answers, but sends no video in time")) from None
+        except EOFError:
+            raise self._dead() from None
+        return bool(message["live"])
+
+    async def frame(self) -> Frame | None:
+        """The newest frame, or a file's next, when there is one; None at the end. Raises SourceError."""
+        while True:
+            try:
+                message, image = await self._ask()
+            except EOFError:
+                raise self._dead() from None
+            if image is not None:
+                told = message["frame"]
+                metrics.STAGE_DURATION.labels("decode").observe(told["spent"])
+                return Frame(self._request.stream, image, told["pts"], told["captured_at"])
+            if message.get("end"):
+                return None
+
+    async def close(self) -> None:
+        """End it: politely if it listens, in any case soon."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        try:
+            channel.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(GRACE):
+                while await asyncio.get_running_loop().sock_recv(channel, 1 << 16):
+                    pass
+        except (TimeoutError, OSError):
+            logger.info("%s: its decoder did not end by itself", self._request.stream)
+        finally:
+            _FORKS.kill(self._serial)
+            channel.close()
+            self._show_mode(None)
+
+    async def _ask(self) -> tuple[wire.Message, wire.Image | None]:
+        """The next message, its counts and news taken in; raises EOFError, or the error that it tells."""
+        if self._channel is None:
+            raise RuntimeError("a decoder was asked for frames that is not open")
+        try:
+            message, image = await wire.ask(self._channel)
+        except OSError:
+            raise EOFError from None
+        self._count(message["counts"])
+        if video := message.get("video"):
+            self.details = {"video": video}
+            self._show_mode(video["decode"])
+        if kind := message.get("error"):
+            raise _ERRORS.get(kind, RuntimeError)(message["text"])
+        return message, image
+
+    def _count(self, counts: dict[str, Any]) -> None:
+        stream = self._request.stream
+        metrics.DECODE_CPU.labels(stream).inc(counts.pop("cpu_seconds", 0.0))
+        if received := counts.pop("received", 0):
+            self.heard_at = time.monotonic()
+            metrics.FRAMES_RECEIVED.labels(stream).inc(received)
+        for reason, times in counts.items():
+            metrics.FRAMES_DROPPED.labels(stream, reason).inc(times)
+
+    def _show_mode(self, mode: str | None) -> None:
+        for each in Mode:
+            metrics.DECODE_MODE.labels(self._request.stream, each.value).set(each.value == mode)
+
+    def _dead(self) -> SourceUnavailable:
+        return SourceUnavailable(
+            self._line("its decoder died: it crashed, or was killed for want of memory")
+        )
+
+    def _line(self, what: str) -> str:
+        return f"{urls.mask(self._request.url)}: {what}"
