@@ -125,7 +125,7 @@ def seen_shares(
         first, newest = len(counts), len(counts) + features.shape[0]
         oldest = max(0, newest - frames)
         if state is not None:
-            state = state.expire(before=sum(counts[:oldest]))
+            state = state.expire(torch.arange(sum(counts[:oldest])))
         tokens, state = reducer(features, state)
         counts += (tokens.boxes[:, 0] - first).bincount(minlength=features.shape[0]).tolist()
         if newest >= frames or features is windows[-1]:

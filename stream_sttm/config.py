@@ -39,12 +39,22 @@ class Section(BaseModel):
     )
 
 
-class ReducerSettings(BaseModel):
-    """How visual tokens are merged; any further key is an option of the named reducer."""
+class Choice(BaseModel):
+    """One of a family by `name`; any further key is an option of it."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys, as options for what is named."""
+        return dict(self.model_extra or {})
+
+
+class ReducerSettings(Choice):
+    """How visual tokens are merged; any further key is an option of the named reducer."""
+
     name: str = Field(
         "sttm_streaming",
         description="A reducer: sttm_streaming, sttm, none, random, subsample, or another package's.",
@@ -59,10 +69,14 @@ class ReducerSettings(BaseModel):
         description="Weight of log(size) on a merged token's key; null: the model's own default.",
     )
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The further keys, as options for the reducer."""
-        return dict(self.model_extra or {})
+
+class RetentionSettings(Choice):
+    """What a full memory lets go of; any further key is an option of the named policy."""
+
+    name: str = Field(
+        "fifo",
+        description="A policy: fifo (oldest first), lru (not seen for longest first), tiered, or another package's.",
+    )
 
 
 class MemorySettings(Section):
@@ -87,6 +101,7 @@ class MemorySettings(Section):
         le=0.5,
         description="Share of the window that is dropped at once when it is full.",
     )
+    retention: RetentionSettings = RetentionSettings()
     fresh_frames: int | None = Field(
         None,
         ge=0,

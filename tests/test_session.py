@@ -15,6 +15,7 @@ from stream_sttm.engine.session import StreamSession
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
+from stream_sttm.retention import POLICIES, build_policy
 from stream_sttm.types import Question
 
 PLAN = MemoryPlan(
@@ -29,6 +30,7 @@ PLAN = MemoryPlan(
     fresh_frames=0,
     positions="own",
     prune_shallow=False,
+    retention=build_policy("fifo"),
 )
 STTM = {"spatial_threshold": 0.7, "temporal_threshold": 0.7}
 ROWS = COLUMNS = 4
@@ -275,17 +277,23 @@ def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: Vid
     assert len(session._captured) <= 30
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("prune_shallow", [False, True])
 def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(
-    tiny_model: VideoLLM,
+    tiny_model: VideoLLM, policy: str, prune_shallow: bool
 ) -> None:
-    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS)
+    plan = replace(
+        PLAN,
+        window_tokens=4 * CELLS,
+        shallow_tokens=4 * CELLS,
+        retention=build_policy(policy),
+        prune_shallow=prune_shallow,
+    )
     session = _session(tiny_model, plan)
     video = _video(tiny_model, 60, seed=4)
     for start in range(0, 60, 2):
         _feed(session, video[start : start + 2], 2)
-        alive = range(
-            session.cache.deep.evicted, session.cache.deep.evicted + len(session.cache.deep)
-        )
+        alive = set(session.cache.deep.index.serials.tolist())
         serials = session._state.serials.tolist()
         assert serials
         assert all(serial in alive for serial in serials)

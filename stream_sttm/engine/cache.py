@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.attention import Shared
+from stream_sttm.engine.index import Index
 from stream_sttm.engine.rope import turned
 
 Turn = Callable[[int], tuple[Tensor, Tensor]]
@@ -35,32 +36,6 @@ class CacheShape:
     device: torch.device
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
-    """Of each visual token in a band, in slot order: its frame, its position on the time axis (int64, CPU)."""
-
-    frames: Tensor
-    times: Tensor
-
-    def __len__(self) -> int:
-        return self.frames.shape[0]
-
-    def since(self, slot: int) -> Index:
-        """The part from `slot` on."""
-        return Index(self.frames[slot:], self.times[slot:])
-
-    def before_frame(self, frame: int) -> int:
-        """How many tokens belong to frames before `frame`."""
-        return int(torch.searchsorted(self.frames, frame))
-
-    @staticmethod
-    def joined(first: Index, second: Index) -> Index:
-        """One behind the other."""
-        return Index(
-            torch.cat([first.frames, second.frames]), torch.cat([first.times, second.times])
-        )
-
-
 class Band:
     """The storage of layers [first, last), all of one length."""
 
@@ -73,15 +48,22 @@ class Band:
         self._keys = [self._storage() for _ in range(first, last)]
         self._values = [self._storage() for _ in range(first, last)]
         self._masters: list[Tensor] = []
-        self.index = Index(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        self.index = Index.empty()
         self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
+        self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self._serials = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
         self.written = 0
-        self.evicted = 0
+        self.emitted = 0
         self.origin = 0
         self.offset = 0
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def evicted(self) -> int:
+        """Visual tokens that were here once and are not any more."""
+        return self.emitted - len(self)
 
     @property
     def room(self) -> int:
@@ -107,58 +89,87 @@ class Band:
         self.written = self.pinned
         self._masters = [keys[:, :, : self.pinned].float() for keys in self._keys]
 
-    def commit(self, index: Index, sizes: Tensor) -> None:
-        """Count what was just written as visual tokens."""
-        self.sizes[len(self) : len(self) + len(index)] = sizes
-        self.index = Index.joined(self.index, index)
-        self.written += len(index)
+    def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
+        """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
+        start, end = len(self), len(self) + len(boxes)
+        serials = torch.arange(self.emitted, self.emitted + len(boxes))
+        self.sizes[start:end] = sizes
+        self.last_seen[start:end] = boxes[:, 0]
+        self._serials[start:end] = serials.to(self._serials.device)
+        self.index = Index.joined(self.index, Index(serials, boxes.cpu(), times.cpu()))
+        self.emitted += len(boxes)
+        self.written += len(boxes)
 
     def keep(self, rows: Tensor, *, newest: int) -> None:
-        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others."""
-        start, end = self.written - newest, self.written - newest + len(rows)
+        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others.
+
+        Those that stay are numbered as if the others had never been.
+        """
+        old = len(self) - newest
+        start, places = self.written - newest, rows.cpu()
+        end = start + len(rows)
         for stored in (*self._keys, *self._values):
             stored[:, :, start:end] = stored[:, :, start + rows]
-        old, new = len(self) - newest, self.index.since(len(self) - newest)
-        self.sizes[old : old + len(rows)] = self.sizes[old + rows]
-        places = rows.cpu()
-        before = Index(self.index.frames[:old], self.index.times[:old])
-        self.index = Index.joined(before, Index(new.frames[places], new.times[places]))
-        self.written = end
+        new = self.index.at(slice(old, None)).at(places)
+        self.index, sizes = self.index.at(slice(old)), self.sizes[old + rows]
+        self.emitted -= newest
+        self.written = start
+        self.commit(new.boxes.to(sizes.device), new.times, sizes)
 
     def absorb(self, serials: Tensor, counts: Tensor) -> None:
-        """Let tokens stand for `counts` more cells; serials count the tokens this band ever got."""
-        slots = serials - self.evicted
-        self.sizes.index_add_(0, slots.clamp_min(0), counts.float() * (slots >= 0))
+        """Let tokens stand for `counts` more cells; those that are gone are left out."""
+        slots, is_held = self._slots(serials)
+        self.sizes.index_add_(0, slots, counts.float() * is_held)
 
-    def evict(self, count: int, turn: Turn, *, origin: int) -> None:
-        """Drop the oldest `count` visual tokens and move the pinned prefix up to `origin` on the time axis."""
-        self._rewrite(count, turn, origin=origin, offset=self.offset)
+    def see(self, serials: Tensor, frames: Tensor) -> None:
+        """Note the last frames (K,) that showed what some tokens stand for."""
+        slots, is_held = self._slots(serials)
+        shown = torch.where(is_held, frames, self.last_seen[slots])
+        self.last_seen.scatter_reduce_(0, slots, shown, "amax")
+
+    def _slots(self, serials: Tensor) -> tuple[Tensor, Tensor]:
+        """Where tokens stand, and whether they do at all (else any slot)."""
+        slots = torch.searchsorted(self._serials[: len(self)], serials)
+        is_held = slots < len(self)
+        slots = slots.clamp(max=self.capacity - 1)
+        return slots, is_held & (self._serials[slots] == serials)
+
+    def evict(self, stays: Tensor, turn: Turn, *, origin: int) -> Tensor:
+        """Keep only the visual tokens of `stays` (N,) bool and move the pinned prefix up to `origin` on the time axis.
+
+        Returns the serials of the others, on the CPU.
+        """
+        gone = self.index.serials[~stays]
+        self._rewrite(stays.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
+        return gone
 
     def rebase(self, turn: Turn) -> None:
         """Store every key as far down as it goes: the pinned prefix returns to position 0."""
-        self._rewrite(0, turn, origin=self.origin, offset=self.origin)
+        slots = torch.arange(len(self))
+        self._rewrite(slots, turn, origin=self.origin, offset=self.origin)
 
-    def _rewrite(self, count: int, turn: Turn, *, origin: int, offset: int) -> None:
+    def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
         moved = turn(self.offset - offset) if offset != self.offset else None
         prefix = turn(origin - offset)
-        kept, start = len(self) - count, self.pinned + count
+        kept = slots.to(self.sizes.device)
+        end = self.pinned + len(kept)
         for place, (keys, values, master) in enumerate(
             zip(self._keys, self._values, self._masters, strict=True)
         ):
             new_keys, new_values = (self._storage(), self._storage())
             new_keys[:, :, : self.pinned] = turned(master, *prefix).to(keys.dtype)
             new_values[:, :, : self.pinned] = values[:, :, : self.pinned]
-            old = keys[:, :, start : start + kept]
-            end = self.pinned + kept
+            old = keys.index_select(2, kept + self.pinned)
             new_keys[:, :, self.pinned : end] = turned(old, *moved) if moved else old
-            new_values[:, :, self.pinned : end] = values[:, :, start : start + kept]
+            new_values[:, :, self.pinned : end] = values.index_select(2, kept + self.pinned)
             self._keys[place], self._values[place] = new_keys, new_values
-        sizes = torch.ones_like(self.sizes)
-        sizes[:kept] = self.sizes[count : count + kept]
-        self.sizes = sizes
-        self.index = self.index.since(count)
-        self.written = self.pinned + kept
-        self.evicted += count
+        for name in ("sizes", "last_seen", "_serials"):
+            old = getattr(self, name)
+            fresh = torch.ones_like(old)
+            fresh[: len(kept)] = old[kept]
+            setattr(self, name, fresh)
+        self.index = self.index.at(slots)
+        self.written = end
         self.origin, self.offset = origin, offset
 
     def _storage(self) -> Tensor:
@@ -180,7 +191,7 @@ class Band:
             keys=[keys[:, :, :end] for keys in self._keys],
             values=[values[:, :, :end] for values in self._values],
             bias=bias,
-            index=Index(self.index.frames[:length], self.index.times[:length]),
+            index=self.index.at(slice(length)),
             origin=self.origin,
             offset=self.offset,
         )

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.cache import Band, CacheSnapshot, Index, RollingCache
+from stream_sttm.engine.cache import Band, CacheSnapshot, RollingCache
+from stream_sttm.engine.eviction import staying
+from stream_sttm.engine.index import Index
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.errors import ConfigError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
+from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
 
 
@@ -117,6 +120,7 @@ class StreamSession:
             self.cache.deep.absorb(*state.absorbed)
         if len(tokens):
             self._through(self.cache.deep, tokens)
+        self.cache.deep.see(*state.last_seen)
         if self._plan.prune_shallow and self._plan.merge_at > 0:
             t, y, x = tokens.boxes[:, :3].unbind(1)
             corners = ((t - self.frames) * rows + y) * columns + x
@@ -163,49 +167,47 @@ class StreamSession:
         return self._captured[-1][1] - self._captured[0][1]
 
     def _is_merging(self) -> bool:
-        deep = self.cache.deep
-        return len(deep) + deep.evicted < self._seen
+        return self.cache.deep.emitted < self._seen
 
     def _oldest_frame(self) -> int:
         """The oldest frame that any layer remembers."""
         firsts = [int(band.index.frames[0]) for band in self.cache.bands if len(band)]
         return min(firsts, default=self.frames - 1)
 
-    # appending
-
     def _make_room(self, frames: int, count: int) -> tuple[int, bool]:
         """Evict in every band what a window of `count` tokens may need, and rebase where positions got high."""
-        evicted, rebased = 0, False
-        for band in self.cache.bands:
+        rebased, gone = False, torch.empty(0, dtype=torch.int64)
+        for band in reversed(self.cache.bands):
             if count > band.capacity:
                 raise ConfigError(
                     f"stream {self.stream!r}: one window has {count} visual tokens but the memory holds "
                     f"{band.capacity}; set memory.window_tokens to {count} or more, or clip_frames lower"
                 )
             end = self._end(band, frames, count)
-            batch = self._excess(band, end, count)
-            if batch:
-                band.evict(batch, self._model.turn, origin=self._origin(band, batch))
-                evicted += batch if band is self.cache.deep else 0
+            stays = self._staying(band, end, count, gone)
+            if not bool(stays.all()):
+                lost = band.evict(stays, self._model.turn, origin=self._origin(band, stays))
+                gone = lost if band is self.cache.deep else gone
             if band.pinned + end - band.offset > self._plan.rebase_at and band.origin > band.offset:
                 band.rebase(self._model.turn)
                 rebased = True
-        if evicted:
-            self._state = self._state.expire(before=self.cache.deep.evicted)
-        return evicted, rebased
+        if len(gone):
+            self._state = self._state.expire(gone.to(self._model.device))
+        return len(gone), rebased
 
-    def _excess(self, band: Band, end: int, count: int) -> int:
-        """Oldest tokens to evict: none, or a share of the memory, so that it happens rarely; whole frames always."""
-        share, horizon, times = self._plan.evict_share, self._plan.horizon, band.index.times
-        batch = 0
-        if count > band.room:
-            batch = max(count - band.room, int(band.capacity * share))
-        if len(band) and int(times[0]) < end - horizon:
-            batch = max(batch, int(torch.searchsorted(times, end - int(horizon * (1 - share)))))
-        if 0 < batch < len(band):
-            frames = band.index.frames
-            batch = int(torch.searchsorted(frames, frames[batch - 1], right=True))
-        return min(batch, len(band))
+    def _staying(self, band: Band, end: int, count: int, gone: Tensor) -> Tensor:
+        """(N,) bool: what a band keeps; below the merge, where nothing stands for anything else, the newest."""
+        plan, is_deep = self._plan, band is self.cache.deep
+        is_mirror = plan.prune_shallow and not is_deep
+        stays = staying(
+            band,
+            plan.retention if is_deep else Fifo(),
+            room=0 if is_mirror else count,
+            since=end - plan.horizon,
+            share=plan.evict_share,
+            horizon=plan.horizon,
+        )
+        return stays & ~torch.isin(band.index.serials, gone) if is_mirror else stays
 
     def _is_contiguous(self, band: Band) -> bool:
         return self._plan.positions == "contiguous" and band is self.cache.deep
@@ -213,20 +215,20 @@ class StreamSession:
     def _end(self, band: Band, frames: int, count: int) -> int:
         """Where the time axis will stand at most after a window."""
         if self._is_contiguous(band):
-            return band.evicted + len(band) + count
+            return band.emitted + count
         return self._model.own_time(self.frames + frames, self._grid, self._step)
 
-    def _origin(self, band: Band, count: int) -> int:
-        """Where the oldest frame begins that is left after evicting `count` tokens."""
+    def _origin(self, band: Band, stays: Tensor) -> int:
+        """Where the oldest frame begins of what stays."""
+        left = band.index.at(stays)
         if self._is_contiguous(band):
-            return band.evicted + count
-        left = band.index.since(count)
+            return int(left.times[0]) if len(left) else band.emitted
         frame = int(left.frames[0]) if len(left) else self.frames
         return self._model.own_time(frame, self._grid, self._step)
 
     def _through(self, band: Band, tokens: VisualTokens) -> Tensor:
         """Run tokens through a band's layers and commit them."""
-        places = self._places(band, tokens, start=band.evicted + len(band))
+        places = self._places(band, tokens, start=band.emitted)
         stored = places.clone()
         stored[0] -= band.offset
         with stage("prefill"):
@@ -238,8 +240,7 @@ class StreamSession:
                 positions=stored + band.pinned,
                 sizes=tokens.sizes,
             )
-        # The index lives on the CPU: eviction decides by it without waiting for the device again.
-        band.commit(Index(tokens.boxes[:, 0].cpu(), places[0].cpu()), tokens.sizes)
+        band.commit(tokens.boxes, places[0], tokens.sizes)
         return hidden[0]
 
     def _places(self, band: Band, tokens: VisualTokens, *, start: int) -> Tensor:
@@ -247,8 +248,6 @@ class StreamSession:
         if self._is_contiguous(band):
             return torch.arange(start, start + len(tokens), device=self._model.device)[None]
         return self._model.own_positions(tokens, self._grid, self._step)
-
-    # viewing
 
     def _fresh(self, snapshot: CacheSnapshot, count: int) -> Suffix:
         """The newest `count` frames, unmerged, behind a snapshot that lacks them."""
@@ -258,7 +257,7 @@ class StreamSession:
         hidden = tokens.features[None]
         mask = decoder.causal(len(tokens), device=hidden.device)
         for band, seen in zip(self.cache.bands, snapshot.bands, strict=True):
-            places = self._places(band, tokens, start=band.evicted + len(seen.index))
+            places = self._places(band, tokens, start=self._next_place(band, seen.index))
             stored = places.clone()
             stored[0] -= band.offset
             hidden = decoder.walk(
@@ -273,11 +272,16 @@ class StreamSession:
         suffix.commit(len(tokens))
         return suffix
 
+    def _next_place(self, band: Band, seen: Index) -> int:
+        """The contiguous place behind the newest token of a band that is seen."""
+        return int(seen.serials[-1]) + 1 if len(seen) else band.origin
+
     def _text_start(self, band: Band, fresh: int) -> int:
         """Where text begins on a band's time axis, counted from the stream's first visual token."""
         if self._is_contiguous(band):
             kept = band.index.before_frame(self.frames - fresh) if fresh else len(band)
-            return band.evicted + kept + fresh * self._grid[0] * self._grid[1]
+            place = self._next_place(band, band.index.at(slice(kept)))
+            return place + fresh * self._grid[0] * self._grid[1]
         return self._model.text_start(self.frames, self._grid, self._step, band.origin)
 
 

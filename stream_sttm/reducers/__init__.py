@@ -29,12 +29,12 @@ class ReducerState(Protocol):
         ...
 
     @property
-    def last_seen(self) -> Tensor:
-        """For each of these serials the last frame, counted from the stream's start, that added to it, (K,) int64."""
+    def last_seen(self) -> tuple[Tensor, Tensor]:
+        """What stands for something in the last call's frames: serials (K,), and the last such frames (K,)."""
         ...
 
-    def expire(self, *, before: int) -> ReducerState:
-        """The state after the cache dropped every token whose serial is below `before`."""
+    def expire(self, gone: Tensor) -> ReducerState:
+        """The state after the cache dropped the tokens with the serials `gone` (K,), ascending."""
         ...
 
 

@@ -15,9 +15,9 @@ class Progress:
     frames: int
     tokens: int
     absorbed: tuple[Tensor, Tensor]
-    last_seen: Tensor
+    last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, *, before: int) -> Progress:
+    def expire(self, gone: Tensor) -> Progress:
         """Itself: nothing here depends on what the cache still holds."""
         return self
 
@@ -26,7 +26,7 @@ def progressed(state: Progress | None, frames: int, tokens: int, device: torch.d
     """The state after `frames` more frames gave `tokens` more tokens."""
     none = torch.empty(0, dtype=torch.int64, device=device)
     done = (state.frames, state.tokens) if state is not None else (0, 0)
-    return Progress(done[0] + frames, done[1] + tokens, (none, none), none)
+    return Progress(done[0] + frames, done[1] + tokens, (none, none), (none, none))
 
 
 def checked(features: Tensor, *, min_side: int = 1) -> Tensor:

@@ -44,11 +44,11 @@ class StreamState:
     frames: int
     tokens: int
     absorbed: tuple[Tensor, Tensor]
-    last_seen: Tensor
+    last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, *, before: int) -> StreamState:
-        """The state after the cache dropped every token below `before`: what it still shows is emitted anew."""
-        return replace(self, is_alive=self.is_alive & (self.serials >= before))
+    def expire(self, gone: Tensor) -> StreamState:
+        """The state after the cache dropped the tokens `gone`: what they stand for is emitted anew if it is seen."""
+        return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, gone))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,6 @@ class SttmStreaming:
         )
         rows, norms = _looks(leaves, state)
         guarded = anchor[first:] if self._has_guard else anchor[:0]
-        serials, cells, last_seen = _absorbed(leaves, anchor, serial, len(state.last))
         return StreamState(
             last=last,
             serials=serial[first:].clone(),
@@ -190,8 +189,8 @@ class SttmStreaming:
             anchor_norms=norms[guarded],
             frames=state.frames + leaves.owner.shape[0] - state.last.owner.shape[0],
             tokens=state.tokens + emitted,
-            absorbed=(serials, cells),
-            last_seen=last_seen,
+            absorbed=_absorbed(leaves, anchor, serial, len(state.last)),
+            last_seen=_seen(leaves, serial, len(state.last)),
         )
 
 
@@ -208,7 +207,7 @@ def _restarted(state: StreamState | None, fresh: Leaves) -> StreamState:
         frames=state.frames if state is not None else 0,
         tokens=state.tokens if state is not None else 0,
         absorbed=(ids, ids),
-        last_seen=ids,
+        last_seen=(ids, ids),
     )
 
 
@@ -256,12 +255,16 @@ def _firsts(marked: Tensor, parent: Tensor, frames: int) -> Tensor:
     return marked & ~above
 
 
-def _absorbed(
-    leaves: Leaves, anchor: Tensor, serial: Tensor, old: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What went to tokens of earlier clips: their serials, how many cells, and the last frame that showed them."""
+def _absorbed(leaves: Leaves, anchor: Tensor, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
+    """What went to tokens of earlier clips: their serials, and how many cells."""
     late = (anchor[old:] < old).nonzero()[:, 0] + old
     serials, group = torch.unique(serial[late], return_inverse=True)
     cells = torch.zeros_like(serials).index_add_(0, group, leaves.sizes[late])
-    frame = leaves.boxes[late, 0]
-    return serials, cells, torch.zeros_like(serials).scatter_reduce_(0, group, frame, "amax")
+    return serials, cells
+
+
+def _seen(leaves: Leaves, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
+    """The tokens that the clip's leaves show, and the last frame that shows each."""
+    serials, group = torch.unique(serial[old:], return_inverse=True)
+    frames = leaves.boxes[old:, 0]
+    return serials, torch.zeros_like(serials).scatter_reduce_(0, group, frames, "amax")
