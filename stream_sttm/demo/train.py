@@ -63,7 +63,7 @@ CURRICULUM = (
     Stage("frames", 650, 2e-3, 1.5e-3, (1,), 48, 0, (1.0, 1.0)),
     Stage("moments", 700, 1.5e-3, 1.5e-3, (1, 1, 2), 32, 128, (0.5, 0.5)),
     Stage("looks", 2300, 1.5e-3, 2e-5, (1, 2, 3, 4, 6, 8, 8, 12, 16), 48, 96, (0.5, 0.05)),
-    Stage("memories", 500, 4e-4, 1e-5, (4, 12, 20, 28, 40, 52, 64), 64, 96, (0.05, 0.05)),
+    Stage("memories", 800, 5e-4, 1e-5, (4, 12, 20, 28, 40, 52, 64), 64, 96, (0.5, 0.05)),
 )
 WARM_UP = 80
 MOST_ASKED = 32  # questions about one look
@@ -194,7 +194,7 @@ class Run:
         school = School(self.pupil.tokenizer, seed=77, scenes=WATCHED)
         asked, good = Counter[str](), Counter[str]()
         for frames in sorted(set(stage.frames)):
-            clips = max(4, stage.budget // frames)
+            clips = max(1, stage.budget // 2 // frames)
             batch = school.batch(frames * LASTS, clips=clips, frames=frames, asked=14).to(
                 self.device
             )
