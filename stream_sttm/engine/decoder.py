@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.cache import Band, CacheShape, RollingCache
+from stream_sttm.engine.band import Band, CacheShape
+from stream_sttm.engine.cache import RollingCache
 from stream_sttm.models.family import VideoLLM
 
 

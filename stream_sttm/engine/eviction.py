@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.cache import Band
+from stream_sttm.engine.band import Band
 from stream_sttm.retention import Held, RetentionPolicy
 
 

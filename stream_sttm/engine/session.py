@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.cache import Band, CacheSnapshot, RollingCache
+from stream_sttm.engine.band import Band
+from stream_sttm.engine.cache import CacheSnapshot, RollingCache
 from stream_sttm.engine.eviction import staying
-from stream_sttm.engine.index import Index
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.suffix import Suffix
+from stream_sttm.engine.time_axis import TimeAxis
 from stream_sttm.errors import ConfigError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
@@ -65,7 +66,7 @@ class StreamSession:
         self.stream = stream
         self.frames = 0
         self._model, self._reducer, self._plan = model, reducer, plan
-        self._step = model.step(fps)
+        self._axis = TimeAxis(model, plan, fps=fps)
         self._preamble = model.preamble()
         self.cache = RollingCache.allocate(
             decoder.shape_of(model),
@@ -149,7 +150,7 @@ class StreamSession:
             prefix = (snapshot, self._fresh(snapshot, fresh))
         starts = []
         for band in self.cache.bands:
-            start = self._text_start(band, fresh)
+            start = self._axis.text_start(band, self._grid, frame=self.frames, fresh=fresh)
             pinned = band.pinned
             starts.append((pinned + start - band.offset, pinned + start - band.origin))
         return View(
@@ -183,10 +184,11 @@ class StreamSession:
                     f"stream {self.stream!r}: one window has {count} visual tokens but the memory holds "
                     f"{band.capacity}; set memory.window_tokens to {count} or more, or clip_frames lower"
                 )
-            end = self._end(band, frames, count)
+            end = self._axis.end(band, self._grid, frame=self.frames + frames, count=count)
             stays = self._staying(band, end, count, gone)
             if not bool(stays.all()):
-                lost = band.evict(stays, self._model.turn, origin=self._origin(band, stays))
+                origin = self._axis.origin(band, stays, self._grid, frame=self.frames)
+                lost = band.evict(stays, self._model.turn, origin=origin)
                 gone = lost if band is self.cache.deep else gone
             if band.pinned + end - band.offset > self._plan.rebase_at and band.origin > band.offset:
                 band.rebase(self._model.turn)
@@ -209,26 +211,9 @@ class StreamSession:
         )
         return stays & ~torch.isin(band.index.serials, gone) if is_mirror else stays
 
-    def _is_contiguous(self, band: Band) -> bool:
-        return self._plan.positions == "contiguous" and band is self.cache.deep
-
-    def _end(self, band: Band, frames: int, count: int) -> int:
-        """Where the time axis will stand at most after a window."""
-        if self._is_contiguous(band):
-            return band.emitted + count
-        return self._model.own_time(self.frames + frames, self._grid, self._step)
-
-    def _origin(self, band: Band, stays: Tensor) -> int:
-        """Where the oldest frame begins of what stays."""
-        left = band.index.at(stays)
-        if self._is_contiguous(band):
-            return int(left.times[0]) if len(left) else band.emitted
-        frame = int(left.frames[0]) if len(left) else self.frames
-        return self._model.own_time(frame, self._grid, self._step)
-
     def _through(self, band: Band, tokens: VisualTokens) -> Tensor:
         """Run tokens through a band's layers and commit them."""
-        places = self._places(band, tokens, start=band.emitted)
+        places = self._axis.places(band, tokens, self._grid, start=band.emitted)
         stored = places.clone()
         stored[0] -= band.offset
         with stage("prefill"):
@@ -243,12 +228,6 @@ class StreamSession:
         band.commit(tokens.boxes, places[0], tokens.sizes)
         return hidden[0]
 
-    def _places(self, band: Band, tokens: VisualTokens, *, start: int) -> Tensor:
-        """(axes, N) positions counted from the stream's first visual token."""
-        if self._is_contiguous(band):
-            return torch.arange(start, start + len(tokens), device=self._model.device)[None]
-        return self._model.own_positions(tokens, self._grid, self._step)
-
     def _fresh(self, snapshot: CacheSnapshot, count: int) -> Suffix:
         """The newest `count` frames, unmerged, behind a snapshot that lacks them."""
         features = torch.stack(list(self._ring)[-count:])
@@ -257,7 +236,8 @@ class StreamSession:
         hidden = tokens.features[None]
         mask = decoder.causal(len(tokens), device=hidden.device)
         for band, seen in zip(self.cache.bands, snapshot.bands, strict=True):
-            places = self._places(band, tokens, start=self._next_place(band, seen.index))
+            start = self._axis.after(band, seen.index)
+            places = self._axis.places(band, tokens, self._grid, start=start)
             stored = places.clone()
             stored[0] -= band.offset
             hidden = decoder.walk(
@@ -271,18 +251,6 @@ class StreamSession:
             )
         suffix.commit(len(tokens))
         return suffix
-
-    def _next_place(self, band: Band, seen: Index) -> int:
-        """The contiguous place behind the newest token of a band that is seen."""
-        return int(seen.serials[-1]) + 1 if len(seen) else band.origin
-
-    def _text_start(self, band: Band, fresh: int) -> int:
-        """Where text begins on a band's time axis, counted from the stream's first visual token."""
-        if self._is_contiguous(band):
-            kept = band.index.before_frame(self.frames - fresh) if fresh else len(band)
-            place = self._next_place(band, band.index.at(slice(kept)))
-            return place + fresh * self._grid[0] * self._grid[1]
-        return self._model.text_start(self.frames, self._grid, self._step, band.origin)
 
 
 def _whole(features: Tensor, first_frame: int) -> VisualTokens:

@@ -1,0 +1,207 @@
+"""The storage of some layers of one length: preallocated keys and values behind a pinned prefix.
+
+Slots [0, pinned) of a buffer are the preamble, the rest are visual tokens in stream order. Written slots never change:
+appends go behind them, eviction and rebasing write new storage, so a view stays what it was until its last reader lets
+go. Knows no model beyond shapes, and no time.
+
+Positions on the time axis are counted from the stream's start and never wrap; keys are stored `offset` below that,
+and `rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.index import Index
+from stream_sttm.engine.rope import turned
+
+Turn = Callable[[int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What a cache needs to know of a decoder."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Band:
+    """The storage of layers [first, last), all of one length."""
+
+    def __init__(
+        self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int
+    ) -> None:
+        self.first, self.last = first, last
+        self.pinned, self.capacity = pinned, capacity
+        self._shape = shape
+        self._keys = [self._storage() for _ in range(first, last)]
+        self._values = [self._storage() for _ in range(first, last)]
+        self._masters: list[Tensor] = []
+        self.index = Index.empty()
+        self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
+        self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self._serials = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self.written = 0
+        self.emitted = 0
+        self.origin = 0
+        self.offset = 0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def evicted(self) -> int:
+        """Visual tokens that were here once and are not any more."""
+        return self.emitted - len(self)
+
+    @property
+    def room(self) -> int:
+        """Visual tokens that fit without eviction."""
+        return self.capacity - len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(t.nbytes for t in (*self._keys, *self._values))
+
+    def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
+        start = self.written
+        end = start + keys.shape[2]
+        k, v = self._keys[layer - self.first], self._values[layer - self.first]
+        k[:, :, start:end] = keys
+        v[:, :, start:end] = values
+        return k[:, :, :end], v[:, :, :end]
+
+    def pin(self) -> None:
+        """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
+        self.written = self.pinned
+        self._masters = [keys[:, :, : self.pinned].float() for keys in self._keys]
+
+    def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
+        """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
+        start, end = len(self), len(self) + len(boxes)
+        serials = torch.arange(self.emitted, self.emitted + len(boxes))
+        self.sizes[start:end] = sizes
+        self.last_seen[start:end] = boxes[:, 0]
+        self._serials[start:end] = serials.to(self._serials.device)
+        self.index = Index.joined(self.index, Index(serials, boxes.cpu(), times.cpu()))
+        self.emitted += len(boxes)
+        self.written += len(boxes)
+
+    def keep(self, rows: Tensor, *, newest: int) -> None:
+        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others.
+
+        Those that stay are numbered as if the others had never been.
+        """
+        old = len(self) - newest
+        start, places = self.written - newest, rows.cpu()
+        end = start + len(rows)
+        for stored in (*self._keys, *self._values):
+            stored[:, :, start:end] = stored[:, :, start + rows]
+        new = self.index.at(slice(old, None)).at(places)
+        self.index, sizes = self.index.at(slice(old)), self.sizes[old + rows]
+        self.emitted -= newest
+        self.written = start
+        self.commit(new.boxes.to(sizes.device), new.times, sizes)
+
+    def absorb(self, serials: Tensor, counts: Tensor) -> None:
+        """Let tokens stand for `counts` more cells; those that are gone are left out."""
+        slots, is_held = self._slots(serials)
+        self.sizes.index_add_(0, slots, counts.float() * is_held)
+
+    def see(self, serials: Tensor, frames: Tensor) -> None:
+        """Note the last frames (K,) that showed what some tokens stand for."""
+        slots, is_held = self._slots(serials)
+        shown = torch.where(is_held, frames, self.last_seen[slots])
+        self.last_seen.scatter_reduce_(0, slots, shown, "amax")
+
+    def _slots(self, serials: Tensor) -> tuple[Tensor, Tensor]:
+        """Where tokens stand, and whether they do at all (else any slot)."""
+        slots = torch.searchsorted(self._serials[: len(self)], serials)
+        is_held = slots < len(self)
+        slots = slots.clamp(max=self.capacity - 1)
+        return slots, is_held & (self._serials[slots] == serials)
+
+    def evict(self, stays: Tensor, turn: Turn, *, origin: int) -> Tensor:
+        """Keep only the visual tokens of `stays` (N,) bool and move the pinned prefix up to `origin` on the time axis.
+
+        Returns the serials of the others, on the CPU.
+        """
+        gone = self.index.serials[~stays]
+        self._rewrite(stays.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
+        return gone
+
+    def rebase(self, turn: Turn) -> None:
+        """Store every key as far down as it goes: the pinned prefix returns to position 0."""
+        slots = torch.arange(len(self))
+        self._rewrite(slots, turn, origin=self.origin, offset=self.origin)
+
+    def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
+        moved = turn(self.offset - offset) if offset != self.offset else None
+        prefix = turn(origin - offset)
+        kept = slots.to(self.sizes.device)
+        end = self.pinned + len(kept)
+        for place, (keys, values, master) in enumerate(
+            zip(self._keys, self._values, self._masters, strict=True)
+        ):
+            new_keys, new_values = (self._storage(), self._storage())
+            new_keys[:, :, : self.pinned] = turned(master, *prefix).to(keys.dtype)
+            new_values[:, :, : self.pinned] = values[:, :, : self.pinned]
+            old = keys.index_select(2, kept + self.pinned)
+            new_keys[:, :, self.pinned : end] = turned(old, *moved) if moved else old
+            new_values[:, :, self.pinned : end] = values.index_select(2, kept + self.pinned)
+            self._keys[place], self._values[place] = new_keys, new_values
+        for name in ("sizes", "last_seen", "_serials"):
+            old = getattr(self, name)
+            fresh = torch.ones_like(old)
+            fresh[: len(kept)] = old[kept]
+            setattr(self, name, fresh)
+        self.index = self.index.at(slots)
+        self.written = end
+        self.origin, self.offset = origin, offset
+
+    def _storage(self) -> Tensor:
+        shape = self._shape
+        return torch.empty(
+            1,
+            shape.kv_heads,
+            self.pinned + self.capacity,
+            shape.head_dim,
+            dtype=shape.dtype,
+            device=shape.device,
+        )
+
+    def view(self, *, length: int, bias: Tensor | None) -> BandView:
+        """The first `length` visual tokens (and the prefix) as they are now."""
+        end = self.pinned + length
+        return BandView(
+            first=self.first,
+            keys=[keys[:, :, :end] for keys in self._keys],
+            values=[values[:, :, :end] for values in self._values],
+            bias=bias,
+            index=self.index.at(slice(length)),
+            origin=self.origin,
+            offset=self.offset,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BandView:
+    """A band at one moment; later appends, evictions and rebasing leave it alone."""
+
+    first: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    bias: Tensor | None
+    index: Index
+    origin: int
+    offset: int
