@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Settled:
 class Recorder:
     """A reducer that keeps what it is given and lets nothing through."""
 
+    state: ClassVar = Progress
     windows: list[Tensor] = field(default_factory=list)
 
     def __call__(

@@ -197,6 +197,22 @@ class StoreSettings(Section):
     )
 
 
+class StateSettings(Section):
+    """Memories kept over restarts."""
+
+    dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the streams' memories; null: each start begins empty.",
+    )
+    save_every: float = Field(
+        60.0, ge=1, description="Seconds between two saves; a crash loses at most so much."
+    )
+    max_age: float = Field(
+        600.0, gt=0, description="Seconds after which a saved memory is not taken back any more."
+    )
+
+
 class Settings(BaseSettings):
     """Everything a service is told."""
 
@@ -224,6 +240,7 @@ class Settings(BaseSettings):
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
     answering: AnsweringSettings = AnsweringSettings()
+    state: StateSettings = StateSettings()
     streams: dict[str, StreamSettings] = Field(
         default_factory=dict, description="The cameras, by name."
     )

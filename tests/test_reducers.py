@@ -251,3 +251,19 @@ def test_another_seed_drops_other_tokens() -> None:
     kept = [build_reducer("random", {"seed": seed})(moving_field(0))[0].boxes for seed in (0, 0, 1)]
     assert torch.equal(kept[0], kept[1])
     assert not torch.equal(kept[0], kept[2])
+
+
+def test_a_saved_state_goes_on_as_the_one_it_was_saved_from(reducer: Reducer) -> None:
+    first, second, _ = clips()
+    _, state = reducer(first)
+    back = reducer.state.restored({name: part.clone() for name, part in state.saved().items()})
+    assert (back.frames, back.tokens) == (state.frames, state.tokens)
+    tokens, after = reducer(second, state)
+    again, restored = reducer(second, back)
+    assert equal(tokens, again)
+    assert equal(after, restored)
+
+
+def test_a_state_with_something_missing_is_a_key_error(reducer: Reducer) -> None:
+    with pytest.raises(KeyError):
+        reducer.state.restored({})

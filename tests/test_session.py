@@ -12,7 +12,7 @@ from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
-from stream_sttm.errors import ConfigError
+from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
 from stream_sttm.retention import POLICIES, build_policy
@@ -384,3 +384,53 @@ def test_a_window_larger_than_the_memory_is_refused_with_the_smallest_that_works
     session = _session(tiny_model, replace(PLAN, window_tokens=3 * CELLS))
     with pytest.raises(ConfigError, match=f"memory.window_tokens to {4 * CELLS} or more"):
         _feed(session, _video(tiny_model, 4), 4)
+
+
+@pytest.mark.parametrize("fresh_frames", [0, 2])
+@pytest.mark.parametrize("prune_shallow", [False, True])
+def test_a_restored_memory_answers_and_goes_on_as_the_one_it_was_saved_from(
+    tiny_model: VideoLLM, fresh_frames: int, prune_shallow: bool
+) -> None:
+    plan = replace(
+        PLAN,
+        window_tokens=4 * CELLS,
+        shallow_tokens=4 * CELLS,
+        size_bias=0.5,
+        fresh_frames=fresh_frames,
+        prune_shallow=prune_shallow,
+        retention=build_policy("lru"),
+    )
+    video = _video(tiny_model, 40)
+    session = _session(tiny_model, plan)
+    _feed(session, video[:20], 2)
+    assert session.cache.deep.evicted > 0
+    saved = session.saved()
+    before = _first_logits(tiny_model, session, "what is there?")
+    answer = _answers(tiny_model, session, "what is there?")
+    _feed(session, video[20:], 2)  # what comes later leaves the saved one alone
+    back = _session(tiny_model, plan)
+    back.restore(saved)
+    assert torch.equal(_first_logits(tiny_model, back, "what is there?"), before)
+    assert _answers(tiny_model, back, "what is there?") == answer
+    _feed(back, video[20:], 2)
+    assert torch.equal(
+        _first_logits(tiny_model, back, "what left?"),
+        _first_logits(tiny_model, session, "what left?"),
+    )
+    assert back.span_seconds == session.span_seconds
+
+
+def test_a_saved_memory_with_parts_missing_or_of_another_shape_is_refused(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 4), 2)
+    saved = session.saved()
+    for broken in (
+        {},
+        {name: part for name, part in saved.items() if not name.startswith("band.1")},
+        {**saved, "band.0.keys.0": saved["band.0.keys.0"][:, :, :-1]},
+        {**saved, "clock": saved["clock"][:1]},
+    ):
+        with pytest.raises(StateError, match="not whole"):
+            _session(tiny_model).restore(broken)

@@ -10,7 +10,7 @@ and `rebase` raises the offset. Attention depends on differences only, so nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +84,9 @@ class Band:
     def pin(self) -> None:
         """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
         self.written = self.pinned
-        self._masters = [keys[:, :, : self.pinned].float() for keys in self._keys]
+        self._masters = [
+            keys[:, :, : self.pinned].to(torch.float32, copy=True) for keys in self._keys
+        ]
 
     def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
         """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
@@ -168,6 +170,36 @@ class Band:
         self.index = self.index.at(slots)
         self.written = end
         self.origin, self.offset = origin, offset
+
+    def saved(self) -> dict[str, Tensor]:
+        """Everything held, for `restore`; later appends, evictions and rebasing leave it alone."""
+        counts = torch.tensor([self.emitted, self.origin, self.offset])
+        tensors = {
+            "counts": counts,
+            "serials": self.index.serials,
+            "boxes": self.index.boxes,
+            "times": self.index.times,
+            "sizes": self.sizes[: len(self)].clone(),
+            "last_seen": self.last_seen[: len(self)].clone(),
+        }
+        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            tensors[f"keys.{place}"] = keys[:, :, : self.written]
+            tensors[f"values.{place}"] = values[:, :, : self.written]
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold what was saved; raises KeyError or RuntimeError where something is missing or of another shape."""
+        self.emitted, self.origin, self.offset = tensors["counts"].tolist()
+        serials, boxes, times = (tensors[name] for name in ("serials", "boxes", "times"))
+        self.index = Index(serials, boxes, times)
+        held = len(serials)
+        self.written = self.pinned + held
+        self._serials[:held] = serials
+        self.sizes[:held] = tensors["sizes"]
+        self.last_seen[:held] = tensors["last_seen"]
+        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            keys[:, :, : self.written] = tensors[f"keys.{place}"]
+            values[:, :, : self.written] = tensors[f"values.{place}"]
 
     def _storage(self) -> Tensor:
         shape = self._shape

@@ -9,7 +9,7 @@ capture times it is given.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from stream_sttm.engine.eviction import staying
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import TimeAxis
-from stream_sttm.errors import ConfigError
+from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
@@ -112,7 +112,7 @@ class StreamSession:
             self._ring.clear()  # a fresh view stacks its frames
         self._grid = (rows, columns)
         evicted, rebased = self._make_room(frames, count)
-        whole = _whole(features, self.frames)
+        whole = VisualTokens.whole(features, first_frame=self.frames)
         hidden, tokens = features, whole
         if self._plan.merge_at > 0:
             hidden = self._through(self.cache.bands[0], whole).reshape(features.shape)
@@ -161,6 +161,37 @@ class StreamSession:
             before_merge=sum(cells for _, _, cells in self._captured),
             span=(self._captured[0][1], self._captured[-1][1]),
         )
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that this memory is, for `restore`; what comes later leaves it alone."""
+        frames, captured, cells = zip(*self._captured, strict=True)
+        tensors = {
+            "clock": torch.tensor([self.frames, self._seen, *self._grid]),
+            "captured": torch.tensor(captured, dtype=torch.float64),
+            "captured.frames": torch.tensor(frames),
+            "captured.cells": torch.tensor(cells),
+            "ring": torch.stack(list(self._ring)),
+        }
+        tensors |= {f"reducer.{name}": part for name, part in self._state.saved().items()}
+        for number, band in enumerate(self.cache.bands):
+            tensors |= {f"band.{number}.{name}": part for name, part in band.saved().items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Be the memory that was saved; raises StateError where that is not one of this model and plan."""
+        try:
+            self.frames, self._seen, *grid = tensors["clock"].tolist()
+            self._grid = (grid[0], grid[1])
+            parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))
+            self._captured.extend(zip(*parts, strict=True))
+            self._ring.extend(tensors["ring"].to(self._model.device))
+            own = _below(tensors, "reducer.")
+            own = {name: part.to(self._model.device) for name, part in own.items()}
+            self._state = self._reducer.state.restored(own)
+            for number, band in enumerate(self.cache.bands):
+                band.restore(_below(tensors, f"band.{number}."))
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise StateError(f"the saved memory is not whole: {error!r}") from error
 
     @property
     def span_seconds(self) -> float:
@@ -231,7 +262,7 @@ class StreamSession:
     def _fresh(self, snapshot: CacheSnapshot, count: int) -> Suffix:
         """The newest `count` frames, unmerged, behind a snapshot that lacks them."""
         features = torch.stack(list(self._ring)[-count:])
-        tokens = _whole(features, self.frames - count)
+        tokens = VisualTokens.whole(features, first_frame=self.frames - count)
         suffix = Suffix(decoder.shape_of(self._model), rows=1, capacity=len(tokens))
         hidden = tokens.features[None]
         mask = decoder.causal(len(tokens), device=hidden.device)
@@ -253,16 +284,5 @@ class StreamSession:
         return suffix
 
 
-def _whole(features: Tensor, first_frame: int) -> VisualTokens:
-    """Every cell of every frame as a token of its own."""
-    frames, rows, columns, width = features.shape
-    device = features.device
-    t, y, x = torch.meshgrid(
-        torch.arange(first_frame, first_frame + frames, device=device),
-        torch.arange(rows, device=device),
-        torch.arange(columns, device=device),
-        indexing="ij",
-    )
-    boxes = torch.stack([t, y, x, y + 1, x + 1], dim=-1).reshape(-1, 5)
-    sizes = torch.ones(len(boxes), dtype=torch.int64, device=device)
-    return VisualTokens(features.reshape(-1, width), boxes, sizes)
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)}

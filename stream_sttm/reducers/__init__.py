@@ -37,6 +37,15 @@ class ReducerState(Protocol):
         """The state after the cache dropped the tokens with the serials `gone` (K,), ascending."""
         ...
 
+    def saved(self) -> dict[str, Tensor]:
+        """All that the next call needs, for `restored`."""
+        ...
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> ReducerState:
+        """The state that was saved; raises KeyError where something is missing."""
+        ...
+
 
 class Reducer(Protocol):
     """A pure function: same features and state, same result.
@@ -44,6 +53,11 @@ class Reducer(Protocol):
     Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start: the
     j-th token that a stream ever got has serial j. A state speaks of tokens by serial.
     """
+
+    @property
+    def state(self) -> type[ReducerState]:
+        """What its states are."""
+        ...
 
     def __call__(self, features: Tensor, state: Any | None = None) -> tuple[VisualTokens, Any]:
         """(T, H, W, C) features of the next frames of a stream -> the tokens to append, and the next state."""

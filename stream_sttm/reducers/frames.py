@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,16 @@ class Progress:
     def expire(self, gone: Tensor) -> Progress:
         """Itself: nothing here depends on what the cache still holds."""
         return self
+
+    def saved(self) -> dict[str, Tensor]:
+        """How far it is."""
+        return {"counts": torch.tensor([self.frames, self.tokens], device=self.last_seen[0].device)}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> Progress:
+        """The state that was saved; raises KeyError where something is missing."""
+        frames, tokens = tensors["counts"].tolist()
+        return progressed(None, frames, tokens, tensors["counts"].device)
 
 
 def progressed(state: Progress | None, frames: int, tokens: int, device: torch.device) -> Progress:

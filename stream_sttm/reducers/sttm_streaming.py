@@ -7,7 +7,9 @@ stream is cut into clips changes nothing. Knows serials but no cache: it is told
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +52,39 @@ class StreamState:
         """The state after the cache dropped the tokens `gone`: what they stand for is emitted anew if it is seen."""
         return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, gone))
 
+    def saved(self) -> dict[str, Tensor]:
+        """All that the next call needs."""
+        return {
+            "features": self.last.features(),
+            "norms": self.last.norms,
+            "boxes": self.last.boxes,
+            "owner": self.last.owner,
+            "serials": self.serials,
+            "is_alive": self.is_alive,
+            "anchors": self.anchors,
+            "anchor_norms": self.anchor_norms,
+            "counts": torch.tensor([self.frames, self.tokens], device=self.serials.device),
+        }
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> StreamState:
+        """The state that was saved; raises KeyError where something is missing."""
+        serials = tensors["serials"]
+        rows = torch.arange(len(serials), device=serials.device)
+        frames, tokens = tensors["counts"].tolist()
+        last = (tensors[name] for name in ("norms", "boxes", "owner"))
+        return cls(
+            last=Leaves((tensors["features"],), rows, *last),
+            serials=serials,
+            is_alive=tensors["is_alive"],
+            anchors=tensors["anchors"],
+            anchor_norms=tensors["anchor_norms"],
+            frames=frames,
+            tokens=tokens,
+            absorbed=(rows[:0], rows[:0]),
+            last_seen=(rows[:0], rows[:0]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SttmStreaming:
@@ -59,6 +94,8 @@ class SttmStreaming:
     `window_average`: a token takes the mean of what it stands for within its own clip; else it stays as it was.
     `refresh_every`: frames whose index is a multiple of it emit all their leaves; 0 is never.
     """
+
+    state: ClassVar = StreamState
 
     spatial_threshold: float = 0.85
     temporal_threshold: float = 0.65
