@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -295,4 +295,9 @@ class Engine:
             options.setdefault("temporal_threshold", self.model.tuned.temporal_threshold)
         if seconds := options.get("refresh_every"):
             options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
+        budget = options.get("budget")
+        if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
+            budget = dict(budget)
+            budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
+            options["budget"] = budget
         return build_reducer(name, options)
