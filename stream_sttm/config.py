@@ -115,6 +115,10 @@ class MemorySettings(Section):
     prune_shallow: bool = Field(
         False, description="Whether merged tokens leave the layers below the merge too."
     )
+    kv: Literal["auto", "int8", "fp8"] = Field(
+        "auto",
+        description="Numbers that keys and values are kept in: the model's own, or 8 bits with a scale per token and head.",
+    )
 
 
 class AnsweringSettings(Section):

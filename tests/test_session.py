@@ -12,6 +12,7 @@ from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.slots import Format
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
@@ -31,6 +32,7 @@ PLAN = MemoryPlan(
     positions="own",
     prune_shallow=False,
     retention=build_policy("fifo"),
+    kv="auto",
 )
 STTM = {"spatial_threshold": 0.7, "temporal_threshold": 0.7}
 ROWS = COLUMNS = 4
@@ -387,12 +389,13 @@ def test_a_window_larger_than_the_memory_is_refused_with_the_smallest_that_works
 
 
 @pytest.mark.parametrize("fresh_frames", [0, 2])
-@pytest.mark.parametrize("prune_shallow", [False, True])
+@pytest.mark.parametrize(("prune_shallow", "kv"), [(False, "auto"), (True, "int8")])
 def test_a_restored_memory_answers_and_goes_on_as_the_one_it_was_saved_from(
-    tiny_model: VideoLLM, fresh_frames: int, prune_shallow: bool
+    tiny_model: VideoLLM, fresh_frames: int, prune_shallow: bool, kv: Format
 ) -> None:
     plan = replace(
         PLAN,
+        kv=kv,
         window_tokens=4 * CELLS,
         shallow_tokens=4 * CELLS,
         size_bias=0.5,
@@ -429,8 +432,38 @@ def test_a_saved_memory_with_parts_missing_or_of_another_shape_is_refused(
     for broken in (
         {},
         {name: part for name, part in saved.items() if not name.startswith("band.1")},
-        {**saved, "band.0.keys.0": saved["band.0.keys.0"][:, :, :-1]},
+        {**saved, "band.0.keys.0.codes": saved["band.0.keys.0.codes"][:, :, :-1]},
         {**saved, "clock": saved["clock"][:1]},
     ):
         with pytest.raises(StateError, match="not whole"):
             _session(tiny_model).restore(broken)
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+def test_eight_bit_memories_are_equal_however_cut_and_near_the_exact_one(
+    tiny_model: VideoLLM, kv: Format
+) -> None:
+    plan = replace(PLAN, kv=kv, window_tokens=8 * CELLS, shallow_tokens=8 * CELLS)
+    video = _video(tiny_model, 24)
+    logits = []
+    for cut, one in ((1, plan), (4, plan), (4, replace(plan, kv="auto"))):
+        session = _session(tiny_model, one, reducer="none")
+        _feed(session, video[:8], cut)
+        logits.append(_first_logits(tiny_model, session, "what is there?"))
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+    off = (logits[1] - logits[2]).norm() / logits[2].norm()
+    assert 0 < off < (0.05 if kv == "int8" else 0.2)
+
+
+def test_rotations_are_counted_per_token_and_stay_few(tiny_model: VideoLLM) -> None:
+    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS, rebase_at=200)
+    session = _session(tiny_model, replace(plan, horizon=128))
+    video = _video(tiny_model, 200)
+    seen = 0
+    for start in range(0, 200, 2):
+        _feed(session, video[start : start + 2], 2)
+        deep = session.cache.deep
+        seen = max(seen, int(deep.turns[: len(deep)].max()))
+        assert int(deep.turns[len(deep) - 1]) == 0 or len(deep) == 1
+    assert session.cache.bands[0].offset > 0
+    assert 1 <= seen <= 4

@@ -10,27 +10,19 @@ and `rebase` raises the offset. Attention depends on differences only, so nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine.index import Index
 from stream_sttm.engine.rope import turned
+from stream_sttm.engine.slots import CacheShape, Slots, SlotsView
 
 Turn = Callable[[int], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """What a cache needs to know of a decoder."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
+_BY_TOKEN = ("sizes", "last_seen", "turns", "_serials")
 
 
 class Band:
@@ -48,6 +40,7 @@ class Band:
         self.index = Index.empty()
         self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
         self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self.turns = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
         self._serials = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
         self.written = 0
         self.emitted = 0
@@ -70,23 +63,20 @@ class Band:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
-        return sum(t.nbytes for t in (*self._keys, *self._values))
+        return sum(slots.nbytes for slots in (*self._keys, *self._values))
 
     def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
-        start = self.written
-        end = start + keys.shape[2]
+        end = self.written + keys.shape[2]
         k, v = self._keys[layer - self.first], self._values[layer - self.first]
-        k[:, :, start:end] = keys
-        v[:, :, start:end] = values
-        return k[:, :, :end], v[:, :, :end]
+        k.write(self.written, keys)
+        v.write(self.written, values)
+        return k.read(end), v.read(end)
 
     def pin(self) -> None:
         """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
         self.written = self.pinned
-        self._masters = [
-            keys[:, :, : self.pinned].to(torch.float32, copy=True) for keys in self._keys
-        ]
+        self._masters = [keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys]
 
     def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
         """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
@@ -94,6 +84,7 @@ class Band:
         serials = torch.arange(self.emitted, self.emitted + len(boxes))
         self.sizes[start:end] = sizes
         self.last_seen[start:end] = boxes[:, 0]
+        self.turns[start:end] = 0
         self._serials[start:end] = serials.to(self._serials.device)
         self.index = Index.joined(self.index, Index(serials, boxes.cpu(), times.cpu()))
         self.emitted += len(boxes)
@@ -106,9 +97,8 @@ class Band:
         """
         old = len(self) - newest
         start, places = self.written - newest, rows.cpu()
-        end = start + len(rows)
         for stored in (*self._keys, *self._values):
-            stored[:, :, start:end] = stored[:, :, start + rows]
+            stored.move(start, rows)
         new = self.index.at(slice(old, None)).at(places)
         self.index, sizes = self.index.at(slice(old)), self.sizes[old + rows]
         self.emitted -= newest
@@ -148,25 +138,26 @@ class Band:
         self._rewrite(slots, turn, origin=self.origin, offset=self.origin)
 
     def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
-        moved = turn(self.offset - offset) if offset != self.offset else None
         prefix = turn(origin - offset)
+        shift = turn(self.offset - offset) if offset != self.offset else None
+        moved = partial(turned, cos=shift[0], sin=shift[1]) if shift else None
         kept = slots.to(self.sizes.device)
-        end = self.pinned + len(kept)
+        end, first = self.pinned + len(kept), torch.arange(self.pinned, device=kept.device)
         for place, (keys, values, master) in enumerate(
             zip(self._keys, self._values, self._masters, strict=True)
         ):
-            new_keys, new_values = (self._storage(), self._storage())
-            new_keys[:, :, : self.pinned] = turned(master, *prefix).to(keys.dtype)
-            new_values[:, :, : self.pinned] = values[:, :, : self.pinned]
-            old = keys.index_select(2, kept + self.pinned)
-            new_keys[:, :, self.pinned : end] = turned(old, *moved) if moved else old
-            new_values[:, :, self.pinned : end] = values.index_select(2, kept + self.pinned)
+            new_keys, new_values = self._storage(), self._storage()
+            new_keys.write(0, turned(master, *prefix))
+            keys.copied(new_keys, kept + self.pinned, to=self.pinned, turned=moved)
+            values.copied(new_values, torch.cat([first, kept + self.pinned]), to=0, turned=None)
             self._keys[place], self._values[place] = new_keys, new_values
-        for name in ("sizes", "last_seen", "_serials"):
+        for name in _BY_TOKEN:
             old = getattr(self, name)
-            fresh = torch.ones_like(old)
+            fresh = torch.zeros_like(old)
             fresh[: len(kept)] = old[kept]
             setattr(self, name, fresh)
+        if moved:
+            self.turns[: len(kept)] += 1
         self.index = self.index.at(slots)
         self.written = end
         self.origin, self.offset = origin, offset
@@ -181,10 +172,10 @@ class Band:
             "times": self.index.times,
             "sizes": self.sizes[: len(self)].clone(),
             "last_seen": self.last_seen[: len(self)].clone(),
+            "turns": self.turns[: len(self)].clone(),
         }
-        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            tensors[f"keys.{place}"] = keys[:, :, : self.written]
-            tensors[f"values.{place}"] = values[:, :, : self.written]
+        for name, slots in self._named():
+            tensors |= {f"{name}.{n}": part for n, part in slots.saved(self.written).items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -197,28 +188,27 @@ class Band:
         self._serials[:held] = serials
         self.sizes[:held] = tensors["sizes"]
         self.last_seen[:held] = tensors["last_seen"]
-        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            keys[:, :, : self.written] = tensors[f"keys.{place}"]
-            values[:, :, : self.written] = tensors[f"values.{place}"]
+        self.turns[:held] = tensors["turns"]
+        for name, slots in self._named():
+            prefix = f"{name}."
+            own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            slots.restore(own, self.written)
 
-    def _storage(self) -> Tensor:
-        shape = self._shape
-        return torch.empty(
-            1,
-            shape.kv_heads,
-            self.pinned + self.capacity,
-            shape.head_dim,
-            dtype=shape.dtype,
-            device=shape.device,
-        )
+    def _named(self) -> Iterator[tuple[str, Slots]]:
+        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            yield f"keys.{place}", keys
+            yield f"values.{place}", values
+
+    def _storage(self) -> Slots:
+        return Slots(self._shape, self.pinned + self.capacity)
 
     def view(self, *, length: int, bias: Tensor | None) -> BandView:
         """The first `length` visual tokens (and the prefix) as they are now."""
         end = self.pinned + length
         return BandView(
             first=self.first,
-            keys=[keys[:, :, :end] for keys in self._keys],
-            values=[values[:, :, :end] for values in self._values],
+            keys=[keys.view(end) for keys in self._keys],
+            values=[values.view(end) for values in self._values],
             bias=bias,
             index=self.index.at(slice(length)),
             origin=self.origin,
@@ -231,8 +221,8 @@ class BandView:
     """A band at one moment; later appends, evictions and rebasing leave it alone."""
 
     first: int
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: list[SlotsView]
+    values: list[SlotsView]
     bias: Tensor | None
     index: Index
     origin: int

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.attention import Shared
-from stream_sttm.engine.band import Band, BandView, CacheShape
+from stream_sttm.engine.band import Band, BandView
+from stream_sttm.engine.slots import CacheShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class CacheSnapshot:
     def shared(self, layer: int) -> Shared:
         """Keys, values and bias of one layer."""
         band = next(band for band in reversed(self.bands) if layer >= band.first)
-        return Shared(band.keys[layer - band.first], band.values[layer - band.first], band.bias)
+        keys, values = band.keys[layer - band.first], band.values[layer - band.first]
+        return Shared(keys.numbers(), values.numbers(), band.bias)
 
     @property
     def tokens(self) -> int:

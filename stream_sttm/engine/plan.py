@@ -33,6 +33,7 @@ class MemoryPlan:
     positions: Literal["own", "contiguous"]
     prune_shallow: bool
     retention: RetentionPolicy
+    kv: Literal["auto", "int8", "fp8"]
 
 
 def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
@@ -77,4 +78,5 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
         positions=positions,
         prune_shallow=memory.prune_shallow,
         retention=build_policy(memory.retention.name, memory.retention.options),
+        kv=memory.kv,
     )

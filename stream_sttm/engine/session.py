@@ -69,7 +69,7 @@ class StreamSession:
         self._axis = TimeAxis(model, plan, fps=fps)
         self._preamble = model.preamble()
         self.cache = RollingCache.allocate(
-            decoder.shape_of(model),
+            decoder.shape_of(model, plan.kv),
             pinned=len(self._preamble),
             merge_at=plan.merge_at,
             deep=plan.window_tokens,
