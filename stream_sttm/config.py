@@ -39,12 +39,22 @@ class Section(BaseModel):
     )
 
 
-class ReducerSettings(BaseModel):
-    """How visual tokens are merged; any further key is an option of the named reducer."""
+class Choice(BaseModel):
+    """One of a family by `name`; any further key is an option of it."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys, as options for what is named."""
+        return dict(self.model_extra or {})
+
+
+class ReducerSettings(Choice):
+    """How visual tokens are merged; any further key is an option of the named reducer."""
+
     name: str = Field(
         "sttm_streaming",
         description="A reducer: sttm_streaming, sttm, none, random, subsample, or another package's.",
@@ -59,10 +69,14 @@ class ReducerSettings(BaseModel):
         description="Weight of log(size) on a merged token's key; null: the model's own default.",
     )
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The further keys, as options for the reducer."""
-        return dict(self.model_extra or {})
+
+class RetentionSettings(Choice):
+    """What a full memory lets go of; any further key is an option of the named policy."""
+
+    name: str = Field(
+        "fifo",
+        description="A policy: fifo (oldest first), lru (not seen for longest first), tiered, or another package's.",
+    )
 
 
 class MemorySettings(Section):
@@ -87,6 +101,7 @@ class MemorySettings(Section):
         le=0.5,
         description="Share of the window that is dropped at once when it is full.",
     )
+    retention: RetentionSettings = RetentionSettings()
     fresh_frames: int | None = Field(
         None,
         ge=0,
@@ -99,6 +114,10 @@ class MemorySettings(Section):
     )
     prune_shallow: bool = Field(
         False, description="Whether merged tokens leave the layers below the merge too."
+    )
+    kv: Literal["auto", "int8", "fp8"] = Field(
+        "auto",
+        description="Numbers that keys and values are kept in: the model's own, or 8 bits with a scale per token and head.",
     )
 
 
@@ -182,6 +201,22 @@ class StoreSettings(Section):
     )
 
 
+class StateSettings(Section):
+    """Memories kept over restarts."""
+
+    dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the streams' memories; null: each start begins empty.",
+    )
+    save_every: float = Field(
+        60.0, ge=1, description="Seconds between two saves; a crash loses at most so much."
+    )
+    max_age: float = Field(
+        600.0, gt=0, description="Seconds after which a saved memory is not taken back any more."
+    )
+
+
 class Settings(BaseSettings):
     """Everything a service is told."""
 
@@ -209,6 +244,7 @@ class Settings(BaseSettings):
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
     answering: AnsweringSettings = AnsweringSettings()
+    state: StateSettings = StateSettings()
     streams: dict[str, StreamSettings] = Field(
         default_factory=dict, description="The cameras, by name."
     )

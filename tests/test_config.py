@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -108,7 +109,7 @@ def test_default_yaml_shows_every_option_of_the_default_reducer_as_it_is() -> No
     options = {key: value for key, value in tree["reducer"].items() if key not in own}
     built = registry.build(SttmStreaming, options, kind="reducer")
     assert built == SttmStreaming()
-    assert set(options) == set(SttmStreaming.__dataclass_fields__)
+    assert set(options) == {field.name for field in fields(SttmStreaming)}
 
 
 @pytest.mark.parametrize("name", ["default.yaml", "demo.yaml", "cameras.yaml"])

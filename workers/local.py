@@ -31,6 +31,7 @@ from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
+from workers.keeping import Keeping
 
 _log = logging.getLogger(__name__)
 _CLIPS_AHEAD = 2
@@ -200,7 +201,10 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
 
 async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolExecutor) -> None:
     """Load the model, then read every camera and answer."""
-    engine = await asyncio.get_running_loop().run_in_executor(thread, _engine, settings)
+    loop = asyncio.get_running_loop()
+    engine = await loop.run_in_executor(thread, _engine, settings)
+    keeping = Keeping(engine, settings.state, settings.streams, thread=thread)
+    await loop.run_in_executor(thread, keeping.restore)
     queries = StandingQueries(settings.queries, settings.answering)
     analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
     service.started(analysis)
@@ -209,6 +213,7 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
     }
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
+        group.create_task(keeping.run(), name="keeping")
         for name, stream in settings.streams.items():
             group.create_task(
                 ingest.run(
