@@ -40,11 +40,16 @@ class Section(BaseModel):
 
 
 class Choice(BaseModel):
-    """One of a family by `name`; any further key is an option of it."""
+    """One of a family by `name`, or its name alone; any further key is an option of it."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, told: Any) -> Any:
+        return {"name": told} if isinstance(told, str) else told
 
     @property
     def options(self) -> dict[str, Any]:

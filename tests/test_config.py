@@ -184,3 +184,8 @@ def test_the_token_is_not_shown_by_the_settings() -> None:
     settings = Settings.model_validate({"http": {"token": SECRET}})
     assert SECRET not in repr(settings)
     assert SECRET not in settings.model_dump_json()
+
+
+def test_one_of_a_family_may_be_named_alone() -> None:
+    settings = Settings.model_validate({"memory": {"retention": "lru"}, "reducer": "none"})
+    assert (settings.memory.retention.name, settings.reducer.name) == ("lru", "none")

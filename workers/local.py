@@ -22,6 +22,7 @@ from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.reducers import GROUP as REDUCER_GROUP
 from stream_sttm.reducers import REDUCERS
+from stream_sttm.retention import build_policy
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
@@ -146,6 +147,14 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
     reducer = tree.get("reducer")
     if isinstance(reducer, dict):
         faults += _fault("reducer", _check_reducer, reducer)
+    memory = tree.get("memory")
+    retention = memory.get("retention") if isinstance(memory, dict) else None
+    if isinstance(retention, dict):
+        options = {key: value for key, value in retention.items() if key != "name"}
+        name = str(retention.get("name", "fifo"))
+        faults += _fault("memory.retention", build_policy, name, options)
+    elif isinstance(retention, str):
+        faults += _fault("memory.retention", build_policy, retention)
     return faults
 
 

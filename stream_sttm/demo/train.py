@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import time
@@ -274,7 +275,8 @@ def main() -> int:
     if options.processes == 1:
         _process(0, options, port)
     else:
-        multiprocessing.spawn(_process, (options, port), nprocs=options.processes)  # type: ignore[attr-defined,no-untyped-call]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
+        multiprocessing.spawn(_process, (options, port), nprocs=options.processes, daemon=True)  # type: ignore[attr-defined,no-untyped-call]
     return 0
 
 
