@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup check test demo bench accuracy fix clean
+.PHONY: setup check test demo bench accuracy train fix clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ bench: $(READY)
 
 accuracy: $(READY)
 	$(BIN)/python -m bench.accuracy $(ARGS)
+
+train: $(READY)
+	$(BIN)/python -m stream_sttm.demo.train --out runs/demo $(ARGS)
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,13 @@
-"""What merging costs in truth: the streaming engine asked about drawn scenes, arm by arm, in one run.
+"""What merging costs in truth: the streaming engine asked about what it saw, arm by arm, in one run.
 
-    python -m bench.accuracy [--scenes 12] [--seconds 60] [--first 100]
+    python -m bench.accuracy                     the whole table, on drawn worlds that no training has seen
+    python -m bench.accuracy --quick             five arms, fewer questions
+    python -m bench.accuracy --long              hour-long streams in caches too small for them
+    python -m bench.accuracy --model FOLDER --questions FILE     the table for any checkpoint and question file
 
-Every arm watches the same scenes through the same windows of two frames and is asked the same kinds of questions
-every three seconds, about the span that its own memory holds just then; only questions with a clear truth count.
-`kept` is the share of visual tokens above the merge layer; `majority` what always giving a kind's commonest answer
-would score. Twelve scenes give about 1,200 questions, a standard error of 0.8 points. Last line: JSON.
+Every arm sees the same windows and is asked the same questions about the same seconds. `tokens` is the share of the
+unmerged arm's visual tokens that a question sees in the layers from the merge on, the fresh view counted. Budgets
+are reached by a search for thresholds on other streams. Intervals draw whole streams anew. Last line: JSON.
 """
 
 from __future__ import annotations
@@ -13,181 +15,208 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
-import statistics
-import time
-from collections import Counter
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from stream_sttm.config import MemorySettings, ReducerSettings
-from stream_sttm.engine.engine import Engine
-from stream_sttm.models import load_model
+from bench.arms import Ground, Recipe, ground, left_out, named, recipes
+from bench.compare import compare
+from bench.crew import SMALL, Crew, crew, model_of
+from bench.exam import CLIP_FRAMES, DrawnStream
+from bench.film import Film
+from bench.questions_file import read_questions
+from bench.score import Result, score, table
+from bench.small_caches import EVERY, FIFO, report, small_caches
+from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.sources.scene import Scene
-from stream_sttm.sources.truth import KINDS, Asked
-from stream_sttm.types import Answer, Clip, Frame, Observed, Question
 
-FPS, SIDE = 2.0, 192
-ASK_EVERY, QUESTIONS, SETTLED = 3.0, 6, 9.0  # seconds, questions at once, seconds before the first
-
-
-def _merging(at_layer: int, **options: float) -> ReducerSettings:
-    return ReducerSettings.model_validate({"at_layer": at_layer, **options})
+QUICK = ("none", "sttm_50", "sttm_30", "sttm_15", "random_30", "frames_30")
+FIRST, CALIBRATION = 5_000_000, 4_000_000  # first seeds; training stays below both
+CALIBRATED = 800  # windows, about, that thresholds are found on, in 6 to 24 worlds
+GAP = 6  # rounds that a memory's length of stream is asked, each about a span of its own
+FEW = 4  # videos of a question file that thresholds are found on
+LATEST = 3000.0  # seconds into a world at which a stream begins, at most
 
 
-ARMS: dict[str, tuple[ReducerSettings, MemorySettings]] = {
-    "none": (ReducerSettings(name="none", at_layer=0), MemorySettings(fresh_frames=0)),
-    "default": (ReducerSettings(), MemorySettings()),
-    "fresh_view_1": (ReducerSettings(), MemorySettings(fresh_frames=1)),
-    "no_size_bias": (_merging(3, size_bias=0.0), MemorySettings()),
-    "layer_2": (_merging(2), MemorySettings()),
-    "layer_0": (_merging(0), MemorySettings()),
-    "spatial_only": (_merging(3, temporal_threshold=1.0), MemorySettings()),
-    "temporal_only": (_merging(3, spatial_threshold=1.0), MemorySettings()),
-}
+def main(words: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; returns 2 with one line on stderr where that can't be done."""
+    options = _options(words)
+    try:
+        films = _films(options) if options.questions else []
+        model = model_of(options.model)
+        with crew(options.model, options.jobs or _jobs(model)) as workers:
+            if options.long:
+                _long(workers, model, options)
+            elif films:
+                _filmed(workers, model, options, films)
+            else:
+                _drawn(workers, model, options)
+    except StreamSTTMError as error:
+        print(f"bench.accuracy: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-@dataclass(slots=True)
-class Score:
-    """One arm's answers, by kind of question."""
-
-    right: Counter[str] = field(default_factory=Counter)
-    asked: Counter[str] = field(default_factory=Counter)
-    truths: Counter[tuple[str, str]] = field(default_factory=Counter)
-    before: int = 0
-    after: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    def add(self, asked: Asked, answer: str) -> None:
-        """Count one answer."""
-        self.asked[asked.kind] += 1
-        self.right[asked.kind] += answer == asked.truth
-        self.truths[asked.kind, asked.truth] += 1
-
-    @property
-    def accuracy(self) -> float:
-        """Share of all questions answered exactly right."""
-        return self.right.total() / max(1, self.asked.total())
-
-    @property
-    def error(self) -> float:
-        """Standard error of the accuracy, as if questions were independent."""
-        share = self.accuracy
-        return math.sqrt(share * (1 - share) / max(1, self.asked.total()))
-
-    def majority(self, kind: str) -> float:
-        """What a kind's commonest answer alone would score."""
-        most = max((n for (k, _), n in self.truths.items() if k == kind), default=0)
-        return most / max(1, self.asked[kind])
+def _options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="five arms, fewer questions")
+    parser.add_argument("--long", action="store_true", help="hour-long streams in small caches")
+    parser.add_argument("--model", default="demo", help="demo, a folder or a hub id")
+    parser.add_argument("--questions", type=Path, help="StreamingBench or OVO-Bench JSON")
+    parser.add_argument("--videos", type=Path, help="folder of its videos, if not the file's own")
+    parser.add_argument("--arms", default="", help="only these, separated by commas")
+    parser.add_argument("--jobs", type=_count, help="worker processes; default: one a core")
+    parser.add_argument("--streams", type=_count, help="how many worlds (30; 8 quick; 4 long)")
+    parser.add_argument("--rounds", type=_count, default=10, help="rounds of questions per world")
+    parser.add_argument("--seeds", type=_count, help="draws of the random arms (3; 1 quick)")
+    parser.add_argument("--calibrate", type=_count, help="worlds that thresholds are found on")
+    parser.add_argument("--first", type=int, default=FIRST, help="seed of the first world")
+    parser.add_argument("--fps", type=_positive, default=2.0, help="frames per second")
+    parser.add_argument("--side", type=_count, default=192, help="pixels of a drawn picture's side")
+    parser.add_argument("--reach", type=_positive, help="seconds a memory holds; default: model's")
+    parser.add_argument("--minutes", type=_positive, default=60.0, help="length of --long streams")
+    parser.add_argument("--cache", type=_positive, default=0.3, help="--long: share that fits")
+    options = parser.parse_args(words)
+    if options.streams is None:
+        options.streams = 4 if options.long else 8 if options.quick else 30
+    if options.seeds is None:
+        options.seeds = 1 if options.quick else 3
+    return options
 
 
-def watch(engine: Engine, scene: Scene, frames: Sequence[Frame], score: Score) -> None:
-    """Show one scene to a fresh stream and ask about it on the way."""
-    stream = f"scene{scene.seed}"
-    engine.open(stream, fps=FPS)
-    next_at = SETTLED
-    for index in range(0, len(frames) - 1, 2):
-        clip = Clip(stream, index // 2, tuple(frames[index : index + 2]))
-        engine.observe(clip)
-        for outcome in engine.step():
-            assert isinstance(outcome, Observed), outcome
-            score.before += outcome.before_merge
-            score.after += outcome.after_merge
-        if clip.captured_at >= next_at:
-            next_at += ASK_EVERY
-            _ask(engine, scene, stream, clip.captured_at, score)
-    engine.close(stream)
+def _jobs(model: VideoLLM) -> int:
+    """A process a core for a small model; a large one keeps all cores, or the device, busy by itself."""
+    is_small = model.parameters < SMALL and model.device.type == "cpu"
+    return (os.cpu_count() or 1) if is_small else 1
 
 
-def _ask(engine: Engine, scene: Scene, stream: str, now: float, score: Score) -> None:
-    """One round of questions about what the stream's memory holds, answered as one batch."""
-    probe = _answers(engine, [Question("probe", stream, KINDS["count"], time.time(), 1)])["probe"]
-    questions = scene.questions(*probe.span)
-    chosen = random.Random(f"{scene.seed} {now}").sample(questions, min(QUESTIONS, len(questions)))
-    if not chosen:
-        return
-    batch = [
-        Question(str(place), stream, asked.text, time.time(), 40)
-        for place, asked in enumerate(chosen)
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def _drawn(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
+    """The table on drawn worlds."""
+    square = (options.side, options.side)
+    floor = ground(model, options.fps, square, options.reach)
+    shown = drawn(options, floor, options.first, options.streams)
+    calibration = _calibration(options, floor)
+    sheets, missed = compare(workers, _wanted(model, options), floor, calibration, shown)
+    _tell(score(sheets), model, floor, missed + left_out(model))
+
+
+def _films(options: argparse.Namespace) -> list[Film]:
+    """The question file's videos, each with what is asked of it."""
+    films, count = read_questions(options.questions, videos=options.videos, fps=options.fps)
+    if count:
+        line = f"{options.questions}: {count} items are no multiple choice and were left out"
+        print(f"bench.accuracy: {line}", file=sys.stderr)
+    return films
+
+
+def _filmed(
+    workers: Crew, model: VideoLLM, options: argparse.Namespace, films: Sequence[Film]
+) -> None:
+    """The table on a question file; thresholds are found on its own videos, which shows them no answer."""
+    largest = max((film.size() for film in films), key=math.prod)
+    floor = ground(model, options.fps, largest, options.reach)
+    sheets, missed = compare(workers, _wanted(model, options), floor, films[:FEW], films)
+    _tell(score(sheets), model, floor, missed + left_out(model))
+
+
+def _long(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
+    """Long streams in small caches."""
+    floor = ground(model, options.fps, (options.side, options.side), options.reach)
+    seconds = 60 * options.minutes
+    rounds = 1 + int(max(0.0, seconds - floor.reach) / EVERY)
+    shown = [
+        DrawnStream(
+            seed, 0.0, options.fps, floor.reach, floor.span, EVERY, rounds, options.side, True
+        )
+        for seed in range(options.first, options.first + options.streams)
     ]
-    started = time.perf_counter()
-    answers = _answers(engine, batch)
-    score.seconds.append((time.perf_counter() - started) / len(batch))
-    for place, asked in enumerate(chosen):
-        score.add(asked, answers[str(place)].text)
+    wanted = small_caches(model, floor, options.cache)
+    calibration = _calibration(options, floor)
+    sheets, missed = compare(workers, wanted, floor, calibration, shown)
+    result = score(sheets, against=FIFO, whole=floor.frames * floor.cells)
+    text, extra = report(result, sheets, seconds)
+    print(text)
+    _tell(result, model, floor, missed, extra)
 
 
-def _answers(engine: Engine, questions: Sequence[Question]) -> dict[str, Answer]:
-    for question in questions:
-        engine.ask(question)
-    found = {}
-    while len(found) < len(questions):
-        for outcome in engine.step():
-            assert isinstance(outcome, Answer), outcome
-            found[outcome.question.id] = outcome
-    return found
+def drawn(options: argparse.Namespace, floor: Ground, first: int, count: int) -> list[DrawnStream]:
+    """Stretches of `count` worlds, each begun at its own time; GAP rounds to a memory."""
+    return [
+        DrawnStream(
+            seed,
+            round(random.Random(seed).uniform(0, LATEST), 1),
+            options.fps,
+            floor.reach,
+            floor.span,
+            floor.reach / GAP,
+            options.rounds,
+            options.side,
+        )
+        for seed in range(first, first + count)
+    ]
 
 
-def run(model: VideoLLM, scenes: Sequence[int], seconds: float) -> dict[str, Score]:
-    """Every arm over every scene; the arms take turns scene by scene."""
-    engines = {
-        name: Engine(model, reducer=reducer, memory=memory)
-        for name, (reducer, memory) in ARMS.items()
+def _calibration(options: argparse.Namespace, floor: Ground) -> list[DrawnStream]:
+    """Worlds that nothing is asked about, each twice as long as a memory; the shorter, the more."""
+    count = int(CALIBRATED * CLIP_FRAMES / options.fps / floor.reach / 2)
+    count = options.calibrate or min(24, max(6, count))
+    return [replace(stream, rounds=1 + GAP) for stream in drawn(options, floor, CALIBRATION, count)]
+
+
+def _wanted(model: VideoLLM, options: argparse.Namespace) -> list[Recipe]:
+    every = recipes(model, seeds=options.seeds)
+    if options.arms:
+        return named(every, options.arms.split(","))
+    return named(every, QUICK) if options.quick else every
+
+
+def _tell(
+    result: Result,
+    model: VideoLLM,
+    floor: Ground,
+    remarks: Sequence[str],
+    extra: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """The table, what it rests on, and the last line."""
+    base = next(iter(result.scores.values()))
+    print(table(result))
+    print(
+        f"{result.questions} questions in {result.rounds} rounds about {result.clips} streams; model {model.name}, "
+        f"{len(model.layers)} layers; memory {floor.reach:g} s: {floor.frames} frames of {floor.cells} tokens"
+    )
+    for line in remarks:
+        print(line)
+    arms = {
+        name: own.as_dict() | (extra or {}).get(name, {}) for name, own in result.scores.items()
     }
-    scores = {name: Score() for name in ARMS}
-    for seed in scenes:
-        scene, stream = Scene(seed), f"scene{seed}"
-        times = [index / FPS for index in range(int(seconds * FPS))]
-        frames = [Frame(stream, scene.render(at, SIDE), at, at) for at in times]
-        for name, engine in engines.items():
-            watch(engine, scene, frames, scores[name])
-    return scores
-
-
-def main() -> None:
-    """Print the table, a line per arm, then the kinds, then JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenes", type=int, default=12, help="how many drawn worlds")
-    parser.add_argument("--first", type=int, default=100, help="seed of the first")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long each is watched")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # as the service does for a model this small
-    scenes = range(options.first, options.first + options.scenes)
-    scores = run(load_model("demo"), scenes, options.seconds)
-    print(
-        f"{'arm':15} {'accuracy':>9} {'error':>6} {'kept':>6} {'ms/answer':>9}  "
-        + "  ".join(f"{kind:>6}" for kind in KINDS)
-    )
-    for name, score in scores.items():
-        kinds = "  ".join(f"{score.right[kind] / max(1, score.asked[kind]):6.2f}" for kind in KINDS)
-        print(
-            f"{name:15} {score.accuracy:9.3f} {score.error:6.3f} {score.after / score.before:6.3f} "
-            f"{statistics.median(score.seconds) * 1e3:9.1f}  {kinds}"
-        )
-    base = scores["none"]
-    print(f"{'majority':15} {'':33}  " + "  ".join(f"{base.majority(kind):6.2f}" for kind in KINDS))
-    print(
-        json.dumps(
-            {
-                "arms": {
-                    name: {"accuracy": score.accuracy, "tokens": score.after / score.before}
-                    for name, score in scores.items()
-                },
-                "types": {
-                    kind: {
-                        "accuracy": base.right[kind] / max(1, base.asked[kind]),
-                        "majority": base.majority(kind),
-                    }
-                    for kind in KINDS
-                },
-                "questions": base.asked.total(),
-            }
-        )
-    )
+    types = {
+        kind: {"accuracy": base.kinds[kind], "majority": share}
+        for kind, share in result.majority.items()
+    }
+    print(json.dumps({"arms": arms, "types": types, "questions": result.questions}))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

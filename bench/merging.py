@@ -78,7 +78,7 @@ def plain_merge(features: Tensor) -> VisualTokens:
     link = (similarity >= TEMPORAL) & overlap & is_leaf[1:, :, None] & is_leaf[:-1, None]
     step, late, early = link.nonzero(as_tuple=True)
     label = plain_labels(ids[step + 1, late], ids[step, early], len(boxes))
-    roots, group = label.unique(return_inverse=True)
+    roots, group = torch.unique(label, return_inverse=True)
     areas = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
     members = torch.bincount(group)
     total = looks.new_zeros(len(roots), looks.shape[1]).index_add_(0, group, looks)
@@ -165,7 +165,7 @@ def stream(features: Tensor, window: int, drift_threshold: float) -> VisualToken
     reducer = SttmStreaming(SPATIAL, TEMPORAL, ROOT_LEVEL, drift_threshold)
     state, parts = None, []
     sizes = torch.empty(0, dtype=torch.int64, device=features.device)
-    for clip in features.split(window):
+    for clip in torch.split(features, window):
         tokens, state = reducer(clip, state)
         sizes = torch.cat([sizes.index_add(0, *state.absorbed), tokens.sizes])
         parts.append(tokens)

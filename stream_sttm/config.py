@@ -10,19 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    model_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
@@ -50,14 +39,30 @@ class Section(BaseModel):
     )
 
 
-class ReducerSettings(BaseModel):
-    """How visual tokens are merged; any further key is an option of the named reducer."""
+class Choice(BaseModel):
+    """One of a family by `name`, or its name alone; any further key is an option of it."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, told: Any) -> Any:
+        return {"name": told} if isinstance(told, str) else told
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys, as options for what is named."""
+        return dict(self.model_extra or {})
+
+
+class ReducerSettings(Choice):
+    """How visual tokens are merged; any further key is an option of the named reducer."""
+
     name: str = Field(
-        "sttm_streaming", description="A reducer: sttm_streaming, sttm, none, or another package's."
+        "sttm_streaming",
+        description="A reducer: sttm_streaming, sttm, none, random, subsample, or another package's.",
     )
     at_layer: int | None = Field(
         None, ge=0, description="Merge before this decoder layer; null: the model's own default."
@@ -69,10 +74,14 @@ class ReducerSettings(BaseModel):
         description="Weight of log(size) on a merged token's key; null: the model's own default.",
     )
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The further keys, as options for the reducer."""
-        return dict(self.model_extra or {})
+
+class RetentionSettings(Choice):
+    """What a full memory lets go of; any further key is an option of the named policy."""
+
+    name: str = Field(
+        "fifo",
+        description="A policy: fifo (oldest first), lru (not seen for longest first), tiered, or another package's.",
+    )
 
 
 class MemorySettings(Section):
@@ -97,11 +106,23 @@ class MemorySettings(Section):
         le=0.5,
         description="Share of the window that is dropped at once when it is full.",
     )
+    retention: RetentionSettings = RetentionSettings()
     fresh_frames: int | None = Field(
         None,
         ge=0,
         le=4,
         description="Newest frames shown unmerged to a question; null: the model's own default.",
+    )
+    positions: Literal["own", "contiguous"] | None = Field(
+        None,
+        description="A token's place: own, as if nothing were merged, or contiguous; null: the model's own default.",
+    )
+    prune_shallow: bool = Field(
+        False, description="Whether merged tokens leave the layers below the merge too."
+    )
+    kv: Literal["auto", "int8", "fp8"] = Field(
+        "auto",
+        description="Numbers that keys and values are kept in: the model's own, or 8 bits with a scale per token and head.",
     )
 
 
@@ -185,6 +206,22 @@ class StoreSettings(Section):
     )
 
 
+class StateSettings(Section):
+    """Memories kept over restarts."""
+
+    dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the streams' memories; null: each start begins empty.",
+    )
+    save_every: float = Field(
+        60.0, ge=1, description="Seconds between two saves; a crash loses at most so much."
+    )
+    max_age: float = Field(
+        600.0, gt=0, description="Seconds after which a saved memory is not taken back any more."
+    )
+
+
 class Settings(BaseSettings):
     """Everything a service is told."""
 
@@ -212,6 +249,7 @@ class Settings(BaseSettings):
     reducer: ReducerSettings = ReducerSettings()
     memory: MemorySettings = MemorySettings()
     answering: AnsweringSettings = AnsweringSettings()
+    state: StateSettings = StateSettings()
     streams: dict[str, StreamSettings] = Field(
         default_factory=dict, description="The cameras, by name."
     )

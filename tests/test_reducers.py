@@ -18,6 +18,7 @@ from stream_sttm.tokens import VisualTokens
 from tests.moving_fields import moving_field
 
 NAMES = registry.names(REDUCERS, GROUP)
+DROPPING = {"random", "subsample"}  # what they leave out is gone; the others merge it
 
 
 @pytest.fixture(params=NAMES)
@@ -80,12 +81,18 @@ def test_first_frame_is_covered_whole(reducer: Reducer) -> None:
     assert int(tokens.sizes.sum()) == 30
 
 
-def test_every_cell_of_a_clip_is_counted_once(reducer: Reducer) -> None:
-    state = None
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_of_a_clip_is_counted_once_or_dropped(name: str) -> None:
+    reducer, state, counted = build_reducer(name), None, []
     for clip in clips():
         tokens, state = reducer(clip, state)
         _, absorbed = state.absorbed
-        assert int(tokens.sizes.sum()) + int(absorbed.sum()) == clip[..., 0].numel()
+        counted.append(int(tokens.sizes.sum()) + int(absorbed.sum()))
+    if name in DROPPING:
+        assert sum(counted) < 6 * 30
+        assert all(count <= 60 for count in counted)
+    else:
+        assert counted == [60] * 3
 
 
 def test_frames_count_on_over_clips_and_tokens_never_come_from_earlier_ones(
@@ -104,11 +111,14 @@ def test_absorbed_names_distinct_tokens_of_earlier_clips(reducer: Reducer) -> No
     for clip in clips():
         tokens, state = reducer(clip, state)
         serials, cells = state.absorbed
-        assert serials.shape == cells.shape == state.last_seen.shape
+        seen, frames = state.last_seen
+        assert serials.shape == cells.shape
+        assert seen.shape == frames.shape
         assert len(serials.unique()) == len(serials)
         assert bool(((serials >= 0) & (serials < emitted)).all())
         assert bool((cells > 0).all())
-        assert bool(((state.last_seen >= start) & (state.last_seen < start + 2)).all())
+        assert set(serials.tolist()) <= set(seen.tolist()) < {*range(emitted + len(tokens)), -1}
+        assert bool(((frames >= start) & (frames < start + 2)).all())
         emitted, start = emitted + len(tokens), start + 2
 
 
@@ -123,8 +133,8 @@ def test_features_and_state_stay_as_they_were(reducer: Reducer) -> None:
     _, state = reducer(first)
     before = copy.deepcopy((state, first, second))
     reducer(second, state)
-    state.expire(before=10**6)
-    reducer(first, state.expire(before=10**6))
+    state.expire(torch.arange(10**4))
+    reducer(first, state.expire(torch.arange(10**4)))
     assert equal(before, (state, first, second))
 
 
@@ -177,7 +187,7 @@ def test_bad_features_are_refused_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+@pytest.mark.parametrize("name", ["sttm", "sttm_streaming"])
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -196,3 +206,64 @@ def test_bad_options_are_refused_in_one_line(
     with pytest.raises(ConfigError, match=complaint) as raised:
         build_reducer(name, options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", sorted(DROPPING))
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"keep": 0}, "keep must be a number above 0, up to 1, got 0"),
+        ({"keep": 1.5}, "keep must be a number above 0, up to 1, got 1.5"),
+        ({"keep": True}, "keep must be"),
+        ({"kept": 0.5}, "did you mean 'keep'"),
+    ],
+)
+def test_a_share_that_makes_no_sense_is_refused(
+    name: str, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        build_reducer(name, options)
+
+
+@pytest.mark.parametrize("name", sorted(DROPPING))
+@pytest.mark.parametrize("keep", [0.15, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("cut", [1, 3, 40])
+def test_the_share_wanted_is_kept_however_the_stream_is_cut(
+    name: str, keep: float, cut: int
+) -> None:
+    reducer, video, state = build_reducer(name, {"keep": keep}), moving_field(0, frames=40), None
+    whole, boxes = reducer(video)[0], []
+    for clip in video.split(cut):
+        tokens, state = reducer(clip, state)
+        boxes.append(tokens.boxes)
+    assert torch.equal(torch.cat(boxes), whole.boxes)
+    assert abs(len(whole) - keep * 40 * 30) <= 30 + 1
+    frames = whole.boxes[:, 0].bincount(minlength=40)
+    if name == "subsample":
+        gaps = (frames > 0).nonzero()[:, 0].diff()
+        assert set(frames.tolist()) <= {0, 30}
+        assert int(gaps.max() - gaps.min()) <= 1
+    else:
+        assert int(frames[1:].max() - frames[1:].min()) <= 1
+
+
+def test_another_seed_drops_other_tokens() -> None:
+    kept = [build_reducer("random", {"seed": seed})(moving_field(0))[0].boxes for seed in (0, 0, 1)]
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+
+
+def test_a_saved_state_goes_on_as_the_one_it_was_saved_from(reducer: Reducer) -> None:
+    first, second, _ = clips()
+    _, state = reducer(first)
+    back = reducer.state.restored({name: part.clone() for name, part in state.saved().items()})
+    assert (back.frames, back.tokens) == (state.frames, state.tokens)
+    tokens, after = reducer(second, state)
+    again, restored = reducer(second, back)
+    assert equal(tokens, again)
+    assert equal(after, restored)
+
+
+def test_a_state_with_something_missing_is_a_key_error(reducer: Reducer) -> None:
+    with pytest.raises(KeyError):
+        reducer.state.restored({})

@@ -12,9 +12,11 @@ from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
-from stream_sttm.errors import ConfigError
+from stream_sttm.engine.slots import Format
+from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
+from stream_sttm.retention import POLICIES, build_policy
 from stream_sttm.types import Question
 
 PLAN = MemoryPlan(
@@ -28,8 +30,11 @@ PLAN = MemoryPlan(
     size_bias=0.0,
     fresh_frames=0,
     positions="own",
+    prune_shallow=False,
+    retention=build_policy("fifo"),
+    kv="auto",
 )
-STTM = {"spatial_threshold": 0.8, "temporal_threshold": 0.8}
+STTM = {"spatial_threshold": 0.7, "temporal_threshold": 0.7}
 ROWS = COLUMNS = 4
 CELLS = ROWS * COLUMNS
 
@@ -124,6 +129,50 @@ def test_layers_below_the_merge_hold_every_token_and_those_above_the_survivors(
     lengths = [session.cache.length(layer) for layer in range(len(tiny_model.layers))]
     assert lengths[:2] == [8 * CELLS] * 2
     assert lengths[2] == lengths[3] == len(session.cache.deep) < 6 * CELLS
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+def test_pruned_shallow_layers_hold_the_survivors_and_nothing_else(
+    tiny_model: VideoLLM, cut: int
+) -> None:
+    plan = replace(PLAN, prune_shallow=True, window_tokens=64, shallow_tokens=64)
+    session = _session(tiny_model, plan)
+    _feed(session, _video(tiny_model, 32), cut)
+    shallow, deep = session.cache.bands
+    assert deep.evicted > 0
+    newest = min(len(shallow), len(deep))
+    assert newest > CELLS
+    assert shallow.index.frames[-newest:].tolist() == deep.index.frames[-newest:].tolist()
+    assert session.cache.length(0) == len(shallow) < 64
+    assert _answers(tiny_model, session, "what is there?")
+
+
+def test_pruning_takes_the_tokens_that_were_merged_and_leaves_the_others_as_they_were(
+    tiny_model: VideoLLM,
+) -> None:
+    plain, pruned = (
+        _session(tiny_model, replace(PLAN, prune_shallow=prune)) for prune in (False, True)
+    )
+    for session in (plain, pruned):
+        _feed(session, _video(tiny_model, 6), 6)
+    assert len(pruned.cache.bands[0]) == len(plain.cache.deep) < 6 * CELLS
+    for layer in (0, 1):
+        for ours, whole in zip(_layer(pruned, layer), _layer(plain, layer), strict=True):
+            is_same = (ours[0, 0, :, None] == whole[0, 0, None]).all(-1)
+            found = is_same.int().argmax(1)
+            assert bool(is_same.any(1).all()), "every row was there before"
+            assert bool((found.diff() > 0).all()), "in the same order"
+
+
+def test_pruning_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) -> None:
+    plain, pruned = (
+        _session(tiny_model, replace(PLAN, prune_shallow=prune), "none") for prune in (False, True)
+    )
+    for session in (plain, pruned):
+        _feed(session, _video(tiny_model, 6), 2)
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(pruned, layer), _layer(plain, layer), strict=True):
+            assert torch.equal(ours, wanted)
 
 
 @pytest.mark.parametrize("reducer", ["none", "sttm_streaming"])
@@ -230,17 +279,23 @@ def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: Vid
     assert len(session._captured) <= 30
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("prune_shallow", [False, True])
 def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(
-    tiny_model: VideoLLM,
+    tiny_model: VideoLLM, policy: str, prune_shallow: bool
 ) -> None:
-    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS)
+    plan = replace(
+        PLAN,
+        window_tokens=4 * CELLS,
+        shallow_tokens=4 * CELLS,
+        retention=build_policy(policy),
+        prune_shallow=prune_shallow,
+    )
     session = _session(tiny_model, plan)
     video = _video(tiny_model, 60, seed=4)
     for start in range(0, 60, 2):
         _feed(session, video[start : start + 2], 2)
-        alive = range(
-            session.cache.deep.evicted, session.cache.deep.evicted + len(session.cache.deep)
-        )
+        alive = set(session.cache.deep.index.serials.tolist())
         serials = session._state.serials.tolist()
         assert serials
         assert all(serial in alive for serial in serials)
@@ -331,3 +386,84 @@ def test_a_window_larger_than_the_memory_is_refused_with_the_smallest_that_works
     session = _session(tiny_model, replace(PLAN, window_tokens=3 * CELLS))
     with pytest.raises(ConfigError, match=f"memory.window_tokens to {4 * CELLS} or more"):
         _feed(session, _video(tiny_model, 4), 4)
+
+
+@pytest.mark.parametrize("fresh_frames", [0, 2])
+@pytest.mark.parametrize(("prune_shallow", "kv"), [(False, "auto"), (True, "int8")])
+def test_a_restored_memory_answers_and_goes_on_as_the_one_it_was_saved_from(
+    tiny_model: VideoLLM, fresh_frames: int, prune_shallow: bool, kv: Format
+) -> None:
+    plan = replace(
+        PLAN,
+        kv=kv,
+        window_tokens=4 * CELLS,
+        shallow_tokens=4 * CELLS,
+        size_bias=0.5,
+        fresh_frames=fresh_frames,
+        prune_shallow=prune_shallow,
+        retention=build_policy("lru"),
+    )
+    video = _video(tiny_model, 40)
+    session = _session(tiny_model, plan)
+    _feed(session, video[:20], 2)
+    assert session.cache.deep.evicted > 0
+    saved = session.saved()
+    before = _first_logits(tiny_model, session, "what is there?")
+    answer = _answers(tiny_model, session, "what is there?")
+    _feed(session, video[20:], 2)  # what comes later leaves the saved one alone
+    back = _session(tiny_model, plan)
+    back.restore(saved)
+    assert torch.equal(_first_logits(tiny_model, back, "what is there?"), before)
+    assert _answers(tiny_model, back, "what is there?") == answer
+    _feed(back, video[20:], 2)
+    assert torch.equal(
+        _first_logits(tiny_model, back, "what left?"),
+        _first_logits(tiny_model, session, "what left?"),
+    )
+    assert back.span_seconds == session.span_seconds
+
+
+def test_a_saved_memory_with_parts_missing_or_of_another_shape_is_refused(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 4), 2)
+    saved = session.saved()
+    for broken in (
+        {},
+        {name: part for name, part in saved.items() if not name.startswith("band.1")},
+        {**saved, "band.0.keys.0.codes": saved["band.0.keys.0.codes"][:, :, :-1]},
+        {**saved, "clock": saved["clock"][:1]},
+    ):
+        with pytest.raises(StateError, match="not whole"):
+            _session(tiny_model).restore(broken)
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+def test_eight_bit_memories_are_equal_however_cut_and_near_the_exact_one(
+    tiny_model: VideoLLM, kv: Format
+) -> None:
+    plan = replace(PLAN, kv=kv, window_tokens=8 * CELLS, shallow_tokens=8 * CELLS)
+    video = _video(tiny_model, 24)
+    logits = []
+    for cut, one in ((1, plan), (4, plan), (4, replace(plan, kv="auto"))):
+        session = _session(tiny_model, one, reducer="none")
+        _feed(session, video[:8], cut)
+        logits.append(_first_logits(tiny_model, session, "what is there?"))
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+    off = (logits[1] - logits[2]).norm() / logits[2].norm()
+    assert 0 < off < (0.05 if kv == "int8" else 0.2)
+
+
+def test_rotations_are_counted_per_token_and_stay_few(tiny_model: VideoLLM) -> None:
+    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS, rebase_at=200)
+    session = _session(tiny_model, replace(plan, horizon=128))
+    video = _video(tiny_model, 200)
+    seen = 0
+    for start in range(0, 200, 2):
+        _feed(session, video[start : start + 2], 2)
+        deep = session.cache.deep
+        seen = max(seen, int(deep.turns[: len(deep)].max()))
+        assert int(deep.turns[len(deep) - 1]) == 0 or len(deep) == 1
+    assert session.cache.bands[0].offset > 0
+    assert 1 <= seen <= 4

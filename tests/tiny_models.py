@@ -16,11 +16,7 @@ from transformers import (
 
 from stream_sttm.models import DEMO
 
-QWEN_TEMPLATE = (
-    "{%- for m in messages -%}<|user|>{%- for c in m['content'] -%}"
-    "{%- if c['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>{%- else -%}{{ c['text'] }}{%- endif -%}"
-    "{%- endfor -%}<|end|>{%- endfor -%}{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
-)
+SPECIAL = ("<|end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>")
 
 
 def _grow(model: torch.nn.Module) -> None:
@@ -36,6 +32,8 @@ def _grow(model: torch.nn.Module) -> None:
 def llava_onevision(folder: Path) -> Path:
     """Four decoder layers with grouped heads, 8 x 8 patches pooled to 4 x 4 tokens a frame."""
     torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    ending, _, _, video, image = tokenizer.convert_tokens_to_ids(list(SPECIAL))
     config = LlavaOnevisionConfig(
         vision_config={
             "model_type": "siglip_vision_model",
@@ -56,10 +54,10 @@ def llava_onevision(folder: Path) -> Path:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "eos_token_id": 3,
+            "eos_token_id": ending,
         },
-        image_token_index=4,
-        video_token_index=5,
+        image_token_index=image,
+        video_token_index=video,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_grid_pinpoints=[[64, 64]],
@@ -76,10 +74,7 @@ def qwen2_5_vl(folder: Path) -> Path:
     """Four decoder layers with three position axes; 4 pixel patches merged 2 x 2, two frames to a token."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    words = ["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": words})
-    tokenizer.chat_template = QWEN_TEMPLATE
-    start, end, video, image = tokenizer.convert_tokens_to_ids(words)
+    ending, start, end, video, image = tokenizer.convert_tokens_to_ids(list(SPECIAL))
     config = Qwen2_5_VLConfig(
         vision_config={
             "hidden_size": 32,
@@ -102,7 +97,7 @@ def qwen2_5_vl(folder: Path) -> Path:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "eos_token_id": 3,
+            "eos_token_id": ending,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,

@@ -28,8 +28,9 @@ import httpx
 from stream_sttm import urls
 from stream_sttm.config import Settings
 from stream_sttm.errors import ConfigError, SinkError, SourceUnavailable
+from stream_sttm.sources.questions import worded
 from stream_sttm.sources.scene import Scene
-from stream_sttm.sources.truth import KINDS
+from stream_sttm.sources.truth import KINDS, NAMES, SHAPE_KINDS, UNADDRESSED
 from workers import local
 
 STREAM, PREFIX = "scene", "demo"
@@ -106,33 +107,33 @@ async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) 
 
 
 class _Truth:
-    """What was true in the camera's scene during the span that an answer speaks of."""
+    """What was true in the camera's scene at the end of the span that an answer speaks of."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.epoch = scene, 0.0
-        things = [thing.name for at in (5.0, 25.0, 45.0) for thing in scene.objects_at(at)]
+        colours = [thing.colour for at in (5.0, 25.0, 45.0) for thing in scene.objects_at(at)]
         # Standing queries by name: the kind of question and what it is about. The last one's answer changes.
         self.standing: dict[str, tuple[str, str | None]] = {
             "objects": ("list", None),
-            "alarm": ("exist", things[-1] if things else "red circle"),
+            "alarm": ("alarm", colours[-1] if colours else "red"),
         }
 
     def of(self, answer: dict[str, Any], kind: str, subject: str | None = None) -> str | None:
         start, end = (at - self.epoch for at in answer["window"])
         return self.scene.truth(kind, start, end, subject=subject)
 
-    def something_to_ask(self, rng: random.Random) -> tuple[str, str]:
-        """A kind of question and its subject, about what is in view now, or sometimes is not."""
+    def something_to_ask(self, rng: random.Random) -> tuple[str, str | None]:
+        """A kind of question and its subject, about what is in view now, was a while ago, or never."""
         now = time.time() - self.epoch
-        things = self.scene.objects_at(now - 1.0)
-        kind = rng.choice(["exist", "colour", "motion", "where", "exist"])
-        if not things:
-            return "exist", "red circle"
-        thing = rng.choice(things)
-        if kind == "exist" and rng.random() < 0.5:
-            colours = sorted({"red", "blue", "green", "white"} - {thing.colour})
-            return kind, f"{rng.choice(colours)} {thing.shape}"
-        return kind, thing.shape if kind == "colour" else thing.name
+        things = self.scene.things(now - 25.0, now - 1.0)
+        kind = rng.choice(KINDS)
+        if kind in UNADDRESSED:
+            return kind, None
+        thing = rng.choice(things) if things and rng.random() < 0.7 else None
+        if thing is None:
+            subject = rng.choice(NAMES)
+            return kind, subject.split()[1] if kind in SHAPE_KINDS else subject
+        return kind, thing.shape if kind in SHAPE_KINDS else thing.name
 
 
 async def _listen(broker: str, truth: _Truth, tally: Tally) -> None:
@@ -166,7 +167,7 @@ async def _ask(page: str, truth: _Truth, tally: Tally) -> None:
         while True:
             await asyncio.sleep(ASK_EVERY)
             kind, subject = truth.something_to_ask(rng)
-            question = _words(kind, subject)
+            question = worded(kind, subject)
             reply = await client.post("/api/v1/ask", json={"stream": STREAM, "question": question})
             if reply.is_success:
                 answer = reply.json()
@@ -255,7 +256,7 @@ def _configuration(
     camera: str, broker: str, standing: dict[str, tuple[str, str | None]]
 ) -> dict[str, Any]:
     queries = {
-        name: {"streams": [STREAM], "ask": _words(*asked), "every": 2, "announce": "always"}
+        name: {"streams": [STREAM], "ask": worded(*asked), "every": 2, "announce": "always"}
         for name, asked in standing.items()
     }
     return {
@@ -263,10 +264,6 @@ def _configuration(
         "queries": queries,
         "sinks": [broker],
     }
-
-
-def _words(kind: str, subject: str | None) -> str:
-    return KINDS[kind].format(subject).replace("a orange", "an orange")
 
 
 def _free_port() -> int:

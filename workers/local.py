@@ -22,6 +22,7 @@ from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.reducers import GROUP as REDUCER_GROUP
 from stream_sttm.reducers import REDUCERS
+from stream_sttm.retention import build_policy
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
@@ -31,6 +32,7 @@ from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
+from workers.keeping import Keeping
 
 _log = logging.getLogger(__name__)
 _CLIPS_AHEAD = 2
@@ -145,6 +147,14 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
     reducer = tree.get("reducer")
     if isinstance(reducer, dict):
         faults += _fault("reducer", _check_reducer, reducer)
+    memory = tree.get("memory")
+    retention = memory.get("retention") if isinstance(memory, dict) else None
+    if isinstance(retention, dict):
+        options = {key: value for key, value in retention.items() if key != "name"}
+        name = str(retention.get("name", "fifo"))
+        faults += _fault("memory.retention", build_policy, name, options)
+    elif isinstance(retention, str):
+        faults += _fault("memory.retention", build_policy, retention)
     return faults
 
 
@@ -200,7 +210,10 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
 
 async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolExecutor) -> None:
     """Load the model, then read every camera and answer."""
-    engine = await asyncio.get_running_loop().run_in_executor(thread, _engine, settings)
+    loop = asyncio.get_running_loop()
+    engine = await loop.run_in_executor(thread, _engine, settings)
+    keeping = Keeping(engine, settings.state, settings.streams, thread=thread)
+    await loop.run_in_executor(thread, keeping.restore)
     queries = StandingQueries(settings.queries, settings.answering)
     analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
     service.started(analysis)
@@ -209,6 +222,7 @@ async def _watch(settings: Settings, service: LocalService, thread: ThreadPoolEx
     }
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
+        group.create_task(keeping.run(), name="keeping")
         for name, stream in settings.streams.items():
             group.create_task(
                 ingest.run(

@@ -8,6 +8,7 @@ from typing import Literal
 from stream_sttm.config import MemorySettings, ReducerSettings
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.retention import RetentionPolicy, build_policy
 
 _LEAST_FOR_A_QUESTION = 64  # positions
 
@@ -30,6 +31,9 @@ class MemoryPlan:
     size_bias: float
     fresh_frames: int
     positions: Literal["own", "contiguous"]
+    prune_shallow: bool
+    retention: RetentionPolicy
+    kv: Literal["auto", "int8", "fp8"]
 
 
 def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
@@ -52,17 +56,27 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
             f"memory.horizon: {horizon} is beyond what the model's {model.context} positions allow beside questions; "
             f"at most {model.context - 2 * _LEAST_FOR_A_QUESTION}"
         )
-    if tuned.positions == "contiguous" and model.axes > 1:
+    shallow = memory.shallow_tokens or memory.window_tokens
+    if memory.prune_shallow and shallow != memory.window_tokens:
+        raise ConfigError(
+            f"memory.shallow_tokens: with prune_shallow all layers hold the same tokens; "
+            f"leave it out, or set it to {memory.window_tokens}"
+        )
+    positions = memory.positions or tuned.positions
+    if positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
     return MemoryPlan(
         merge_at=merge_at,
         window_tokens=memory.window_tokens,
-        shallow_tokens=memory.shallow_tokens or memory.window_tokens,
+        shallow_tokens=shallow,
         horizon=horizon,
         rebase_at=horizon + room,
         question_tokens=room,
         evict_share=memory.evict_share,
         size_bias=tuned.size_bias if reducer.size_bias is None else reducer.size_bias,
         fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
-        positions=tuned.positions,
+        positions=positions,
+        prune_shallow=memory.prune_shallow,
+        retention=build_policy(memory.retention.name, memory.retention.options),
+        kv=memory.kv,
     )

@@ -1,8 +1,14 @@
-"""What a merging method is measured against. Knows no similarity."""
+"""What a merging method is measured against: keep all, drop at random, drop whole frames. Knows no similarity.
+
+What is dropped is gone: no token stands for it, so the sizes of these tokens are 1. How the stream is cut into clips
+changes nothing.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,17 +21,87 @@ from stream_sttm.tokens import VisualTokens
 class KeepAll:
     """No merging: every cell of every frame is a token."""
 
+    state: ClassVar = Progress
+
     def __call__(
         self, features: Tensor, state: Progress | None = None
     ) -> tuple[VisualTokens, Progress]:
         """The cells of the next frames, by frame, then in raster order."""
-        features = checked(features)
-        if not bool(features.isfinite().all()):  # one sync: bad input must not become a token
-            raise ValueError("features hold NaN or infinite values")
+        tokens = _whole(features, state)
+        return tokens, progressed(state, features.shape[0], len(tokens), features.device)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomDrop:
+    """A share of each frame's cells, drawn anew for every frame; a stream's first frame stays whole."""
+
+    state: ClassVar = Progress
+
+    keep: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_share(self.keep)
+
+    def __call__(
+        self, features: Tensor, state: Progress | None = None
+    ) -> tuple[VisualTokens, Progress]:
+        """What the draw leaves of the next frames, in raster order; a frame's draw depends on seed and number alone."""
+        whole = _whole(features, state)
         first = state.frames if state is not None else 0
-        count, height, width, channels = features.shape
-        axes = (torch.arange(side, device=features.device) for side in (count, height, width))
-        t, y, x = torch.cartesian_prod(*axes).unbind(1)
-        boxes = torch.stack([t + first, y, x, y + 1, x + 1], 1)
-        tokens = VisualTokens(features.reshape(-1, channels), boxes, torch.ones_like(t))
-        return tokens, progressed(state, count, len(tokens), features.device)
+        frames, cells = features.shape[0], features.shape[1] * features.shape[2]
+        drawn = [self._drawn(first + index, cells) for index in range(frames)]
+        tokens = _chosen(whole, torch.cat(drawn).to(features.device))
+        return tokens, progressed(state, frames, len(tokens), features.device)
+
+    def _drawn(self, frame: int, cells: int) -> Tensor:
+        """Which cells of a frame stay; how many is the share over all frames so far, to the nearest cell."""
+        if frame == 0:
+            return torch.ones(cells, dtype=torch.bool)
+        count = floor((frame + 1) * cells * self.keep) - floor(frame * cells * self.keep)
+        generator = torch.Generator().manual_seed(hash((self.seed, frame)) % 2**63)
+        stays = torch.zeros(cells, dtype=torch.bool)
+        stays[torch.randperm(cells, generator=generator)[:count]] = True
+        return stays
+
+
+@dataclass(frozen=True, slots=True)
+class Subsample:
+    """A share of the frames, evenly spaced and whole, beginning with a stream's first."""
+
+    state: ClassVar = Progress
+
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_share(self.keep)
+
+    def __call__(
+        self, features: Tensor, state: Progress | None = None
+    ) -> tuple[VisualTokens, Progress]:
+        """The cells of those of the next frames that are kept, by frame, then in raster order."""
+        whole = _whole(features, state)
+        tokens = _chosen(whole, self._stays(whole.boxes[:, 0]))
+        return tokens, progressed(state, features.shape[0], len(tokens), features.device)
+
+    def _stays(self, frames: Tensor) -> Tensor:
+        before = ((frames - 1).double() * self.keep).floor()
+        return (frames == 0) | ((frames.double() * self.keep).floor() > before)
+
+
+def _whole(features: Tensor, state: Progress | None) -> VisualTokens:
+    """Every cell of the next frames, by frame, then in raster order."""
+    features = checked(features)
+    if not bool(features.isfinite().all()):  # one sync: bad input must not become a token
+        raise ValueError("features hold NaN or infinite values")
+    first = state.frames if state is not None else 0
+    return VisualTokens.whole(features, first_frame=first)
+
+
+def _chosen(whole: VisualTokens, stays: Tensor) -> VisualTokens:
+    return VisualTokens(whole.features[stays], whole.boxes[stays], whole.sizes[stays])
+
+
+def _check_share(keep: float) -> None:
+    if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+        raise ValueError(f"keep must be a number above 0, up to 1, got {keep!r}")

@@ -1,7 +1,7 @@
 """scene:// - a drawn scene that never ends: every picture is a function of seed and time, and so is its truth.
 
 Shapes stand still for a while or cross the picture in a straight line, a few at a time. Who comes when is in
-timeline.py, how it looks in drawing.py, what may be asked about it and the right answers in truth.py.
+timeline.py, how it looks in drawing.py, what is true of it in truth.py and how one asks in questions.py.
 
     scene://hall?seed=7&fps=10&size=480
 """
@@ -9,8 +9,9 @@ timeline.py, how it looks in drawing.py, what may be asked about it and the righ
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import TracebackType
@@ -24,32 +25,45 @@ from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
 from stream_sttm.metrics import FRAMES_RECEIVED
 from stream_sttm.sources.drawing import CANVAS, background, coverage, grain, paint
-from stream_sttm.sources.timeline import Thing, things_between
-from stream_sttm.sources.truth import Asked, answer, around, questions
+from stream_sttm.sources.questions import Asked, questions
+from stream_sttm.sources.timeline import Thing, in_order, things_between
+from stream_sttm.sources.truth import Truth, Watch
 from stream_sttm.types import Frame
 
 
 class Scene:
-    """An endless drawn world; pure, so any thread may render any moment."""
+    """An endless drawn world, of `script` where one is given; pure, so any thread may render any moment."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, script: Sequence[Thing] | None = None) -> None:
         self.seed = seed
+        self._script = None if script is None else tuple(script)
         rng = np.random.default_rng((seed, 0))
         self._noise, self._phase = rng.uniform(0.005, 0.015), rng.uniform(0, 2 * np.pi)
 
+    def things(self, start: float, end: float) -> list[Thing]:
+        """What is at least partly in view at any time of a span, by colour, then shape."""
+        if self._script is None:
+            return things_between(self.seed, start, end)
+        return in_order(o for o in self._script if o.arrives <= end and o.leaves > start)
+
     def objects_at(self, t: float) -> list[Thing]:
         """What is at least partly in view at time `t`, by colour, then shape."""
-        return things_between(self.seed, t, t)
+        return self.things(t, t)
+
+    def seen(self, watch: Watch) -> Truth:
+        """All that is true for somebody who watched the scene so."""
+        return Truth(self.things(*watch.around), watch)
 
     def truth(
         self, kind: str, start: float, end: float, *, subject: str | None = None
     ) -> str | None:
-        """The right answer about a span, None where it has no clear one; `kind` and `subject` as in truth.py."""
-        return answer(kind, things_between(self.seed, *around(start, end)), start, end, subject)
+        """The right answer at `end` after watching since `start`, None where none is clear; kinds as in truth.py."""
+        return self.seen(Watch.span(start, end)).answer(kind, subject)
 
     def questions(self, start: float, end: float) -> list[Asked]:
-        """Questions about a span that have clear answers, with them."""
-        return questions(things_between(self.seed, *around(start, end)), start, end)
+        """Questions with clear answers at `end` after watching since `start`; the same each time."""
+        rng = random.Random(f"{self.seed} {start:.1f} {end:.1f}")
+        return questions(self.seen(Watch.span(start, end)), rng)
 
     def render(self, t: float, size: int = 480) -> NDArray[np.uint8]:
         """The picture (size, size, 3) RGB at time `t` seconds."""

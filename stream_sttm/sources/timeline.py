@@ -6,6 +6,7 @@ Things never overlap, never crowd, and no two within a few seconds look alike. P
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +17,11 @@ from stream_sttm.sources.drawing import CANVAS, COLOURS, REACH, SHAPES
 CHAPTER = 600.0  # seconds that are drawn up at once
 LEAD = 60.0  # how far into its first chapter a scene starts, so that time 0 shows something
 QUIET = 10.0  # nothing is in view at the end of a chapter: chapters need not know each other
-APART = 8.0  # least seconds between two arrivals, and between two departures
+APART = 6.0  # least seconds between two arrivals, and between two departures
 CROWD, CROWD_SPAN = 4, 10.0  # at most so many different things within so many seconds
+STRETCH = (25.0, 90.0)  # seconds for which a scene stays about as busy as it is
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+FLASH = (3.0, 4.5)  # seconds that a thing which only flashes up is there
 MARGIN = 4.0  # a place this near to a border between regions belongs to none
 
 
@@ -71,14 +74,18 @@ def region_of(x: float, y: float) -> str | None:
 def things_between(seed: int, start: float, end: float) -> list[Thing]:
     """What is at least partly in view at any time of a span, by colour, then shape."""
     first, last = (int((t + LEAD) // CHAPTER) for t in (start, end))
-    found = [
+    return in_order(
         thing
         for index in range(first, last + 1)
         for thing in _chapter(seed, index)
         if thing.arrives <= end and thing.leaves > start
-    ]
+    )
+
+
+def in_order(things: Iterable[Thing]) -> list[Thing]:
+    """Things by colour, then shape: the order in which they are listed."""
     colours = list(COLOURS)
-    return sorted(found, key=lambda o: (colours.index(o.colour), SHAPES.index(o.shape)))
+    return sorted(things, key=lambda o: (colours.index(o.colour), SHAPES.index(o.shape)))
 
 
 @lru_cache(maxsize=16)
@@ -87,26 +94,30 @@ def _chapter(seed: int, index: int) -> tuple[Thing, ...]:
     rng = np.random.default_rng((seed, 3, index % 2**32))
     begin = index * CHAPTER - LEAD
     things: list[Thing] = []
-    at = begin
+    at = changes = begin
+    busy = 0
     while at < begin + CHAPTER - QUIET:
-        for _ in range(60):
+        if at >= changes:
+            busy, changes = int(rng.choice((1, 2, 3, 4, 4))), at + rng.uniform(*STRETCH)
+        for _ in range(40):
             thing = _draft(rng, at)
-            if thing.leaves < begin + CHAPTER - QUIET and _fits(thing, things):
+            if thing.leaves < begin + CHAPTER - QUIET and _fits(thing, things, busy):
                 things.append(thing)
                 break
-        at += rng.uniform(APART + 1, 2.25 * APART)
+        at += rng.uniform(APART, 1.5 * APART)
     return tuple(things)
 
 
 def _draft(rng: np.random.Generator, at: float) -> Thing:
     """A thing that arrives at time `at`: it appears somewhere and stays, or comes in from a side and crosses."""
     colour, shape = list(COLOURS)[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]
-    radius, angle = rng.uniform((8, -0.2), (14.5, 0.2))
+    radius, angle = rng.uniform((8, -0.2), (13, 0.2))
     paint_ = tuple(np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.04, 0.04, 3), 0, 1).tolist())
     low, high = REACH * radius + 1, CANVAS - REACH * radius - 1
     place = rng.uniform(low, high, 2)
-    direction, speed, stays = None, 0.0, rng.uniform(14, 32)
-    if rng.random() < 0.55:
+    direction, speed = None, 0.0
+    stays = rng.uniform(*FLASH) if rng.random() < 0.2 else rng.uniform(18, 50)
+    if rng.random() < 0.5:
         direction = list(DIRECTIONS)[rng.integers(4)]
         speed = rng.uniform(3.6, 8.2)
         axis = 0 if direction in ("left", "right") else 1
@@ -122,11 +133,11 @@ def _draft(rng: np.random.Generator, at: float) -> Thing:
     )
 
 
-def _fits(new: Thing, things: list[Thing]) -> bool:
+def _fits(new: Thing, things: list[Thing], crowd: int) -> bool:
     """Whether `new`, the latest to arrive, leaves the scene clear to read: not crowded, nothing touching or alike."""
     recent = [o for o in things if o.leaves > new.arrives - CROWD_SPAN]
     return (
-        len(recent) < CROWD
+        len(recent) < crowd
         and all(abs(o.leaves - new.leaves) >= APART for o in things)
         and all(o.name != new.name for o in recent)
         and all(_stay_apart(new, o) for o in recent)

@@ -1,0 +1,181 @@
+"""Does a memory stay what it is for weeks? Size, cost and positions over 100,000 windows, then truth over hours.
+
+    python -m bench.longrun [--windows 100000] [--streams 4] [--minutes 60]
+
+First part, time compressed: the features of a drawn scene, seen once and then again and again with fresh noise, go
+straight into one stream's memory, for every retention policy. Slopes are fitted after the first tenth, with their
+standard error; the cost of a window is the middle one of the last tenth against the second, measured in turn with a
+memory that is always young, so that a machine that slows down does not count. Second part: `bench.accuracy --long`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import accuracy
+from stream_sttm.config import MemorySettings, ReducerSettings, RetentionSettings
+from stream_sttm.engine import attention
+from stream_sttm.engine.plan import MemoryPlan, plan_for
+from stream_sttm.engine.session import StreamSession
+from stream_sttm.models import load_model
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.reducers import build_reducer
+from stream_sttm.retention import POLICIES
+from stream_sttm.sources.scene import Scene
+
+FPS, SIDE, LOOP = 2.0, 192, 300  # windows of the scene that are gone through again and again
+SAMPLES = 200  # of size and cost
+YOUNG, SPARED = 200, 5  # the young memory gets every fifth window, and is begun anew after so many
+TOKENS = 256  # of a memory: small, so that it is full and evicts all the time
+
+
+@dataclass
+class Steadiness:
+    """One policy's samples, by windows so far."""
+
+    windows: list[int] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    old: list[float] = field(default_factory=list)
+    young: list[float] = field(default_factory=list)
+    highest: int = 0
+
+    def slope(self) -> tuple[float, float]:
+        """Bytes of the process per window and the standard error, after the first tenth."""
+        first = len(self.windows) // 10
+        x, y = np.array(self.windows[first:], float), np.array(self.resident[first:], float)
+        x = x - x.mean()
+        slope = float((x * y).sum() / (x * x).sum())
+        rest = y - y.mean() - slope * x
+        return slope, float(np.sqrt((rest**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
+
+    def cost_ratio(self) -> float:
+        """The last tenth's cost of a window against the second tenth's, each against the young memory's then."""
+        tenth = len(self.old) // 10
+        ratios = [old / young for old, young in zip(self.old, self.young, strict=True)]
+        return statistics.median(ratios[-tenth:]) / statistics.median(ratios[tenth : 2 * tenth])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--windows", type=int, default=100_000)
+    parser.add_argument("--policies", default=",".join(POLICIES), help="separated by commas")
+    parser.add_argument("--streams", type=int, default=4, help="worlds of the second part; 0: none")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of each")
+    arguments = parser.parse_args()
+    if arguments.windows < 10 * SAMPLES:
+        parser.error(f"--windows: at least {10 * SAMPLES} are needed for a slope")
+    torch.set_num_threads(1)  # as the service does for a model this small
+    model = load_model("demo")
+    attention.register()
+    model.use_attention(attention.NAME)
+    looks = list(_looks(model))
+    result = {
+        name: steady(model, looks, name, arguments.windows)
+        for name in arguments.policies.split(",")
+    }
+    print(json.dumps({"steady": result}))
+    if arguments.streams:
+        words = ["--long", "--streams", str(arguments.streams), "--minutes", str(arguments.minutes)]
+        sys.exit(accuracy.main(words))
+
+
+def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> dict[str, float]:
+    """Run one policy for so many windows, and say in words and numbers what changed."""
+    plan = plan_for(
+        model,
+        ReducerSettings(),
+        MemorySettings(window_tokens=TOKENS, retention=RetentionSettings(name=policy)),
+    )
+    old, young = _session(model, plan), _session(model, plan)
+    found, noise = Steadiness(), torch.Generator().manual_seed(0)
+    every = windows // SAMPLES
+    costs: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for index in range(windows):
+            if index % (YOUNG * SPARED) == 0:
+                young = _session(model, plan)
+            look = looks[index % len(looks)]
+            look = look + 0.02 * look.std() * torch.randn(look.shape, generator=noise)
+            for session, spent in zip((old, young), costs, strict=True):
+                if session is young and index % SPARED:
+                    continue
+                started = time.perf_counter()
+                session.append(look, [index / FPS] * len(look))
+                spent.append(time.perf_counter() - started)
+            found.highest = max(found.highest, _highest(old))
+            if (index + 1) % every == 0:
+                gc.collect()
+                found.windows.append(index + 1)
+                found.resident.append(_resident_bytes())
+                found.old.append(statistics.median(costs[0]))
+                found.young.append(statistics.median(costs[1]))
+                for spent in costs:
+                    spent.clear()
+    slope, error = found.slope()
+    print(
+        f"{policy:8} {windows} windows: resident {found.resident[-1] / 1e6:.1f} MB, slope "
+        f"{slope:+.2f} +- {error:.2f} bytes a window, cost of a window late/early {found.cost_ratio():.3f}, "
+        f"cache {old.cache.nbytes / 1e6:.2f} MB, highest position {found.highest} of {model.context}"
+    )
+    return {
+        "slope_bytes_per_window": slope,
+        "slope_standard_error": error,
+        "cost_ratio": found.cost_ratio(),
+        "highest_position": found.highest,
+        "most_positions": model.context,
+        "cache_bytes": old.cache.nbytes,
+    }
+
+
+def _looks(model: VideoLLM) -> Iterator[Tensor]:
+    """The features of a drawn scene's first windows."""
+    scene = Scene(5)
+    for index in range(LOOP):
+        times = [(2 * index + frame) / FPS for frame in range(2)]
+        frames = torch.from_numpy(np.stack([scene.render(at, SIDE) for at in times]))
+        with torch.inference_mode():
+            yield model.encode(model.preprocess(frames.permute(0, 3, 1, 2)))
+
+
+def _session(model: VideoLLM, plan: MemoryPlan) -> StreamSession:
+    tuned = model.tuned
+    reducer = build_reducer(
+        "sttm_streaming",
+        {
+            "spatial_threshold": tuned.spatial_threshold,
+            "temporal_threshold": tuned.temporal_threshold,
+        },
+    )
+    return StreamSession(model, reducer, plan, stream="cam", fps=FPS)
+
+
+def _highest(session: StreamSession) -> int:
+    """The highest position that any key is stored at."""
+    return max(
+        band.pinned + int(band.index.times[-1]) - band.offset
+        for band in session.cache.bands
+        if len(band)
+    )
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()
