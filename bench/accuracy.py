@@ -28,9 +28,9 @@ from bench.compare import compare
 from bench.crew import SMALL, Crew, crew, model_of
 from bench.exam import CLIP_FRAMES, DrawnStream
 from bench.film import Film
-from bench.longrun import EVERY, FIFO, report, small_caches
 from bench.questions_file import read_questions
 from bench.score import Result, score, table
+from bench.small_caches import EVERY, FIFO, report, small_caches
 from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models.family import VideoLLM
 

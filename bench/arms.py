@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from stream_sttm.config import MemorySettings, ReducerSettings
+from stream_sttm.config import MemorySettings, ReducerSettings, RetentionSettings
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
@@ -41,6 +41,8 @@ class Recipe:
     positions: Literal["own", "contiguous"] = "own"
     prune_shallow: bool = False
     capacity: float | None = None
+    retention: str = "fifo"
+    kv: Literal["auto", "int8", "fp8"] = "auto"
     seed: int = 0
 
     @property
@@ -92,6 +94,8 @@ class Ground:
             fresh_frames=recipe.fresh,
             positions=recipe.positions,
             prune_shallow=recipe.prune_shallow,
+            retention=RetentionSettings(name=recipe.retention),
+            kv=recipe.kv,
         )
 
 
@@ -158,6 +162,8 @@ def recipes(model: VideoLLM, *, seeds: int) -> list[Recipe]:
     if best.at_layer > 0:
         wanted.append(replace(best, name="shallow_kept"))
         wanted.append(replace(best, name="shallow_pruned", prune_shallow=True))
+    eight_bits: tuple[Literal["int8", "fp8"], ...] = ("int8", "fp8")
+    wanted += [replace(best, name=f"kv_{kv}", kv=kv) for kv in eight_bits]
     return [
         *wanted,
         replace(best, name="guard_off"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class Settled:
 class Recorder:
     """A reducer that keeps what it is given and lets nothing through."""
 
+    state: ClassVar = Progress
     windows: list[Tensor] = field(default_factory=list)
 
     def __call__(
@@ -125,7 +126,7 @@ def seen_shares(
         first, newest = len(counts), len(counts) + features.shape[0]
         oldest = max(0, newest - frames)
         if state is not None:
-            state = state.expire(before=sum(counts[:oldest]))
+            state = state.expire(torch.arange(sum(counts[:oldest])))
         tokens, state = reducer(features, state)
         counts += (tokens.boxes[:, 0] - first).bincount(minlength=features.shape[0]).tolist()
         if newest >= frames or features is windows[-1]:

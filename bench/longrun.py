@@ -1,111 +1,181 @@
-"""Hour-long streams in caches of one size: what merging remembers that first-in-first-out has dropped.
+"""Does a memory stay what it is for weeks? Size, cost and positions over 100,000 windows, then truth over hours.
 
-Every arm is asked the same questions about the same `span`, as far back as a memory with room for all of it would
-reach; those whose cache ends sooner have to do without. Figures by stream age, and needles by how long ago.
+    python -m bench.longrun [--windows 100000] [--streams 4] [--minutes 60]
+
+First part, time compressed: the features of a drawn scene, seen once and then again and again with fresh noise, go
+straight into one stream's memory, for every retention policy. Slopes are fitted after the first tenth, with their
+standard error; the cost of a window is the middle one of the last tenth against the second, measured in turn with a
+memory that is always young, so that a machine that slows down does not count. Second part: `bench.accuracy --long`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+import argparse
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from bench.arms import LAST, Ground, Recipe
-from bench.exam import NEEDLES, needle
-from bench.score import Result
-from bench.watching import Sheet
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import accuracy
+from stream_sttm.config import MemorySettings, ReducerSettings, RetentionSettings
+from stream_sttm.engine import attention
+from stream_sttm.engine.plan import MemoryPlan, plan_for
+from stream_sttm.engine.session import StreamSession
+from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.reducers import build_reducer
+from stream_sttm.retention import POLICIES
+from stream_sttm.sources.scene import Scene
 
-FIFO = "fifo"
-EVERY = 20.0  # seconds between two rounds
-PARTS = 6  # of the stream's age
-SLACK = 0.85  # share of the small cache that merging aims to fill; what moves fills the rest
+FPS, SIDE, LOOP = 2.0, 192, 300  # windows of the scene that are gone through again and again
+SAMPLES = 200  # of size and cost
+YOUNG, SPARED = 200, 5  # the young memory gets every fifth window, and is begun anew after so many
+TOKENS = 256  # of a memory: small, so that it is full and evicts all the time
 
 
-def small_caches(model: VideoLLM, ground: Ground, share: float) -> list[Recipe]:
-    """The arms: unmerged, merged, merged with pruned shallow layers, all in `share` of the room; the last frames."""
+@dataclass
+class Steadiness:
+    """One policy's samples, by windows so far."""
+
+    windows: list[int] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    old: list[float] = field(default_factory=list)
+    young: list[float] = field(default_factory=list)
+    highest: int = 0
+
+    def slope(self) -> tuple[float, float]:
+        """Bytes of the process per window and the standard error, after the first tenth."""
+        first = len(self.windows) // 10
+        x, y = np.array(self.windows[first:], float), np.array(self.resident[first:], float)
+        x = x - x.mean()
+        slope = float((x * y).sum() / (x * x).sum())
+        rest = y - y.mean() - slope * x
+        return slope, float(np.sqrt((rest**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
+
+    def cost_ratio(self) -> float:
+        """The last tenth's cost of a window against the second tenth's, each against the young memory's then."""
+        tenth = len(self.old) // 10
+        ratios = [old / young for old, young in zip(self.old, self.young, strict=True)]
+        return statistics.median(ratios[-tenth:]) / statistics.median(ratios[tenth : 2 * tenth])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--windows", type=int, default=100_000)
+    parser.add_argument("--policies", default=",".join(POLICIES), help="separated by commas")
+    parser.add_argument("--streams", type=int, default=4, help="worlds of the second part; 0: none")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of each")
+    arguments = parser.parse_args()
+    if arguments.windows < 10 * SAMPLES:
+        parser.error(f"--windows: at least {10 * SAMPLES} are needed for a slope")
+    torch.set_num_threads(1)  # as the service does for a model this small
+    model = load_model("demo")
+    attention.register()
+    model.use_attention(attention.NAME)
+    looks = list(_looks(model))
+    result = {
+        name: steady(model, looks, name, arguments.windows)
+        for name in arguments.policies.split(",")
+    }
+    print(json.dumps({"steady": result}))
+    if arguments.streams:
+        words = ["--long", "--streams", str(arguments.streams), "--minutes", str(arguments.minutes)]
+        sys.exit(accuracy.main(words))
+
+
+def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> dict[str, float]:
+    """Run one policy for so many windows, and say in words and numbers what changed."""
+    plan = plan_for(
+        model,
+        ReducerSettings(),
+        MemorySettings(window_tokens=TOKENS, retention=RetentionSettings(name=policy)),
+    )
+    old, young = _session(model, plan), _session(model, plan)
+    found, noise = Steadiness(), torch.Generator().manual_seed(0)
+    every = windows // SAMPLES
+    costs: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for index in range(windows):
+            if index % (YOUNG * SPARED) == 0:
+                young = _session(model, plan)
+            look = looks[index % len(looks)]
+            look = look + 0.02 * look.std() * torch.randn(look.shape, generator=noise)
+            for session, spent in zip((old, young), costs, strict=True):
+                if session is young and index % SPARED:
+                    continue
+                started = time.perf_counter()
+                session.append(look, [index / FPS] * len(look))
+                spent.append(time.perf_counter() - started)
+            found.highest = max(found.highest, _highest(old))
+            if (index + 1) % every == 0:
+                gc.collect()
+                found.windows.append(index + 1)
+                found.resident.append(_resident_bytes())
+                found.old.append(statistics.median(costs[0]))
+                found.young.append(statistics.median(costs[1]))
+                for spent in costs:
+                    spent.clear()
+    slope, error = found.slope()
+    print(
+        f"{policy:8} {windows} windows: resident {found.resident[-1] / 1e6:.1f} MB, slope "
+        f"{slope:+.2f} +- {error:.2f} bytes a window, cost of a window late/early {found.cost_ratio():.3f}, "
+        f"cache {old.cache.nbytes / 1e6:.2f} MB, highest position {found.highest} of {model.context}"
+    )
+    return {
+        "slope_bytes_per_window": slope,
+        "slope_standard_error": error,
+        "cost_ratio": found.cost_ratio(),
+        "highest_position": found.highest,
+        "most_positions": model.context,
+        "cache_bytes": old.cache.nbytes,
+    }
+
+
+def _looks(model: VideoLLM) -> Iterator[Tensor]:
+    """The features of a drawn scene's first windows."""
+    scene = Scene(5)
+    for index in range(LOOP):
+        times = [(2 * index + frame) / FPS for frame in range(2)]
+        frames = torch.from_numpy(np.stack([scene.render(at, SIDE) for at in times]))
+        with torch.inference_mode():
+            yield model.encode(model.preprocess(frames.permute(0, 3, 1, 2)))
+
+
+def _session(model: VideoLLM, plan: MemoryPlan) -> StreamSession:
     tuned = model.tuned
-    room = ground.frames * share
-    fifo = Recipe(FIFO, "none", 1.0, 0, capacity=room)
-    merged = Recipe(
-        "sttm",
-        "sttm",
-        share * SLACK,
-        min(tuned.at_layer, len(model.layers) - 1),
-        tuned.size_bias,
-        tuned.fresh_frames,
-        tuned.positions,
-        capacity=room,
+    reducer = build_reducer(
+        "sttm_streaming",
+        {
+            "spatial_threshold": tuned.spatial_threshold,
+            "temporal_threshold": tuned.temporal_threshold,
+        },
     )
-    pruned = [replace(merged, name="sttm_pruned", prune_shallow=True)] if merged.at_layer else []
-    last = replace(fifo, name=f"last_{LAST}", capacity=max(1, LAST // model.frames_per_token))
-    return [fifo, merged, *pruned, last]
+    return StreamSession(model, reducer, plan, stream="cam", fps=FPS)
 
 
-def by_age(sheets: Sequence[Sheet], seconds: float) -> dict[str, list[float]]:
-    """Each arm's accuracy in equal parts of the stream's age."""
-    return {
-        arm: [shares.get(part, float("nan")) for part in range(PARTS)]
-        for arm, shares in _shares(
-            (sheet.arm, min(PARTS - 1, int(sheet.at / seconds * PARTS)), right)
-            for sheet in sheets
-            for right in sheet.right
-        ).items()
-    }
-
-
-def by_needle(sheets: Sequence[Sheet]) -> dict[str, dict[int, float]]:
-    """Each arm's accuracy on what was last seen about so many seconds ago."""
-    return _shares(
-        (sheet.arm, mark, right)
-        for sheet in sheets
-        for item, right in zip(sheet.items, sheet.right, strict=True)
-        if (mark := needle(item.age)) is not None
+def _highest(session: StreamSession) -> int:
+    """The highest position that any key is stored at."""
+    return max(
+        band.pinned + int(band.index.times[-1]) - band.offset
+        for band in session.cache.bands
+        if len(band)
     )
 
 
-def needles(sheets: Sequence[Sheet], arm: str) -> dict[int, int]:
-    """How many needles of each age an arm was asked about."""
-    asked = Counter(needle(item.age) for s in sheets if s.arm == arm for item in s.items)
-    return {mark: asked[mark] for mark in NEEDLES}
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def _shares(marks: Any) -> dict[str, dict[int, float]]:
-    """Share of true by arm and bucket, of (arm, bucket, is right)."""
-    counts: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
-    for arm, bucket, is_right in marks:
-        counts[arm][bucket][0] += is_right
-        counts[arm][bucket][1] += 1
-    return {
-        arm: {bucket: right / asked for bucket, (right, asked) in buckets.items()}
-        for arm, buckets in counts.items()
-    }
-
-
-def report(result: Result, sheets: Sequence[Sheet], seconds: float) -> tuple[str, dict[str, Any]]:
-    """The two tables, and what the last line says of each arm beside its score."""
-    ages, found = by_age(sheets, seconds), by_needle(sheets)
-    asked = needles(sheets, next(iter(result.scores)))
-    part = seconds / PARTS / 60
-    head = "".join(f"{part * (index + 1):6.0f}m" for index in range(PARTS))
-    head += "".join(f"{mark:7d}s" for mark in NEEDLES)
-    lines = [
-        "accuracy by age of the stream (up to), then needles by how long ago",
-        f"{'arm':12}{head}",
-    ]
-    for arm in result.scores:
-        cells = "".join(f"{100 * share:7.1f}" for share in ages[arm])
-        cells += "".join(
-            f"{100 * found.get(arm, {}).get(mark, float('nan')):8.1f}" for mark in NEEDLES
-        )
-        lines.append(f"{arm:12}{cells}")
-    lines.append(f"{'asked':12}{'':{7 * PARTS}}" + "".join(f"{n:8d}" for n in asked.values()))
-    extra = {
-        arm: {
-            "by_age": [None if share != share else round(share, 5) for share in ages[arm]],
-            "needles": {str(mark): round(v, 5) for mark, v in sorted(found.get(arm, {}).items())},
-        }
-        for arm in result.scores
-    }
-    return "\n".join(lines), extra
+if __name__ == "__main__":
+    main()

@@ -32,12 +32,27 @@ def _url(value: object) -> object:
 Url = Annotated[str, BeforeValidator(_url)]
 
 
-class ReducerSettings(BaseModel):
-    """How visual tokens are merged; any further key is an option of the named reducer."""
+class Choice(BaseModel):
+    """One of a family by `name`, or its name alone; any further key is an option of it."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, told: Any) -> Any:
+        return {"name": told} if isinstance(told, str) else told
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys, as options for what is named."""
+        return dict(self.model_extra or {})
+
+
+class ReducerSettings(Choice):
+    """How visual tokens are merged; any further key is an option of the named reducer."""
+
     name: str = Field(
         "sttm_streaming",
         description="A reducer: sttm_streaming, sttm, none, random, subsample, or another package's.",
@@ -52,10 +67,14 @@ class ReducerSettings(BaseModel):
         description="Weight of log(size) on a merged token's key; null: the model's own default.",
     )
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The further keys, as options for the reducer."""
-        return dict(self.model_extra or {})
+
+class RetentionSettings(Choice):
+    """What a full memory lets go of; any further key is an option of the named policy."""
+
+    name: str = Field(
+        "fifo",
+        description="A policy: fifo (oldest first), lru (not seen for longest first), tiered, or another package's.",
+    )
 
 
 class MemorySettings(Section):
@@ -80,6 +99,7 @@ class MemorySettings(Section):
         le=0.5,
         description="Share of the window that is dropped at once when it is full.",
     )
+    retention: RetentionSettings = RetentionSettings()
     fresh_frames: int | None = Field(
         None,
         ge=0,
@@ -92,6 +112,10 @@ class MemorySettings(Section):
     )
     prune_shallow: bool = Field(
         False, description="Whether merged tokens leave the layers below the merge too."
+    )
+    kv: Literal["auto", "int8", "fp8"] = Field(
+        "auto",
+        description="Numbers that keys and values are kept in: the model's own, or 8 bits with a scale per token and head.",
     )
 
 
@@ -154,6 +178,22 @@ class StoreSettings(Section):
     )
 
 
+class StateSettings(Section):
+    """Memories kept over restarts."""
+
+    dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the streams' memories; null: each start begins empty.",
+    )
+    save_every: float = Field(
+        60.0, ge=1, description="Seconds between two saves; a crash loses at most so much."
+    )
+    max_age: float = Field(
+        600.0, gt=0, description="Seconds after which a saved memory is not taken back any more."
+    )
+
+
 class Settings(BaseSettings):
     """Everything a service is told."""
 
@@ -182,6 +222,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     answering: AnsweringSettings = AnsweringSettings()
     sources: SourceRules = SourceRules()
+    state: StateSettings = StateSettings()
     streams: dict[str, StreamSettings] = Field(
         default_factory=dict, description="The cameras, by name."
     )

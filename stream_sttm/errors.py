@@ -20,6 +20,7 @@
     │   ├── NoVideoYet           the stream has shown no frame so far
     │   ├── QuestionExpired      not answered in time
     │   └── Stopping             the service is about to end
+    ├── StateError               a saved memory can't be written, read or used
     ├── StoreError               the answer store can't be read or written
     └── SinkError                an answer could not be handed over: worth trying again
         └── SinkRefused          this one will never be taken: given up
@@ -107,6 +108,10 @@ class QuestionExpired(QuestionError):  # noqa: N818
 
 class Stopping(QuestionError):  # noqa: N818
     """The service is about to end and answers nothing any more."""
+
+
+class StateError(StreamSTTMError):
+    """A saved memory can't be written, read or used."""
 
 
 class StoreError(StreamSTTMError):

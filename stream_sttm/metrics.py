@@ -70,6 +70,11 @@ KV_REBUILDS = Counter(
     "Times a stream's memory was moved or started anew, by reason.",
     ["stream", "reason"],
 )
+STATE = Counter(
+    _P + "state_total",
+    "Memories saved and taken back, by result: saved, failed, restored, refused, too_old.",
+    ["stream", "result"],
+)
 MEMORY_SPAN = Gauge(
     _P + "memory_span_seconds",
     "Seconds of video that a stream's rolling cache reaches back.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,12 @@ class VisualTokens:
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    @classmethod
+    def whole(cls, features: Tensor, *, first_frame: int = 0) -> VisualTokens:
+        """Every cell of (T, H, W, C) features as a token of its own, by frame, then in raster order."""
+        count, height, width, channels = features.shape
+        axes = (torch.arange(side, device=features.device) for side in (count, height, width))
+        t, y, x = torch.cartesian_prod(*axes).unbind(1)
+        boxes = torch.stack([t + first_frame, y, x, y + 1, x + 1], 1)
+        return cls(features.reshape(-1, channels), boxes, torch.ones_like(t))

@@ -27,7 +27,7 @@ class CausalLoop:
     cells: list[int] = field(default_factory=list)
     last_seen: list[int] = field(default_factory=list)
     previous: list[tuple[list[int], Tensor, int]] = field(default_factory=list)
-    evicted: int = 0
+    gone: set[int] = field(default_factory=set)
     frames: int = 0
     is_clear: bool = True
 
@@ -75,7 +75,7 @@ class CausalLoop:
         every = self.reducer.refresh_every
         is_refresh = every > 0 and self.frames % every == 0
         is_close = best >= limits[0] and drift >= limits[1]
-        return serial if is_close and serial >= self.evicted and not is_refresh else None
+        return serial if is_close and serial not in self.gone and not is_refresh else None
 
     @staticmethod
     def _cosine(first: Tensor, second: Tensor) -> float:

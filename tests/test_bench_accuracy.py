@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from bench import accuracy, longrun
+from bench import accuracy, small_caches
 from bench.arms import Ground, Recipe, arm, ground, named, recipes, share, thresholds
 from bench.budget import encode, nearest, played_shares, record, seen_shares
 from bench.crew import crew
@@ -394,11 +394,11 @@ def test_needles_and_ages_are_shares_of_their_own_questions() -> None:
 
     sheets = [aged("fifo", 10.0, "10", 5.0), aged("fifo", 119.0, "1110", 33.0)]
     sheets.append(replace(sheet("fifo", "one", "0", at=60.0), arm="fifo"))
-    assert longrun.by_needle(sheets) == {"fifo": {5: 0.5, 30: 0.75}}
-    assert longrun.needles(sheets, "fifo") == {5: 2, 30: 4, 120: 0}
-    ages = longrun.by_age(sheets, 120.0)["fifo"]
+    assert small_caches.by_needle(sheets) == {"fifo": {5: 0.5, 30: 0.75}}
+    assert small_caches.needles(sheets, "fifo") == {5: 2, 30: 4, 120: 0}
+    ages = small_caches.by_age(sheets, 120.0)["fifo"]
     assert [ages[0], ages[3], ages[5]] == [0.5, 0.0, 0.75]
-    text, extra = longrun.report(score(sheets, against="fifo"), sheets, 120.0)
+    text, extra = small_caches.report(score(sheets, against="fifo"), sheets, 120.0)
     assert "asked" in text
     assert extra["fifo"]["needles"] == {"5": 0.5, "30": 0.75}
     assert extra["fifo"]["by_age"] == [0.5, None, None, 0.0, None, 0.75]

@@ -192,8 +192,12 @@ def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:
         {"streams": 3, "sinks": "x", "reducer": []},
         {"streams": {"a": 1, "b": {"source": 5}}, "sinks": [7, None]},
         {"reducer": {"name": 5}},
+        {"memory": {"retention": "fifoo"}},
+        {"memory": {"retention": {"name": "tiered", "recent": 2}}},
+        {"memory": {"retention": "lru"}},
+        {"memory": 3},
     )
-    assert [len(faults_of(tree)) for tree in trees] == [0, 0, 1]
+    assert [len(faults_of(tree)) for tree in trees] == [0, 0, 1, 1, 1, 0, 0]
 
 
 @pytest.mark.timeout(180)

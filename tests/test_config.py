@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -108,7 +109,7 @@ def test_default_yaml_shows_every_option_of_the_default_reducer_as_it_is() -> No
     options = {key: value for key, value in tree["reducer"].items() if key not in own}
     built = registry.build(SttmStreaming, options, kind="reducer")
     assert built == SttmStreaming()
-    assert set(options) == set(SttmStreaming.__dataclass_fields__)
+    assert set(options) == {field.name for field in fields(SttmStreaming)}
 
 
 @pytest.mark.parametrize("name", ["default.yaml", "demo.yaml", "cameras.yaml"])
@@ -183,3 +184,8 @@ def test_the_token_is_not_shown_by_the_settings() -> None:
     settings = Settings.model_validate({"http": {"token": SECRET}})
     assert SECRET not in repr(settings)
     assert SECRET not in settings.model_dump_json()
+
+
+def test_one_of_a_family_may_be_named_alone() -> None:
+    settings = Settings.model_validate({"memory": {"retention": "lru"}, "reducer": "none"})
+    assert (settings.memory.retention.name, settings.reducer.name) == ("lru", "none")

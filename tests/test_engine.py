@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -212,3 +214,15 @@ def test_refresh_is_told_in_seconds_and_counted_in_frames(
     reducer = engine._reducer(rate)
     assert isinstance(reducer, SttmStreaming)
     assert reducer.refresh_every == frames
+
+
+def test_a_budget_in_tokens_per_second_holds_whatever_the_frame_rate(
+    tiny_model: VideoLLM,
+) -> None:
+    for fps in (2.0, 4.0):
+        settings = ReducerSettings.model_validate({"budget": {"tokens_per_second": 10}})
+        engine = Engine(tiny_model, reducer=settings)
+        engine.open("cam", fps=fps)
+        rate = fps / tiny_model.frames_per_token
+        reducer: Any = engine._reducer(rate)
+        assert reducer.budget.tokens_per_frame == pytest.approx(10 / rate)

@@ -12,9 +12,11 @@ from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
-from stream_sttm.errors import ConfigError
+from stream_sttm.engine.slots import Format
+from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
+from stream_sttm.retention import POLICIES, build_policy
 from stream_sttm.types import Question
 
 PLAN = MemoryPlan(
@@ -29,6 +31,8 @@ PLAN = MemoryPlan(
     fresh_frames=0,
     positions="own",
     prune_shallow=False,
+    retention=build_policy("fifo"),
+    kv="auto",
 )
 STTM = {"spatial_threshold": 0.7, "temporal_threshold": 0.7}
 ROWS = COLUMNS = 4
@@ -275,17 +279,23 @@ def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: Vid
     assert len(session._captured) <= 30
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("prune_shallow", [False, True])
 def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(
-    tiny_model: VideoLLM,
+    tiny_model: VideoLLM, policy: str, prune_shallow: bool
 ) -> None:
-    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS)
+    plan = replace(
+        PLAN,
+        window_tokens=4 * CELLS,
+        shallow_tokens=4 * CELLS,
+        retention=build_policy(policy),
+        prune_shallow=prune_shallow,
+    )
     session = _session(tiny_model, plan)
     video = _video(tiny_model, 60, seed=4)
     for start in range(0, 60, 2):
         _feed(session, video[start : start + 2], 2)
-        alive = range(
-            session.cache.deep.evicted, session.cache.deep.evicted + len(session.cache.deep)
-        )
+        alive = set(session.cache.deep.index.serials.tolist())
         serials = session._state.serials.tolist()
         assert serials
         assert all(serial in alive for serial in serials)
@@ -376,3 +386,84 @@ def test_a_window_larger_than_the_memory_is_refused_with_the_smallest_that_works
     session = _session(tiny_model, replace(PLAN, window_tokens=3 * CELLS))
     with pytest.raises(ConfigError, match=f"memory.window_tokens to {4 * CELLS} or more"):
         _feed(session, _video(tiny_model, 4), 4)
+
+
+@pytest.mark.parametrize("fresh_frames", [0, 2])
+@pytest.mark.parametrize(("prune_shallow", "kv"), [(False, "auto"), (True, "int8")])
+def test_a_restored_memory_answers_and_goes_on_as_the_one_it_was_saved_from(
+    tiny_model: VideoLLM, fresh_frames: int, prune_shallow: bool, kv: Format
+) -> None:
+    plan = replace(
+        PLAN,
+        kv=kv,
+        window_tokens=4 * CELLS,
+        shallow_tokens=4 * CELLS,
+        size_bias=0.5,
+        fresh_frames=fresh_frames,
+        prune_shallow=prune_shallow,
+        retention=build_policy("lru"),
+    )
+    video = _video(tiny_model, 40)
+    session = _session(tiny_model, plan)
+    _feed(session, video[:20], 2)
+    assert session.cache.deep.evicted > 0
+    saved = session.saved()
+    before = _first_logits(tiny_model, session, "what is there?")
+    answer = _answers(tiny_model, session, "what is there?")
+    _feed(session, video[20:], 2)  # what comes later leaves the saved one alone
+    back = _session(tiny_model, plan)
+    back.restore(saved)
+    assert torch.equal(_first_logits(tiny_model, back, "what is there?"), before)
+    assert _answers(tiny_model, back, "what is there?") == answer
+    _feed(back, video[20:], 2)
+    assert torch.equal(
+        _first_logits(tiny_model, back, "what left?"),
+        _first_logits(tiny_model, session, "what left?"),
+    )
+    assert back.span_seconds == session.span_seconds
+
+
+def test_a_saved_memory_with_parts_missing_or_of_another_shape_is_refused(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 4), 2)
+    saved = session.saved()
+    for broken in (
+        {},
+        {name: part for name, part in saved.items() if not name.startswith("band.1")},
+        {**saved, "band.0.keys.0.codes": saved["band.0.keys.0.codes"][:, :, :-1]},
+        {**saved, "clock": saved["clock"][:1]},
+    ):
+        with pytest.raises(StateError, match="not whole"):
+            _session(tiny_model).restore(broken)
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+def test_eight_bit_memories_are_equal_however_cut_and_near_the_exact_one(
+    tiny_model: VideoLLM, kv: Format
+) -> None:
+    plan = replace(PLAN, kv=kv, window_tokens=8 * CELLS, shallow_tokens=8 * CELLS)
+    video = _video(tiny_model, 24)
+    logits = []
+    for cut, one in ((1, plan), (4, plan), (4, replace(plan, kv="auto"))):
+        session = _session(tiny_model, one, reducer="none")
+        _feed(session, video[:8], cut)
+        logits.append(_first_logits(tiny_model, session, "what is there?"))
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+    off = (logits[1] - logits[2]).norm() / logits[2].norm()
+    assert 0 < off < (0.05 if kv == "int8" else 0.2)
+
+
+def test_rotations_are_counted_per_token_and_stay_few(tiny_model: VideoLLM) -> None:
+    plan = replace(PLAN, window_tokens=4 * CELLS, shallow_tokens=4 * CELLS, rebase_at=200)
+    session = _session(tiny_model, replace(plan, horizon=128))
+    video = _video(tiny_model, 200)
+    seen = 0
+    for start in range(0, 200, 2):
+        _feed(session, video[start : start + 2], 2)
+        deep = session.cache.deep
+        seen = max(seen, int(deep.turns[: len(deep)].max()))
+        assert int(deep.turns[len(deep) - 1]) == 0 or len(deep) == 1
+    assert session.cache.bands[0].offset > 0
+    assert 1 <= seen <= 4

@@ -95,13 +95,13 @@ def test_a_still_scene_is_emitted_once_and_again_when_its_tokens_are_evicted() -
     assert len(again) == 0
     assert torch.equal(state.absorbed[0], torch.arange(len(first)))
     assert state.absorbed[1].sum() == 90
-    assert state.last_seen.unique().tolist() == [5]
+    assert state.last_seen[1].unique().tolist() == [5]
     half = len(first) // 2
-    anew, state = reducer(scene, state.expire(before=half))
+    anew, state = reducer(scene, state.expire(torch.arange(half)))
     assert torch.equal(anew.boxes[:, 1:], first.boxes[:half, 1:])
     assert anew.boxes[:, 0].unique().tolist() == [6]
     assert torch.equal(anew.features, first.features[:half])
-    none, _ = reducer(scene, state.expire(before=half))
+    none, _ = reducer(scene, state.expire(torch.arange(half)))
     assert len(none) == 0
 
 
@@ -109,7 +109,7 @@ def test_what_was_evicted_stays_so() -> None:
     scene = moving_field(1, frames=1, jumps=0.0)
     reducer = SttmStreaming(spatial_threshold=0.95)
     first, state = reducer(scene)
-    anew, _ = reducer(scene, state.expire(before=len(first)).expire(before=1))
+    anew, _ = reducer(scene, state.expire(torch.arange(len(first))).expire(torch.arange(1)))
     assert torch.equal(anew.features, first.features)
 
 

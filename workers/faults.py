@@ -1,4 +1,4 @@
-"""Faults of a configuration that only the open families know: schemes, what may be reached, reducers, their options.
+"""Faults of a configuration that only the open families know: schemes, what may be reached, reducers, retention policies.
 
 Nothing is connected to and no model is loaded.
 """
@@ -14,6 +14,7 @@ from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError, SourceDenied
 from stream_sttm.reducers import GROUP as REDUCER_GROUP
 from stream_sttm.reducers import REDUCERS
+from stream_sttm.retention import build_policy
 from stream_sttm.sinks import open_sink
 from stream_sttm.sources import open_source
 from stream_sttm.sources.access import EVERYTHING, Access
@@ -45,6 +46,14 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
     reducer = tree.get("reducer")
     if isinstance(reducer, dict):
         faults += _fault("reducer", _check_reducer, reducer)
+    memory = tree.get("memory")
+    retention = memory.get("retention") if isinstance(memory, dict) else None
+    if isinstance(retention, dict):
+        options = {key: value for key, value in retention.items() if key != "name"}
+        name = str(retention.get("name", "fifo"))
+        faults += _fault("memory.retention", build_policy, name, options)
+    elif isinstance(retention, str):
+        faults += _fault("memory.retention", build_policy, retention)
     return faults
 
 

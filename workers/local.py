@@ -33,6 +33,7 @@ from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
+from workers.keeping import Keeping
 
 if TYPE_CHECKING:
     from stream_sttm.sources.whip import Publishers
@@ -186,11 +187,14 @@ async def _watch(
     publishers: Publishers | None,
 ) -> None:
     """Load the model, then read every camera and answer."""
-    engine = await asyncio.get_running_loop().run_in_executor(thread, _engine, settings)
+    loop = asyncio.get_running_loop()
+    engine = await loop.run_in_executor(thread, _engine, settings)
+    enabled = {name: stream for name, stream in settings.streams.items() if stream.enabled}
+    keeping = Keeping(engine, settings.state, enabled, thread=thread)
+    await loop.run_in_executor(thread, keeping.restore)
     queries = StandingQueries(settings.queries, settings.answering)
     analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
     service.started(analysis)
-    enabled = {name: stream for name, stream in settings.streams.items() if stream.enabled}
     clips: dict[str, Channel[Clip]] = {name: ingest.clip_channel(_CLIPS_AHEAD) for name in enabled}
     for status in service.streams():
         if status.stream not in enabled:
@@ -199,6 +203,7 @@ async def _watch(
     opener = partial(open_source, access=Access.of(settings.sources), publishers=publishers)
     async with asyncio.TaskGroup() as group:
         group.create_task(analysis.run(clips), name="analysis")
+        group.create_task(keeping.run(), name="keeping")
         for name, stream in enabled.items():
             group.create_task(
                 ingest.run(

@@ -26,18 +26,17 @@ from stream_sttm.sources.drawing import CANVAS, COLOURS, SHAPES
 from stream_sttm.sources.questions import Asked, balanced, questions
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.timeline import CHAPTER, DIRECTIONS, LEAD, Thing
-from stream_sttm.sources.truth import Truth, Watch
+from stream_sttm.sources.truth import NAMES, Truth, Watch
 
-TEACHING = range(
-    1_000_000, 2_000_000
-)  # seeds of scenes to learn from; every other seed is held out
+TEACHING = range(1_000_000, 2_000_000)  # seeds of scenes to learn from; all others are held out
 WATCHED = range(2_000_000, 2_100_000)  # of scenes to watch the progress on
 LONGEST = 240.0  # seconds a look may span
 SCENES, LASTS = 6, 12  # so many scenes at a time, each for so many batches: drawing one up costs
 STRANGE = 0.04  # share of questions that have no answer
 NOTHING = -100
 # Labels per visual token, with their number of classes: what is here, what moves how, what left from here and
-# was last seen here, whether that was the last to leave, whether this was the last to come, row and column.
+# was last seen here, whether that was the last to leave, whether this was the last to come, row and column. The name is
+# shape and colour at once: without it a memory of many things finds a blue one and a star, but not the blue star.
 LABELS = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
@@ -48,6 +47,8 @@ LABELS = {
     "left_colour": len(COLOURS) + 1,
     "left_last": 2,
     "came_last": 2,
+    "name": len(NAMES) + 1,
+    "left_name": len(NAMES) + 1,
 }
 
 
@@ -136,9 +137,9 @@ def labels(seen: Look, truth: Truth) -> dict[str, NDArray[np.int64]]:
     codes = [_codes(sight.thing) for sight in truth.seen]
     occupied = np.any(where, axis=0) if where else np.zeros((frames, GRID * GRID), bool)
     came, gone = _last_events(where)
-    for number, (covers, (shape, colour, motion)) in enumerate(zip(where, codes, strict=True)):
-        found["shape"][covers], found["colour"][covers] = shape, colour
-        found["motion"][covers] = motion
+    for number, (covers, coded) in enumerate(zip(where, codes, strict=True)):
+        for name, code in coded.items():
+            found[name][covers] = code
         found["came_last"][covers & (came == number)[:, None]] = 1
     order = sorted(range(len(where)), key=lambda i: truth.seen[i].last)
     for number in order:
@@ -147,7 +148,8 @@ def labels(seen: Look, truth: Truth) -> dict[str, NDArray[np.int64]]:
             continue
         trace = where[number][present[-1]][None] & ~occupied
         trace[: present[-1] + 1] = False
-        found["left_shape"][trace], found["left_colour"][trace] = codes[number][:2]
+        for name in ("shape", "colour", "name"):
+            found[f"left_{name}"][trace] = codes[number][name]
         found["left_last"][trace] = 0
         found["left_last"][trace & (gone == number)[:, None]] = 1
     return found
@@ -191,9 +193,14 @@ def _cells(thing: Thing, moments: NDArray[np.float64]) -> NDArray[np.bool_]:
     return covers
 
 
-def _codes(thing: Thing) -> tuple[int, int, int]:
-    way = 1 if thing.direction is None else 2 + list(DIRECTIONS).index(thing.direction)
-    return SHAPES.index(thing.shape) + 1, list(COLOURS).index(thing.colour) + 1, way
+def _codes(thing: Thing) -> dict[str, int]:
+    """The classes of its labels."""
+    return {
+        "shape": SHAPES.index(thing.shape) + 1,
+        "colour": list(COLOURS).index(thing.colour) + 1,
+        "name": NAMES.index(thing.name) + 1,
+        "motion": 1 if thing.direction is None else 2 + list(DIRECTIONS).index(thing.direction),
+    }
 
 
 class School:

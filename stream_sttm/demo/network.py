@@ -20,6 +20,8 @@ from stream_sttm.demo import words
 SIDE, PATCH, SPAN = 96, 12, 2  # pixels a side, pixels and frames of a patch
 GRID = SIDE // PATCH
 PER_SECOND = 2  # positions per second on the time axis
+CONTEXT = 4096  # positions
+STILL, TIME, PLACE = 1e-9, (0.01, 0.02, 0.04, 0.08), (0.2, 0.45, 0.9, 1.5)  # radians a position
 
 
 def untrained(tokenizer: Any, seed: int) -> Any:
@@ -48,19 +50,12 @@ def untrained(tokenizer: Any, seed: int) -> Any:
             "num_hidden_layers": 6,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
-            "max_position_embeddings": 4096,
+            "max_position_embeddings": CONTEXT,
             "bos_token_id": None,
             "eos_token_id": ids[words.END],
             "pad_token_id": ids[words.PAD],
             "tie_word_embeddings": True,
-            # A base below one turns the usual order round: slow frequencies for time (0.02 rad a position), fast
-            # ones for rows and columns (up to 1.5), as eight rows need them.
-            "rope_parameters": {
-                "rope_type": "linear",
-                "factor": 50.0,
-                "rope_theta": 0.01,
-                "mrope_section": [4, 6, 6],
-            },
+            "rope_parameters": _rotation(),
         },
         image_token_id=ids[words.IMAGE],
         video_token_id=ids[words.VIDEO],
@@ -74,6 +69,25 @@ def untrained(tokenizer: Any, seed: int) -> Any:
     model.generation_config.pad_token_id = ids[words.PAD]
     _start(model)
     return model
+
+
+def _rotation() -> dict[str, Any]:
+    """Rotary frequencies chosen one by one, which the type `longrope` allows.
+
+    A quarter of them stands still, so that what was seen can be found by what it is, however long ago and wherever:
+    with frequencies of 0.02 and more in all of them, things more than 30 s old were found half as well.
+    """
+    slowness = [1 / frequency for frequency in (*[STILL] * 4, *TIME, *PLACE, *PLACE)]
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 1.0,
+        "short_factor": slowness,
+        "long_factor": slowness,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": CONTEXT,
+        "mrope_section": [4 + len(TIME), len(PLACE), len(PLACE)],
+    }
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ COMMON = 0.15  # weight of a label's class 0, "nothing here", which most tokens 
 # Where each label is read: -1 behind the vision tower, else behind that decoder layer.
 READ_AT = {
     "shape": -1, "colour": -1, "row": 0, "column": 0, "motion": 1,
-    "left_shape": 2, "left_colour": 2, "left_last": 3, "came_last": 3,
+    "left_shape": 2, "left_colour": 2, "left_last": 3, "came_last": 3, "name": 1, "left_name": 3,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import socket
 import sys
 import time
@@ -63,7 +64,7 @@ CURRICULUM = (
     Stage("frames", 650, 2e-3, 1.5e-3, (1,), 48, 0, (1.0, 1.0)),
     Stage("moments", 700, 1.5e-3, 1.5e-3, (1, 1, 2), 32, 128, (0.5, 0.5)),
     Stage("looks", 2300, 1.5e-3, 2e-5, (1, 2, 3, 4, 6, 8, 8, 12, 16), 48, 96, (0.5, 0.05)),
-    Stage("memories", 500, 4e-4, 1e-5, (4, 12, 20, 28, 40, 52, 64), 64, 96, (0.05, 0.05)),
+    Stage("memories", 800, 5e-4, 1e-5, (4, 12, 20, 28, 40, 52, 64), 64, 96, (0.5, 0.05)),
 )
 WARM_UP = 80
 MOST_ASKED = 32  # questions about one look
@@ -194,7 +195,7 @@ class Run:
         school = School(self.pupil.tokenizer, seed=77, scenes=WATCHED)
         asked, good = Counter[str](), Counter[str]()
         for frames in sorted(set(stage.frames)):
-            clips = max(4, stage.budget // frames)
+            clips = max(1, stage.budget // 2 // frames)
             batch = school.batch(frames * LASTS, clips=clips, frames=frames, asked=14).to(
                 self.device
             )
@@ -274,7 +275,8 @@ def main() -> int:
     if options.processes == 1:
         _process(0, options, port)
     else:
-        multiprocessing.spawn(_process, (options, port), nprocs=options.processes)  # type: ignore[attr-defined,no-untyped-call]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
+        multiprocessing.spawn(_process, (options, port), nprocs=options.processes, daemon=True)  # type: ignore[attr-defined,no-untyped-call]
     return 0
 
 

@@ -101,6 +101,10 @@ def _corpus() -> Iterator[str]:
 
 def unanswerable(rng: random.Random) -> str:
     """A question that the drawn world has no answer to: about other things, in other languages, or no question."""
+    if rng.random() < 0.06:  # somebody leans on a key, or pastes a page
+        text = rng.choice((rng.choice(string.printable[:62]), rng.choice(_STRANGE.split()) + " ",
+                           rng.choice((*COLOURS, *SHAPES)) + " "))  # fmt: skip
+        return text * rng.randint(8, 250)
     if rng.random() < 0.15:
         letters = string.ascii_letters + string.digits + "     .,?!-äöüßéñ漢字"
         return "".join(rng.choices(letters, k=rng.randint(1, 60)))

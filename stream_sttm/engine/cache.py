@@ -1,17 +1,11 @@
-"""One stream's rolling memory: preallocated keys and values, a pinned prefix, eviction, snapshots, rebasing.
+"""One stream's rolling memory: one or two bands of layers, and snapshots for whoever answers from it.
 
-A cache is one or two bands of layers. Below the merge layer a band holds every visual token, from it on the survivors;
-each has its own length and positions. Slots [0, pinned) of a buffer are the preamble, the rest are visual tokens in
-stream order. Written slots never change: appends go behind them, eviction and rebasing write new storage, so a
-snapshot stays what it was until its last reader lets go. Knows no model beyond shapes, and no time.
-
-Positions on the time axis are counted from the stream's start and never wrap; keys are stored `offset` below that,
-and `rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
+Below the merge layer a band holds every visual token, from it on the survivors; each has its own length and positions.
+Knows no model beyond shapes, and no time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,184 +13,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.attention import Shared
-from stream_sttm.engine.rope import turned
-
-Turn = Callable[[int], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """What a cache needs to know of a decoder."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """Of each visual token in a band, in slot order: its frame, its position on the time axis (int64, CPU)."""
-
-    frames: Tensor
-    times: Tensor
-
-    def __len__(self) -> int:
-        return self.frames.shape[0]
-
-    def since(self, slot: int) -> Index:
-        """The part from `slot` on."""
-        return Index(self.frames[slot:], self.times[slot:])
-
-    def before_frame(self, frame: int) -> int:
-        """How many tokens belong to frames before `frame`."""
-        return int(torch.searchsorted(self.frames, frame))
-
-    @staticmethod
-    def joined(first: Index, second: Index) -> Index:
-        """One behind the other."""
-        return Index(
-            torch.cat([first.frames, second.frames]), torch.cat([first.times, second.times])
-        )
-
-
-class Band:
-    """The storage of layers [first, last), all of one length."""
-
-    def __init__(
-        self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int
-    ) -> None:
-        self.first, self.last = first, last
-        self.pinned, self.capacity = pinned, capacity
-        self._shape = shape
-        self._keys = [self._storage() for _ in range(first, last)]
-        self._values = [self._storage() for _ in range(first, last)]
-        self._masters: list[Tensor] = []
-        self.index = Index(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
-        self.written = 0
-        self.evicted = 0
-        self.origin = 0
-        self.offset = 0
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def room(self) -> int:
-        """Visual tokens that fit without eviction."""
-        return self.capacity - len(self)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        return sum(t.nbytes for t in (*self._keys, *self._values))
-
-    def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
-        start = self.written
-        end = start + keys.shape[2]
-        k, v = self._keys[layer - self.first], self._values[layer - self.first]
-        k[:, :, start:end] = keys
-        v[:, :, start:end] = values
-        return k[:, :, :end], v[:, :, :end]
-
-    def pin(self) -> None:
-        """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
-        self.written = self.pinned
-        self._masters = [keys[:, :, : self.pinned].float() for keys in self._keys]
-
-    def commit(self, index: Index, sizes: Tensor) -> None:
-        """Count what was just written as visual tokens."""
-        self.sizes[len(self) : len(self) + len(index)] = sizes
-        self.index = Index.joined(self.index, index)
-        self.written += len(index)
-
-    def keep(self, rows: Tensor, *, newest: int) -> None:
-        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others."""
-        start, end = self.written - newest, self.written - newest + len(rows)
-        for stored in (*self._keys, *self._values):
-            stored[:, :, start:end] = stored[:, :, start + rows]
-        old, new = len(self) - newest, self.index.since(len(self) - newest)
-        self.sizes[old : old + len(rows)] = self.sizes[old + rows]
-        places = rows.cpu()
-        before = Index(self.index.frames[:old], self.index.times[:old])
-        self.index = Index.joined(before, Index(new.frames[places], new.times[places]))
-        self.written = end
-
-    def absorb(self, serials: Tensor, counts: Tensor) -> None:
-        """Let tokens stand for `counts` more cells; serials count the tokens this band ever got."""
-        slots = serials - self.evicted
-        self.sizes.index_add_(0, slots.clamp_min(0), counts.float() * (slots >= 0))
-
-    def evict(self, count: int, turn: Turn, *, origin: int) -> None:
-        """Drop the oldest `count` visual tokens and move the pinned prefix up to `origin` on the time axis."""
-        self._rewrite(count, turn, origin=origin, offset=self.offset)
-
-    def rebase(self, turn: Turn) -> None:
-        """Store every key as far down as it goes: the pinned prefix returns to position 0."""
-        self._rewrite(0, turn, origin=self.origin, offset=self.origin)
-
-    def _rewrite(self, count: int, turn: Turn, *, origin: int, offset: int) -> None:
-        moved = turn(self.offset - offset) if offset != self.offset else None
-        prefix = turn(origin - offset)
-        kept, start = len(self) - count, self.pinned + count
-        for place, (keys, values, master) in enumerate(
-            zip(self._keys, self._values, self._masters, strict=True)
-        ):
-            new_keys, new_values = (self._storage(), self._storage())
-            new_keys[:, :, : self.pinned] = turned(master, *prefix).to(keys.dtype)
-            new_values[:, :, : self.pinned] = values[:, :, : self.pinned]
-            old = keys[:, :, start : start + kept]
-            end = self.pinned + kept
-            new_keys[:, :, self.pinned : end] = turned(old, *moved) if moved else old
-            new_values[:, :, self.pinned : end] = values[:, :, start : start + kept]
-            self._keys[place], self._values[place] = new_keys, new_values
-        sizes = torch.ones_like(self.sizes)
-        sizes[:kept] = self.sizes[count : count + kept]
-        self.sizes = sizes
-        self.index = self.index.since(count)
-        self.written = self.pinned + kept
-        self.evicted += count
-        self.origin, self.offset = origin, offset
-
-    def _storage(self) -> Tensor:
-        shape = self._shape
-        return torch.empty(
-            1,
-            shape.kv_heads,
-            self.pinned + self.capacity,
-            shape.head_dim,
-            dtype=shape.dtype,
-            device=shape.device,
-        )
-
-    def view(self, *, length: int, bias: Tensor | None) -> BandView:
-        """The first `length` visual tokens (and the prefix) as they are now."""
-        end = self.pinned + length
-        return BandView(
-            first=self.first,
-            keys=[keys[:, :, :end] for keys in self._keys],
-            values=[values[:, :, :end] for values in self._values],
-            bias=bias,
-            index=Index(self.index.frames[:length], self.index.times[:length]),
-            origin=self.origin,
-            offset=self.offset,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class BandView:
-    """A band at one moment; later appends, evictions and rebasing leave it alone."""
-
-    first: int
-    keys: list[Tensor]
-    values: list[Tensor]
-    bias: Tensor | None
-    index: Index
-    origin: int
-    offset: int
+from stream_sttm.engine.band import Band, BandView
+from stream_sttm.engine.slots import CacheShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +26,8 @@ class CacheSnapshot:
     def shared(self, layer: int) -> Shared:
         """Keys, values and bias of one layer."""
         band = next(band for band in reversed(self.bands) if layer >= band.first)
-        return Shared(band.keys[layer - band.first], band.values[layer - band.first], band.bias)
+        keys, values = band.keys[layer - band.first], band.values[layer - band.first]
+        return Shared(keys.numbers(), values.numbers(), band.bias)
 
     @property
     def tokens(self) -> int:

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.cache import Band, CacheShape, RollingCache
+from stream_sttm.engine.band import Band
+from stream_sttm.engine.cache import RollingCache
+from stream_sttm.engine.slots import CacheShape, Format
 from stream_sttm.models.family import VideoLLM
 
 
-def shape_of(model: VideoLLM) -> CacheShape:
-    """What a cache for `model` looks like."""
+def shape_of(model: VideoLLM, kv: Format = "auto") -> CacheShape:
+    """What a cache for `model` looks like that keeps its numbers in the format `kv`."""
     heads, width = model.kv_shape
-    return CacheShape(len(model.layers), heads, width, model.dtype, model.device)
+    return CacheShape(len(model.layers), heads, width, model.dtype, model.device, kv)
 
 
 def walk(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,9 @@ import torch
 from stream_sttm import metrics
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine import attention
+from stream_sttm.engine.admission import check
 from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.memory_file import SavedMemory, misfit
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession
@@ -26,7 +30,7 @@ from stream_sttm.errors import (
     NoVideoYet,
     OutOfMemory,
     QuestionExpired,
-    QuestionRejected,
+    StateError,
     StreamSTTMError,
     UnknownStream,
 )
@@ -36,6 +40,8 @@ from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
 
 _log = logging.getLogger(__name__)
+# Of the plan, what a saved memory does not depend on.
+_FREE_TO_CHANGE = ("retention", "evict_share", "fresh_frames", "question_tokens", "rebase_at")
 
 
 class Engine:
@@ -84,6 +90,35 @@ class Engine:
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
 
+    def saved(self, stream: str) -> SavedMemory | None:
+        """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""
+        session = self._sessions.get(stream)
+        if session is None:
+            return None
+        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved())
+
+    @torch.inference_mode()
+    def restore(self, saved: SavedMemory) -> None:
+        """Go on from a saved memory; raises StateError where it does not fit this model and configuration."""
+        why = misfit(saved.fits, self._fits(saved.stream))
+        if why is not None:
+            raise StateError(why)
+        session = self._new_session(saved.stream)
+        session.restore(saved.tensors)
+        self._sessions[saved.stream] = session
+
+    def _fits(self, stream: str) -> dict[str, Any]:
+        """What must be the same for a saved memory to live on, in terms that a file can hold."""
+        plan = {
+            name: value for name, value in asdict(self.plan).items() if name not in _FREE_TO_CHANGE
+        }
+        return {
+            "model": self.model.fingerprint,
+            "reducer.name": self._reducer_settings.name,
+            "fps": self._streams.get(stream, 1.0),
+            **plan,
+        }
+
     def observe(self, clip: Clip) -> Clip | None:
         """Queue a clip; returns the stream's oldest waiting clip where that had to go, counted as dropped."""
         skipped = self._scheduler.add_clip(clip, self._clock())
@@ -105,18 +140,7 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        if not question.text.strip():
-            raise QuestionRejected("the question is empty")
-        if len(question.text) > self._limits.max_question_chars:
-            raise QuestionRejected(
-                f"the question has {len(question.text)} characters; at most {self._limits.max_question_chars} are taken"
-            )
-        tokens = len(self.model.ask(question.text)) + question.max_new_tokens
-        if tokens > self.plan.question_tokens:
-            raise QuestionRejected(
-                f"the question and the longest answer to it have {tokens} tokens; "
-                f"the model has room for {self.plan.question_tokens}"
-            )
+        check(question, model=self.model, plan=self.plan, limits=self._limits)
         if question.stream not in self._sessions and question.stream in self._lost:
             raise NoVideoYet(f"nothing to answer from: {self._lost[question.stream]}")
         if question.stream not in self._sessions:
@@ -159,8 +183,7 @@ class Engine:
         stream = clip.stream
         session = self._sessions.get(stream)
         if session is None:
-            fps = self._streams.get(stream, 1.0)
-            session = self._new_session(stream, fps)
+            session = self._new_session(stream)
         group = self.model.frames_per_token
         with metrics.stage("preprocess"):
             stacked = np.stack([frame.image for frame in clip.frames])
@@ -258,7 +281,8 @@ class Engine:
                 self._scheduler.closed(number)
                 return [Unanswered(question, failure) for question in batch.questions]
 
-    def _new_session(self, stream: str, fps: float) -> StreamSession:
+    def _new_session(self, stream: str) -> StreamSession:
+        fps = self._streams.get(stream, 1.0)
         rate = fps / self.model.frames_per_token
         return StreamSession(self.model, self._reducer(rate), self.plan, stream=stream, fps=fps)
 
@@ -271,4 +295,9 @@ class Engine:
             options.setdefault("temporal_threshold", self.model.tuned.temporal_threshold)
         if seconds := options.get("refresh_every"):
             options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
+        budget = options.get("budget")
+        if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
+            budget = dict(budget)
+            budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
+            options["budget"] = budget
         return build_reducer(name, options)

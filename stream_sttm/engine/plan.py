@@ -8,6 +8,7 @@ from typing import Literal
 from stream_sttm.config import MemorySettings, ReducerSettings
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.retention import RetentionPolicy, build_policy
 
 _LEAST_FOR_A_QUESTION = 64  # positions
 
@@ -31,6 +32,8 @@ class MemoryPlan:
     fresh_frames: int
     positions: Literal["own", "contiguous"]
     prune_shallow: bool
+    retention: RetentionPolicy
+    kv: Literal["auto", "int8", "fp8"]
 
 
 def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
@@ -53,13 +56,19 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
             f"memory.horizon: {horizon} is beyond what the model's {model.context} positions allow beside questions; "
             f"at most {model.context - 2 * _LEAST_FOR_A_QUESTION}"
         )
+    shallow = memory.shallow_tokens or memory.window_tokens
+    if memory.prune_shallow and shallow != memory.window_tokens:
+        raise ConfigError(
+            f"memory.shallow_tokens: with prune_shallow all layers hold the same tokens; "
+            f"leave it out, or set it to {memory.window_tokens}"
+        )
     positions = memory.positions or tuned.positions
     if positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
     return MemoryPlan(
         merge_at=merge_at,
         window_tokens=memory.window_tokens,
-        shallow_tokens=memory.shallow_tokens or memory.window_tokens,
+        shallow_tokens=shallow,
         horizon=horizon,
         rebase_at=horizon + room,
         question_tokens=room,
@@ -68,4 +77,6 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
         fresh_frames=tuned.fresh_frames if memory.fresh_frames is None else memory.fresh_frames,
         positions=positions,
         prune_shallow=memory.prune_shallow,
+        retention=build_policy(memory.retention.name, memory.retention.options),
+        kv=memory.kv,
     )

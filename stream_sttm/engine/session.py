@@ -9,7 +9,7 @@ capture times it is given.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.cache import Band, CacheSnapshot, Index, RollingCache
+from stream_sttm.engine.band import Band
+from stream_sttm.engine.cache import CacheSnapshot, RollingCache
+from stream_sttm.engine.eviction import staying
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.suffix import Suffix
-from stream_sttm.errors import ConfigError
+from stream_sttm.engine.time_axis import TimeAxis
+from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
+from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
 
 
@@ -62,10 +66,10 @@ class StreamSession:
         self.stream = stream
         self.frames = 0
         self._model, self._reducer, self._plan = model, reducer, plan
-        self._step = model.step(fps)
+        self._axis = TimeAxis(model, plan, fps=fps)
         self._preamble = model.preamble()
         self.cache = RollingCache.allocate(
-            decoder.shape_of(model),
+            decoder.shape_of(model, plan.kv),
             pinned=len(self._preamble),
             merge_at=plan.merge_at,
             deep=plan.window_tokens,
@@ -108,7 +112,7 @@ class StreamSession:
             self._ring.clear()  # a fresh view stacks its frames
         self._grid = (rows, columns)
         evicted, rebased = self._make_room(frames, count)
-        whole = _whole(features, self.frames)
+        whole = VisualTokens.whole(features, first_frame=self.frames)
         hidden, tokens = features, whole
         if self._plan.merge_at > 0:
             hidden = self._through(self.cache.bands[0], whole).reshape(features.shape)
@@ -117,6 +121,7 @@ class StreamSession:
             self.cache.deep.absorb(*state.absorbed)
         if len(tokens):
             self._through(self.cache.deep, tokens)
+        self.cache.deep.see(*state.last_seen)
         if self._plan.prune_shallow and self._plan.merge_at > 0:
             t, y, x = tokens.boxes[:, :3].unbind(1)
             corners = ((t - self.frames) * rows + y) * columns + x
@@ -145,7 +150,7 @@ class StreamSession:
             prefix = (snapshot, self._fresh(snapshot, fresh))
         starts = []
         for band in self.cache.bands:
-            start = self._text_start(band, fresh)
+            start = self._axis.text_start(band, self._grid, frame=self.frames, fresh=fresh)
             pinned = band.pinned
             starts.append((pinned + start - band.offset, pinned + start - band.origin))
         return View(
@@ -157,76 +162,89 @@ class StreamSession:
             span=(self._captured[0][1], self._captured[-1][1]),
         )
 
+    def saved(self) -> dict[str, Tensor]:
+        """All that this memory is, for `restore`; what comes later leaves it alone."""
+        frames, captured, cells = zip(*self._captured, strict=True)
+        tensors = {
+            "clock": torch.tensor([self.frames, self._seen, *self._grid]),
+            "captured": torch.tensor(captured, dtype=torch.float64),
+            "captured.frames": torch.tensor(frames),
+            "captured.cells": torch.tensor(cells),
+            "ring": torch.stack(list(self._ring)),
+        }
+        tensors |= {f"reducer.{name}": part for name, part in self._state.saved().items()}
+        for number, band in enumerate(self.cache.bands):
+            tensors |= {f"band.{number}.{name}": part for name, part in band.saved().items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Be the memory that was saved; raises StateError where that is not one of this model and plan."""
+        try:
+            self.frames, self._seen, *grid = tensors["clock"].tolist()
+            self._grid = (grid[0], grid[1])
+            parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))
+            self._captured.extend(zip(*parts, strict=True))
+            self._ring.extend(tensors["ring"].to(self._model.device))
+            own = _below(tensors, "reducer.")
+            own = {name: part.to(self._model.device) for name, part in own.items()}
+            self._state = self._reducer.state.restored(own)
+            for number, band in enumerate(self.cache.bands):
+                band.restore(_below(tensors, f"band.{number}."))
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise StateError(f"the saved memory is not whole: {error!r}") from error
+
     @property
     def span_seconds(self) -> float:
         """Seconds from the oldest frame in the memory to the newest."""
         return self._captured[-1][1] - self._captured[0][1]
 
     def _is_merging(self) -> bool:
-        deep = self.cache.deep
-        return len(deep) + deep.evicted < self._seen
+        return self.cache.deep.emitted < self._seen
 
     def _oldest_frame(self) -> int:
         """The oldest frame that any layer remembers."""
         firsts = [int(band.index.frames[0]) for band in self.cache.bands if len(band)]
         return min(firsts, default=self.frames - 1)
 
-    # appending
-
     def _make_room(self, frames: int, count: int) -> tuple[int, bool]:
         """Evict in every band what a window of `count` tokens may need, and rebase where positions got high."""
-        evicted, rebased = 0, False
-        for band in self.cache.bands:
+        rebased, gone = False, torch.empty(0, dtype=torch.int64)
+        for band in reversed(self.cache.bands):
             if count > band.capacity:
                 raise ConfigError(
                     f"stream {self.stream!r}: one window has {count} visual tokens but the memory holds "
                     f"{band.capacity}; set memory.window_tokens to {count} or more, or clip_frames lower"
                 )
-            end = self._end(band, frames, count)
-            batch = self._excess(band, end, count)
-            if batch:
-                band.evict(batch, self._model.turn, origin=self._origin(band, batch))
-                evicted += batch if band is self.cache.deep else 0
+            end = self._axis.end(band, self._grid, frame=self.frames + frames, count=count)
+            stays = self._staying(band, end, count, gone)
+            if not bool(stays.all()):
+                origin = self._axis.origin(band, stays, self._grid, frame=self.frames)
+                lost = band.evict(stays, self._model.turn, origin=origin)
+                gone = lost if band is self.cache.deep else gone
             if band.pinned + end - band.offset > self._plan.rebase_at and band.origin > band.offset:
                 band.rebase(self._model.turn)
                 rebased = True
-        if evicted:
-            self._state = self._state.expire(before=self.cache.deep.evicted)
-        return evicted, rebased
+        if len(gone):
+            self._state = self._state.expire(gone.to(self._model.device))
+        return len(gone), rebased
 
-    def _excess(self, band: Band, end: int, count: int) -> int:
-        """Oldest tokens to evict: none, or a share of the memory, so that it happens rarely; whole frames always."""
-        share, horizon, times = self._plan.evict_share, self._plan.horizon, band.index.times
-        batch = 0
-        if count > band.room:
-            batch = max(count - band.room, int(band.capacity * share))
-        if len(band) and int(times[0]) < end - horizon:
-            batch = max(batch, int(torch.searchsorted(times, end - int(horizon * (1 - share)))))
-        if 0 < batch < len(band):
-            frames = band.index.frames
-            batch = int(torch.searchsorted(frames, frames[batch - 1], right=True))
-        return min(batch, len(band))
-
-    def _is_contiguous(self, band: Band) -> bool:
-        return self._plan.positions == "contiguous" and band is self.cache.deep
-
-    def _end(self, band: Band, frames: int, count: int) -> int:
-        """Where the time axis will stand at most after a window."""
-        if self._is_contiguous(band):
-            return band.evicted + len(band) + count
-        return self._model.own_time(self.frames + frames, self._grid, self._step)
-
-    def _origin(self, band: Band, count: int) -> int:
-        """Where the oldest frame begins that is left after evicting `count` tokens."""
-        if self._is_contiguous(band):
-            return band.evicted + count
-        left = band.index.since(count)
-        frame = int(left.frames[0]) if len(left) else self.frames
-        return self._model.own_time(frame, self._grid, self._step)
+    def _staying(self, band: Band, end: int, count: int, gone: Tensor) -> Tensor:
+        """(N,) bool: what a band keeps; below the merge, where nothing stands for anything else, the newest."""
+        plan, is_deep = self._plan, band is self.cache.deep
+        is_mirror = plan.prune_shallow and not is_deep
+        stays = staying(
+            band,
+            plan.retention if is_deep else Fifo(),
+            room=0 if is_mirror else count,
+            since=end - plan.horizon,
+            share=plan.evict_share,
+            horizon=plan.horizon,
+        )
+        return stays & ~torch.isin(band.index.serials, gone) if is_mirror else stays
 
     def _through(self, band: Band, tokens: VisualTokens) -> Tensor:
         """Run tokens through a band's layers and commit them."""
-        places = self._places(band, tokens, start=band.evicted + len(band))
+        places = self._axis.places(band, tokens, self._grid, start=band.emitted)
         stored = places.clone()
         stored[0] -= band.offset
         with stage("prefill"):
@@ -238,27 +256,19 @@ class StreamSession:
                 positions=stored + band.pinned,
                 sizes=tokens.sizes,
             )
-        # The index lives on the CPU: eviction decides by it without waiting for the device again.
-        band.commit(Index(tokens.boxes[:, 0].cpu(), places[0].cpu()), tokens.sizes)
+        band.commit(tokens.boxes, places[0], tokens.sizes)
         return hidden[0]
-
-    def _places(self, band: Band, tokens: VisualTokens, *, start: int) -> Tensor:
-        """(axes, N) positions counted from the stream's first visual token."""
-        if self._is_contiguous(band):
-            return torch.arange(start, start + len(tokens), device=self._model.device)[None]
-        return self._model.own_positions(tokens, self._grid, self._step)
-
-    # viewing
 
     def _fresh(self, snapshot: CacheSnapshot, count: int) -> Suffix:
         """The newest `count` frames, unmerged, behind a snapshot that lacks them."""
         features = torch.stack(list(self._ring)[-count:])
-        tokens = _whole(features, self.frames - count)
+        tokens = VisualTokens.whole(features, first_frame=self.frames - count)
         suffix = Suffix(decoder.shape_of(self._model), rows=1, capacity=len(tokens))
         hidden = tokens.features[None]
         mask = decoder.causal(len(tokens), device=hidden.device)
         for band, seen in zip(self.cache.bands, snapshot.bands, strict=True):
-            places = self._places(band, tokens, start=band.evicted + len(seen.index))
+            start = self._axis.after(band, seen.index)
+            places = self._axis.places(band, tokens, self._grid, start=start)
             stored = places.clone()
             stored[0] -= band.offset
             hidden = decoder.walk(
@@ -273,24 +283,6 @@ class StreamSession:
         suffix.commit(len(tokens))
         return suffix
 
-    def _text_start(self, band: Band, fresh: int) -> int:
-        """Where text begins on a band's time axis, counted from the stream's first visual token."""
-        if self._is_contiguous(band):
-            kept = band.index.before_frame(self.frames - fresh) if fresh else len(band)
-            return band.evicted + kept + fresh * self._grid[0] * self._grid[1]
-        return self._model.text_start(self.frames, self._grid, self._step, band.origin)
 
-
-def _whole(features: Tensor, first_frame: int) -> VisualTokens:
-    """Every cell of every frame as a token of its own."""
-    frames, rows, columns, width = features.shape
-    device = features.device
-    t, y, x = torch.meshgrid(
-        torch.arange(first_frame, first_frame + frames, device=device),
-        torch.arange(rows, device=device),
-        torch.arange(columns, device=device),
-        indexing="ij",
-    )
-    boxes = torch.stack([t, y, x, y + 1, x + 1], dim=-1).reshape(-1, 5)
-    sizes = torch.ones(len(boxes), dtype=torch.int64, device=device)
-    return VisualTokens(features.reshape(-1, width), boxes, sizes)
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: part for name, part in tensors.items() if name.startswith(prefix)}

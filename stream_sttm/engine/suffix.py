@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.attention import Shared
-from stream_sttm.engine.cache import CacheShape
+from stream_sttm.engine.slots import CacheShape
 
 
 class Suffix:

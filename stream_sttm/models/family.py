@@ -6,9 +6,11 @@ not know caches, merging or streams; the engine walks `layers` itself.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,9 +19,8 @@ from torch import Tensor, nn
 from stream_sttm.errors import ModelError, UnsupportedModel
 from stream_sttm.tokens import VisualTokens
 
-_QUESTION = (
-    "\x1aquestion\x1a"  # stands for the question while the chat template is cut; no tokenizer input
-)
+_QUESTION = "\x1aquestion\x1a"  # stands for it while the chat template is cut; no tokenizer input
+_SAMPLED = 64  # values of each weight that a fingerprint looks at, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,17 @@ class VideoLLM(ABC):
         """The decoder layers, in order."""
         layers: nn.ModuleList = self.text.layers
         return layers
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this checkpoint, in this number format, from others: names, shapes, some of each weight."""
+        digest = hashlib.blake2b(f"{type(self).__name__} {self.dtype}".encode(), digest_size=16)
+        for name, weight in self._model.named_parameters():
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            step = max(1, weight.numel() // _SAMPLED)
+            some = weight.detach().reshape(-1)[::step].float().cpu()
+            digest.update(some.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def parameters(self) -> int:

@@ -29,12 +29,21 @@ class ReducerState(Protocol):
         ...
 
     @property
-    def last_seen(self) -> Tensor:
-        """For each of these serials the last frame, counted from the stream's start, that added to it, (K,) int64."""
+    def last_seen(self) -> tuple[Tensor, Tensor]:
+        """What stands for something in the last call's frames: serials (K,), and the last such frames (K,)."""
         ...
 
-    def expire(self, *, before: int) -> ReducerState:
-        """The state after the cache dropped every token whose serial is below `before`."""
+    def expire(self, gone: Tensor) -> ReducerState:
+        """The state after the cache dropped the tokens with the serials `gone` (K,), ascending."""
+        ...
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that the next call needs, for `restored`."""
+        ...
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> ReducerState:
+        """The state that was saved; raises KeyError where something is missing."""
         ...
 
 
@@ -44,6 +53,11 @@ class Reducer(Protocol):
     Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start: the
     j-th token that a stream ever got has serial j. A state speaks of tokens by serial.
     """
+
+    @property
+    def state(self) -> type[ReducerState]:
+        """What its states are."""
+        ...
 
     def __call__(self, features: Tensor, state: Any | None = None) -> tuple[VisualTokens, Any]:
         """(T, H, W, C) features of the next frames of a stream -> the tokens to append, and the next state."""

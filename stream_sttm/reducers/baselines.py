@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import floor
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from stream_sttm.tokens import VisualTokens
 class KeepAll:
     """No merging: every cell of every frame is a token."""
 
+    state: ClassVar = Progress
+
     def __call__(
         self, features: Tensor, state: Progress | None = None
     ) -> tuple[VisualTokens, Progress]:
@@ -31,6 +34,8 @@ class KeepAll:
 @dataclass(frozen=True, slots=True)
 class RandomDrop:
     """A share of each frame's cells, drawn anew for every frame; a stream's first frame stays whole."""
+
+    state: ClassVar = Progress
 
     keep: float = 0.5
     seed: int = 0
@@ -64,6 +69,8 @@ class RandomDrop:
 class Subsample:
     """A share of the frames, evenly spaced and whole, beginning with a stream's first."""
 
+    state: ClassVar = Progress
+
     keep: float = 0.5
 
     def __post_init__(self) -> None:
@@ -88,11 +95,7 @@ def _whole(features: Tensor, state: Progress | None) -> VisualTokens:
     if not bool(features.isfinite().all()):  # one sync: bad input must not become a token
         raise ValueError("features hold NaN or infinite values")
     first = state.frames if state is not None else 0
-    count, height, width, channels = features.shape
-    axes = (torch.arange(side, device=features.device) for side in (count, height, width))
-    t, y, x = torch.cartesian_prod(*axes).unbind(1)
-    boxes = torch.stack([t + first, y, x, y + 1, x + 1], 1)
-    return VisualTokens(features.reshape(-1, channels), boxes, torch.ones_like(t))
+    return VisualTokens.whole(features, first_frame=first)
 
 
 def _chosen(whole: VisualTokens, stays: Tensor) -> VisualTokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +16,28 @@ class Progress:
     frames: int
     tokens: int
     absorbed: tuple[Tensor, Tensor]
-    last_seen: Tensor
+    last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, *, before: int) -> Progress:
+    def expire(self, gone: Tensor) -> Progress:
         """Itself: nothing here depends on what the cache still holds."""
         return self
+
+    def saved(self) -> dict[str, Tensor]:
+        """How far it is."""
+        return {"counts": torch.tensor([self.frames, self.tokens], device=self.last_seen[0].device)}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> Progress:
+        """The state that was saved; raises KeyError where something is missing."""
+        frames, tokens = tensors["counts"].tolist()
+        return progressed(None, frames, tokens, tensors["counts"].device)
 
 
 def progressed(state: Progress | None, frames: int, tokens: int, device: torch.device) -> Progress:
     """The state after `frames` more frames gave `tokens` more tokens."""
     none = torch.empty(0, dtype=torch.int64, device=device)
     done = (state.frames, state.tokens) if state is not None else (0, 0)
-    return Progress(done[0] + frames, done[1] + tokens, (none, none), none)
+    return Progress(done[0] + frames, done[1] + tokens, (none, none), (none, none))
 
 
 def checked(features: Tensor, *, min_side: int = 1) -> Tensor:

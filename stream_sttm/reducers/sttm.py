@@ -8,6 +8,7 @@ Here the whole clip is seen before anything is returned; sttm_streaming.py is th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ def merge_video(
 @dataclass(frozen=True, slots=True)
 class Sttm:
     """Offline STTM, each clip for itself; the defaults are the published setting for half the tokens."""
+
+    state: ClassVar = Progress
 
     spatial_threshold: float = 0.85
     temporal_threshold: float | None = 0.65

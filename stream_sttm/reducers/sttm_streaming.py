@@ -8,13 +8,18 @@ stream is cut into clips changes nothing. Knows serials but no cache: it is told
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from stream_sttm.errors import ConfigError
 from stream_sttm.reducers import quadtree
+from stream_sttm.reducers.budget import Budget, spatial_threshold, temporal_threshold
 from stream_sttm.reducers.frames import checked
-from stream_sttm.reducers.quadtree import EPSILON, Leaves
+from stream_sttm.reducers.quadtree import EPSILON, Leaves, Pyramid
+from stream_sttm.reducers.stream_state import StreamState, restarted
 from stream_sttm.reducers.sttm import (
     check_cosine,
     check_count,
@@ -28,27 +33,24 @@ from stream_sttm.tokens import VisualTokens
 
 
 @dataclass(frozen=True, slots=True)
-class StreamState:
-    """What a stream carries from one clip to the next: its last frame, so never more than H * W leaves.
+class Compared:
+    """A clip's leaves behind the last frame's: each one's best `match` (M,), how like it is, whether it may join it."""
 
-    `last` holds that frame's M leaves; `serials` (M,) which token stands for each; `is_alive` (M,) whether the
-    cache still has it; `anchors` (M, C) and `anchor_norms` (M,) what that token looked like when it was emitted,
-    both empty without a drift guard. `frames` and `tokens` count from the stream's start.
-    """
+    fresh: Leaves
+    state: StreamState
+    leaves: Leaves
+    match: Tensor
+    best: Tensor
+    may_join: Tensor
 
-    last: Leaves
-    serials: Tensor
-    is_alive: Tensor
-    anchors: Tensor
-    anchor_norms: Tensor
-    frames: int
-    tokens: int
-    absorbed: tuple[Tensor, Tensor]
-    last_seen: Tensor
+    def emitted(self, threshold: float) -> int:
+        """How many tokens the clip gives at a temporal threshold."""
+        return len(self.fresh) - int((self.may_join & (self.best >= threshold)).sum())
 
-    def expire(self, *, before: int) -> StreamState:
-        """The state after the cache dropped every token below `before`: what it still shows is emitted anew."""
-        return replace(self, is_alive=self.is_alive & (self.serials >= before))
+    def threshold(self, most: int, *, greatest: float) -> float:
+        """The greatest temporal threshold that leaves at most so many tokens; -inf where none does."""
+        drop = len(self.fresh) - most
+        return temporal_threshold(self.best[self.may_join], drop, greatest=greatest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,11 @@ class SttmStreaming:
     `drift_threshold`: the least cosine of a leaf with the token that is to stand for it; -1 is no guard.
     `window_average`: a token takes the mean of what it stands for within its own clip; else it stays as it was.
     `refresh_every`: frames whose index is a multiple of it emit all their leaves; 0 is never.
+    `budget`: how many tokens a clip may give at most; thresholds then follow from each clip, the spatial one beginning
+    with what is set here. A refresh goes as far as the budget allows; a drift guard can't be had with it.
     """
+
+    state: ClassVar = StreamState
 
     spatial_threshold: float = 0.85
     temporal_threshold: float = 0.65
@@ -66,6 +72,7 @@ class SttmStreaming:
     drift_threshold: float = -1.0
     window_average: bool = False
     refresh_every: int = 0
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         check_options(self.spatial_threshold, self.temporal_threshold, self.root_level)
@@ -74,6 +81,10 @@ class SttmStreaming:
         check_count("refresh_every", self.refresh_every)
         if not isinstance(self.window_average, bool):
             raise ValueError(f"window_average must be true or false, got {self.window_average!r}")
+        if self.budget is not None:
+            object.__setattr__(self, "budget", Budget.of(self.budget))
+            if self._has_guard:
+                raise ValueError("a budget and a drift guard can't both be held; leave one out")
 
     def __call__(
         self, features: Tensor, state: StreamState | None = None
@@ -84,16 +95,13 @@ class SttmStreaming:
         frame is emitted, as in a refresh.
         """
         features = checked(features, min_side=2)
-        fresh = quadtree.cut(
-            features,
-            spatial_threshold=self.spatial_threshold,
-            root_level=self.root_level,
-            first_frame=state.frames if state is not None else 0,
-        )
-        if state is None or not self._continues(state, fresh):
-            state = _restarted(state, fresh)
-        leaves = _following(state, fresh)
-        match, joins = self._matches(leaves, state)
+        pyramid = quadtree.pyramid(features, self.root_level)
+        if self.budget is None:
+            found = self._compared(pyramid, self.spatial_threshold, state)
+            joins = found.may_join & (found.best >= self.temporal_threshold)
+        else:
+            found, joins = self._within(self.budget, pyramid, state)
+        fresh, state, leaves, match = found.fresh, found.state, found.leaves, found.match
         if self._has_guard:
             anchor = self._guarded(leaves, match, joins, state)
         else:
@@ -120,8 +128,15 @@ class SttmStreaming:
             and (state.anchors.shape[0] == len(last) or not self._has_guard)
         )
 
-    def _matches(self, leaves: Leaves, state: StreamState) -> tuple[Tensor, Tensor]:
-        """Each leaf's most similar leaf in the frame before, else itself; and whether it may join that one."""
+    def _compared(
+        self, pyramid: Pyramid, spatial_threshold: float, state: StreamState | None
+    ) -> Compared:
+        """The clip's leaves at a threshold, and each one's most similar leaf in the frame before."""
+        first = state.frames if state is not None else 0
+        fresh = quadtree.leaves(pyramid, spatial_threshold, first)
+        if state is None or not self._continues(state, fresh):
+            state = restarted(state, fresh)
+        leaves = _following(state, fresh)
         count, me = len(leaves), torch.arange(len(leaves), device=leaves.rows.device)
         later, earlier = neighbours(leaves)
         cosine = similarities(leaves, later, earlier)
@@ -130,10 +145,45 @@ class SttmStreaming:
         match = me.new_full((count,), count).scatter_reduce_(0, later, winner, "amin")
         match = torch.where(match < count, match, me)
         is_alive = torch.cat([state.is_alive, state.is_alive.new_ones(count - len(state.last))])
-        joins = (best >= self.temporal_threshold) & is_alive[match]
+        may_join = is_alive[match] & (match != me)
         if self.refresh_every:
-            joins &= leaves.boxes[:, 0] % self.refresh_every != 0
-        return match, joins
+            is_refresh = leaves.boxes[:, 0] % self.refresh_every == 0
+            if self.budget is None:
+                may_join &= ~is_refresh
+            else:  # as far as there is room: its leaves are the last to join
+                best = best - 4.0 * is_refresh
+        return Compared(fresh, state, leaves, match, best, may_join)
+
+    def _within(
+        self, budget: Budget, pyramid: Pyramid, state: StreamState | None
+    ) -> tuple[Compared, Tensor]:
+        """Leaves, and which of them join, so that the clip gives what its budget allows, and no more."""
+        frames, height, width = pyramid.norms[-1].shape
+        first = state.frames if state is not None else 0
+        most = budget.tokens(first, frames, height * width)
+        roots = pyramid.norms[0][0].numel()
+        if most < roots:
+            raise ConfigError(
+                f"reducer.budget: {most} tokens for a clip of {frames} frames; "
+                f"a new picture of {height}x{width} cells needs {roots} at least"
+            )
+        least, greatest = budget.spatial
+        begin = min(greatest, max(least, self.spatial_threshold))
+        found = self._compared(pyramid, begin, state)
+        wanted = found.threshold(most, greatest=budget.temporal[1])
+        if wanted < budget.temporal[0] or wanted >= budget.temporal[1]:
+            # Too many differ, or there is room for finer ones: about as many leaves as survive at this rate.
+            nearest = max(budget.temporal[0], min(budget.temporal[1], wanted))
+            survive = max(1, found.emitted(nearest))
+            leaves = most * len(found.fresh) / survive
+            again = spatial_threshold(pyramid, leaves, within=budget.spatial)
+            found = self._compared(pyramid, again, state)
+            wanted = found.threshold(most, greatest=budget.temporal[1])
+        if wanted == -inf:  # what is new alone is too much: coarse leaves, whatever the limits say
+            again = spatial_threshold(pyramid, max(most, frames * roots), within=(-1.0, 1.0))
+            found = self._compared(pyramid, again, state)
+            wanted = found.threshold(most, greatest=budget.temporal[1])
+        return found, found.may_join & (found.best >= wanted)
 
     def _guarded(self, leaves: Leaves, match: Tensor, joins: Tensor, state: StreamState) -> Tensor:
         """Each leaf's anchor when it must look like that too.
@@ -181,7 +231,6 @@ class SttmStreaming:
         )
         rows, norms = _looks(leaves, state)
         guarded = anchor[first:] if self._has_guard else anchor[:0]
-        serials, cells, last_seen = _absorbed(leaves, anchor, serial, len(state.last))
         return StreamState(
             last=last,
             serials=serial[first:].clone(),
@@ -190,26 +239,9 @@ class SttmStreaming:
             anchor_norms=norms[guarded],
             frames=state.frames + leaves.owner.shape[0] - state.last.owner.shape[0],
             tokens=state.tokens + emitted,
-            absorbed=(serials, cells),
-            last_seen=last_seen,
+            absorbed=_absorbed(leaves, anchor, serial, len(state.last)),
+            last_seen=_seen(leaves, serial, len(state.last)),
         )
-
-
-def _restarted(state: StreamState | None, fresh: Leaves) -> StreamState:
-    """A state without a last frame, on the grid of `fresh`, that goes on counting frames and tokens."""
-    norms, ids = fresh.norms[:0], fresh.rows[:0]
-    features = fresh.tables[0][:0]
-    return StreamState(
-        last=Leaves((features,), ids, norms, fresh.boxes[:0], fresh.owner[:0]),
-        serials=ids,
-        is_alive=ids.bool(),
-        anchors=features,
-        anchor_norms=norms,
-        frames=state.frames if state is not None else 0,
-        tokens=state.tokens if state is not None else 0,
-        absorbed=(ids, ids),
-        last_seen=ids,
-    )
 
 
 def _following(state: StreamState, fresh: Leaves) -> Leaves:
@@ -256,12 +288,16 @@ def _firsts(marked: Tensor, parent: Tensor, frames: int) -> Tensor:
     return marked & ~above
 
 
-def _absorbed(
-    leaves: Leaves, anchor: Tensor, serial: Tensor, old: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What went to tokens of earlier clips: their serials, how many cells, and the last frame that showed them."""
+def _absorbed(leaves: Leaves, anchor: Tensor, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
+    """What went to tokens of earlier clips: their serials, and how many cells."""
     late = (anchor[old:] < old).nonzero()[:, 0] + old
     serials, group = torch.unique(serial[late], return_inverse=True)
     cells = torch.zeros_like(serials).index_add_(0, group, leaves.sizes[late])
-    frame = leaves.boxes[late, 0]
-    return serials, cells, torch.zeros_like(serials).scatter_reduce_(0, group, frame, "amax")
+    return serials, cells
+
+
+def _seen(leaves: Leaves, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
+    """The tokens that the clip's leaves show, and the last frame that shows each."""
+    serials, group = torch.unique(serial[old:], return_inverse=True)
+    frames = leaves.boxes[old:, 0]
+    return serials, torch.zeros_like(serials).scatter_reduce_(0, group, frames, "amax")

@@ -1,0 +1,54 @@
+"""What stands in each slot of a band: which token, where it came from, where it stands on the time axis.
+
+Lives on the CPU, so that what goes is decided without waiting for the device. Knows no keys and no values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Of each visual token in slot order, int64 on the CPU: `serials` (N,), `boxes` (N, 5), `times` (N,).
+
+    A serial counts the tokens that a band ever got; boxes are (frame, y0, x0, y1, x1). Serials, frames and times rise.
+    """
+
+    serials: Tensor
+    boxes: Tensor
+    times: Tensor
+
+    def __len__(self) -> int:
+        return self.serials.shape[0]
+
+    @classmethod
+    def empty(cls) -> Index:
+        """Of nothing."""
+        none = torch.empty(0, dtype=torch.int64)
+        return cls(none, none.new_empty(0, 5), none)
+
+    @property
+    def frames(self) -> Tensor:
+        """The frame each token came from, (N,)."""
+        return self.boxes[:, 0]
+
+    def at(self, slots: Tensor | slice) -> Index:
+        """The part at some slots, in rising order."""
+        return Index(self.serials[slots], self.boxes[slots], self.times[slots])
+
+    def before_frame(self, frame: int) -> int:
+        """How many tokens belong to frames before `frame`."""
+        return int(torch.searchsorted(self.frames.contiguous(), frame))
+
+    @staticmethod
+    def joined(first: Index, second: Index) -> Index:
+        """One behind the other."""
+        return Index(
+            torch.cat([first.serials, second.serials]),
+            torch.cat([first.boxes, second.boxes]),
+            torch.cat([first.times, second.times]),
+        )

@@ -1,0 +1,129 @@
+"""How many tokens a window may give, and the thresholds that give so many: read off, never searched for.
+
+Every quadtree node has a critical threshold above which it splits, every leaf a similarity below which it stays a token
+of its own. Sorted, both say at once how many tokens any threshold leaves. Knows no stream and no anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import floor, inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stream_sttm.errors import ConfigError
+from stream_sttm.reducers.quadtree import Pyramid
+
+_KINDS = ("tokens_per_second", "tokens_per_frame", "tokens_per_window", "share")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most so many tokens: one of the first four says how many, `share` of all cells.
+
+    `spatial` and `temporal` are the least and the greatest threshold to be used as long as the budget can be held with
+    them: above the greatest things are so alike that they merge although there is room, below the least merging
+    costs too much truth. The budget itself is held in any case.
+    """
+
+    tokens_per_second: float | None = None
+    tokens_per_frame: float | None = None
+    tokens_per_window: float | None = None
+    share: float | None = None
+    spatial: tuple[float, float] = (0.5, 0.98)
+    temporal: tuple[float, float] = (0.3, 0.98)
+
+    def __post_init__(self) -> None:
+        given = [name for name in _KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"budget needs one of {', '.join(_KINDS)}, got {' and '.join(given) or 'none'}"
+            )
+        amount = getattr(self, given[0])
+        if not _is_number(amount) or not 0 < amount < inf or (given == ["share"] and amount > 1):
+            upper = ", up to 1" if given == ["share"] else ""
+            raise ValueError(f"budget.{given[0]} must be a number above 0{upper}, got {amount!r}")
+        for name in ("spatial", "temporal"):
+            ends = tuple(getattr(self, name))
+            if (
+                len(ends) != 2
+                or not all(map(_is_number, ends))
+                or not -1 <= ends[0] <= ends[1] <= 1
+            ):
+                raise ValueError(
+                    f"budget.{name} must be two numbers from -1 to 1, the lower first, got {list(ends)}"
+                )
+            object.__setattr__(self, name, ends)
+
+    @classmethod
+    def of(cls, told: Any) -> Budget:
+        """A budget from what a configuration says; raises ValueError where that is none."""
+        if isinstance(told, Budget):
+            return told
+        if not isinstance(told, Mapping):
+            raise ValueError(
+                f"budget must be a section with one of {', '.join(_KINDS)}, got {told!r}"
+            )
+        known = [field.name for field in fields(cls)]
+        for name in told:
+            if name not in known:
+                raise ValueError(f"budget has no key {name!r}; known: {', '.join(known)}")
+        return cls(**told)
+
+    def tokens(self, first: int, frames: int, cells: int) -> int:
+        """What frames [first, first + frames) of so many cells may give; fractions of a token add up over frames."""
+        if self.tokens_per_window is not None:
+            return floor(self.tokens_per_window)
+        if self.tokens_per_second is not None:
+            raise ConfigError("budget.tokens_per_second needs a frame rate; say tokens_per_frame")
+        each = self.share * cells if self.share is not None else (self.tokens_per_frame or 0.0)
+        return floor((first + frames) * each + 1e-9) - floor(first * each + 1e-9)
+
+
+def leaf_counts(pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+    """Critical thresholds, ascending (K,), and how many leaves there are if the first 0 to K nodes split (K + 1,)."""
+    bounds, gains = [], []
+    for level, bound in enumerate(pyramid.split_below):
+        _, height, width = bound.shape
+        finer = pyramid.norms[level + 1].shape[1:]
+        rows, columns = _children(finer[0], bound.device), _children(finer[1], bound.device)
+        bounds.append(bound.flatten())
+        gains.append((rows[:, None] * columns - 1).expand(bound.shape[0], height, width).flatten())
+    roots = pyramid.norms[0].numel()
+    if not bounds:
+        return pyramid.cells.new_empty(0), torch.tensor([roots], device=pyramid.cells.device)
+    critical, order = torch.cat(bounds).sort()
+    counts = torch.cat([order.new_tensor([roots]), roots + torch.cat(gains)[order].cumsum(0)])
+    return critical, counts
+
+
+def spatial_threshold(pyramid: Pyramid, most: float, *, within: tuple[float, float]) -> float:
+    """The greatest spatial threshold that leaves at most `most` leaves, or the end of `within` next to it."""
+    critical, counts = leaf_counts(pyramid)
+    fitting = int((counts <= most).sum()) - 1  # counts rise: so many nodes may split
+    threshold = float(critical[max(0, fitting)]) if fitting < len(critical) else within[1]
+    return min(within[1], max(within[0], threshold))
+
+
+def temporal_threshold(ranks: Tensor, drop: int, *, greatest: float) -> float:
+    """The greatest threshold, up to `greatest`, that at least `drop` of the ranks reach; -inf with too few."""
+    if drop <= 0 or not len(ranks):
+        return greatest if drop <= 0 else -inf
+    if drop > len(ranks):
+        return -inf
+    return min(greatest, float(ranks.topk(drop).values[-1]))
+
+
+def _children(side: int, device: torch.device) -> Tensor:
+    """How many children each parent has along an axis of `side` children: two, the first one on an odd side."""
+    counts = torch.full(((side + 1) // 2,), 2, device=device)
+    if side % 2:
+        counts[0] = 1
+    return counts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

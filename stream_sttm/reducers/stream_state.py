@@ -1,0 +1,85 @@
+"""What a stream carries from one clip to the next when it is merged causally."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stream_sttm.reducers.quadtree import Leaves
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a stream carries from one clip to the next: its last frame, so never more than H * W leaves.
+
+    `last` holds that frame's M leaves; `serials` (M,) which token stands for each; `is_alive` (M,) whether the
+    cache still has it; `anchors` (M, C) and `anchor_norms` (M,) what that token looked like when it was emitted,
+    both empty without a drift guard. `frames` and `tokens` count from the stream's start.
+    """
+
+    last: Leaves
+    serials: Tensor
+    is_alive: Tensor
+    anchors: Tensor
+    anchor_norms: Tensor
+    frames: int
+    tokens: int
+    absorbed: tuple[Tensor, Tensor]
+    last_seen: tuple[Tensor, Tensor]
+
+    def expire(self, gone: Tensor) -> StreamState:
+        """The state after the cache dropped the tokens `gone`: what they stand for is emitted anew if it is seen."""
+        return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, gone))
+
+    def saved(self) -> dict[str, Tensor]:
+        """All that the next call needs."""
+        return {
+            "features": self.last.features(),
+            "norms": self.last.norms,
+            "boxes": self.last.boxes,
+            "owner": self.last.owner,
+            "serials": self.serials,
+            "is_alive": self.is_alive,
+            "anchors": self.anchors,
+            "anchor_norms": self.anchor_norms,
+            "counts": torch.tensor([self.frames, self.tokens], device=self.serials.device),
+        }
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor]) -> StreamState:
+        """The state that was saved; raises KeyError where something is missing."""
+        serials = tensors["serials"]
+        rows = torch.arange(len(serials), device=serials.device)
+        frames, tokens = tensors["counts"].tolist()
+        last = (tensors[name] for name in ("norms", "boxes", "owner"))
+        return cls(
+            last=Leaves((tensors["features"],), rows, *last),
+            serials=serials,
+            is_alive=tensors["is_alive"],
+            anchors=tensors["anchors"],
+            anchor_norms=tensors["anchor_norms"],
+            frames=frames,
+            tokens=tokens,
+            absorbed=(rows[:0], rows[:0]),
+            last_seen=(rows[:0], rows[:0]),
+        )
+
+
+def restarted(state: StreamState | None, fresh: Leaves) -> StreamState:
+    """A state without a last frame, on the grid of `fresh`, that goes on counting frames and tokens."""
+    norms, ids = fresh.norms[:0], fresh.rows[:0]
+    features = fresh.tables[0][:0]
+    return StreamState(
+        last=Leaves((features,), ids, norms, fresh.boxes[:0], fresh.owner[:0]),
+        serials=ids,
+        is_alive=ids.bool(),
+        anchors=features,
+        anchor_norms=norms,
+        frames=state.frames if state is not None else 0,
+        tokens=state.tokens if state is not None else 0,
+        absorbed=(ids, ids),
+        last_seen=(ids, ids),
+    )

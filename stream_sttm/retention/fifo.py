@@ -1,0 +1,26 @@
+"""First in, first out: the oldest frames go, whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stream_sttm.retention import Held
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    """What was emitted first goes first."""
+
+    def __call__(self, held: Held, *, drop: int) -> Tensor:
+        """All frames but the oldest."""
+        return oldest_first(held, torch.ones(len(held), dtype=torch.bool), drop=drop)
+
+
+def oldest_first(held: Held, stays: Tensor, *, drop: int) -> Tensor:
+    """`stays` (N,) bool without its oldest frames, so many that at least `drop` of all tokens go."""
+    left = stays.nonzero()[:, 0]
+    missing = drop - (len(held) - len(left))
+    return stays if missing <= 0 else stays & (held.frames > held.frames[left[missing - 1]])
