@@ -1,4 +1,4 @@
-"""Faults of a configuration that only the open families know: schemes, what may be reached, reducers, retention policies.
+"""Faults of a configuration that only the open families know: schemes, what may be reached, reducers, policies.
 
 Nothing is connected to and no model is loaded.
 """
