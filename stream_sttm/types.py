@@ -40,6 +40,30 @@ class Clip:
         return self.frames[-1].captured_at
 
 
+class AnswerType(StrEnum):
+    """What kind of answer a question wants."""
+
+    TEXT = "text"
+    YES_NO = "yes_no"
+    CHOICE = "choice"
+    NUMBER = "number"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an answer must look like: its type, what may be chosen, or a JSON schema as text."""
+
+    type: AnswerType = AnswerType.TEXT
+    choices: tuple[str, ...] = ()
+    json_schema: str = ""
+
+
+FREE_TEXT = Form()
+
+Structured = bool | float | str | dict[str, Any] | list[Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Something asked of one stream's memory; `query` names the standing query it came from, if any.
@@ -54,6 +78,7 @@ class Question:
     max_new_tokens: int
     query: str | None = None
     timeout: float | None = None
+    form: Form = FREE_TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +93,11 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question's answer, with the span of video (wall clock) that the memory held when it was asked."""
+    """A question's answer, with the span of video (wall clock) that the memory held when it was asked.
+
+    `structured` is the answer as data where the question's form asks for more than text; `confidence`, from 0 to 1,
+    is the probability of what was said among all that might have been, None where nothing says.
+    """
 
     question: Question
     text: str
@@ -77,6 +106,8 @@ class Answer:
     model: str
     answered_at: float
     news: bool = True
+    structured: Structured = None
+    confidence: float | None = None
 
     @property
     def captured_at(self) -> float:
@@ -92,6 +123,9 @@ class Answer:
             "query": question.query,
             "question": question.text,
             "answer": self.text,
+            "answer_type": question.form.type.value,
+            "structured": self.structured,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
             "news": self.news,
             "frame_time": self.captured_at,
             "window": list(self.span),

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stream_sttm.errors import (
 )
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, StreamState, StreamStatus
+from stream_sttm.types import FREE_TEXT, Answer, Question, StreamState, StreamStatus
 from tests.answers import make_answer, make_status, until
 from workers import gateway
 
@@ -36,7 +37,7 @@ class EchoService:
     model = "echo"
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.asked: list[Question] = []
         self.error: Exception | None = None
         self.never_answers = False
         self.is_ready = True
@@ -54,17 +55,13 @@ class EchoService:
     def snapshot(self, stream: str) -> bytes | None:
         return self.pictures.get(stream)
 
-    async def ask(
-        self, stream: str, text: str, *, max_new_tokens: int | None = None, timeout: float
-    ) -> Answer:
-        self.asked.append(
-            {"stream": stream, "text": text, "limit": max_new_tokens, "timeout": timeout}
-        )
+    async def ask(self, question: Question) -> Answer:
+        self.asked.append(question)
         if self.never_answers:
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
-        return make_answer(text, stream=stream, query=None)
+        return replace(make_answer(question.text, stream=question.stream), question=question)
 
 
 class Served:
@@ -136,16 +133,15 @@ async def test_question_is_answered_as_json(served: Served) -> None:
     assert body["answer"] == "Wer ist da? 😀"
     assert body["stream"] == "door"
     assert set(body) == set(make_answer().as_dict(published_at=0))
-    assert served.service.asked == [
-        {"stream": "door", "text": "Wer ist da? 😀", "limit": 5, "timeout": 3}
-    ]
+    (asked,) = served.service.asked
+    assert (asked.stream, asked.text, asked.form) == ("door", "Wer ist da? 😀", FREE_TEXT)
+    assert (asked.max_new_tokens, asked.timeout) == (5, 3)
 
 
 async def test_timeout_and_length_default_to_the_configuration(served: Served) -> None:
     await served.ask()
-    assert served.service.asked == [
-        {"stream": "door", "text": "Who?", "limit": None, "timeout": 5.0}
-    ]
+    (asked,) = served.service.asked
+    assert (asked.max_new_tokens, asked.timeout) == (64, 5)
 
 
 async def test_unknown_stream_is_named_with_the_nearest_one(served: Served) -> None:

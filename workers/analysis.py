@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -62,27 +61,21 @@ class Analysis:
                 if not future.done():
                     future.set_exception(_stopping())
 
-    async def ask(self, stream: str, text: str, *, max_new_tokens: int, timeout: float) -> Answer:
+    async def ask(self, question: Question) -> Answer:
         """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
         if self._is_stopping:
             raise _stopping()
-        question = Question(
-            id=uuid.uuid4().hex,
-            stream=stream,
-            text=text,
-            asked_at=self._clock(),
-            max_new_tokens=max_new_tokens,
-            timeout=timeout,
-        )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future
         self._questions.append(question)
         self._wake.set()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(question.timeout):
                 return await future
         except TimeoutError:
-            raise QuestionExpired(f"stream {stream!r}: not answered within {timeout:g} s") from None
+            raise QuestionExpired(
+                f"stream {question.stream!r}: not answered within {question.timeout:g} s"
+            ) from None
         finally:
             self._asked.pop(question.id, None)
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi import Path as InPath
@@ -38,9 +39,10 @@ from stream_sttm.errors import (
     TooManyQuestions,
     UnknownStream,
 )
+from stream_sttm.queryconfig import FormSettings
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import MAX_LIMIT, AnswerStore
-from stream_sttm.types import StreamStatus
+from stream_sttm.types import Question, StreamStatus
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
@@ -73,10 +75,10 @@ Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
-class AskRequest(BaseModel):
+class AskRequest(FormSettings):
     """A question to a stream's memory."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
     stream: str = Field(description="Name of a stream.", examples=["door"])
     question: str = Field(description="The question, in words.", examples=["Is someone there?"])
     max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Longest answer in tokens.")
@@ -133,14 +135,18 @@ def _add_asking(app: FastAPI, service: Service, answering: AnsweringSettings) ->
         if not is_ready:
             raise HTTPException(503, f"not ready: {reason}")
         timeout = asked.timeout or answering.timeout
+        question = Question(
+            id=uuid4().hex,
+            stream=asked.stream,
+            text=asked.question,
+            asked_at=time.time(),
+            max_new_tokens=asked.max_new_tokens or answering.max_new_tokens,
+            timeout=timeout,
+            form=asked.form,
+        )
         try:
             async with asyncio.timeout(timeout):
-                answer = await service.ask(
-                    asked.stream,
-                    asked.question,
-                    max_new_tokens=asked.max_new_tokens,
-                    timeout=timeout,
-                )
+                answer = await service.ask(question)
         except TimeoutError as error:
             raise QuestionExpired(f"no answer within {timeout:g} s") from error
         return answer.as_dict(published_at=time.time())
