@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
+from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.slots import Format
@@ -80,7 +81,7 @@ def _question(text: str, most: int = 12) -> Question:
 
 
 def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
-    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts])
+    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts], Forms(model))
     done = batch.step()
     while batch.questions:
         done += batch.step()
@@ -89,7 +90,7 @@ def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, 
 
 def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
     seen: list[Tensor] = []
-    batch = AnswerBatch(model, session.view(), [_question(text, most=1)])
+    batch = AnswerBatch(model, session.view(), [_question(text, most=1)], Forms(model))
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
@@ -216,7 +217,9 @@ def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoL
     finished: list[dict[str, str]] = []
     for session, is_busy in ((calm, False), (busy, True)):
         _feed(session, video[:6], 2)
-        batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+        batch = AnswerBatch(
+            tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+        )
         done = batch.step()
         start = 6
         while batch.questions:
@@ -257,7 +260,9 @@ def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(
     whole = _answers(tiny_model, session, *texts)
     monkeypatch.setattr(answering, "PIECE", 20)
     assert _answers(tiny_model, session, *texts) == whole
-    batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+    batch = AnswerBatch(
+        tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+    )
     batch.step()
     assert batch._suffix.length == 20 // len(texts)
 

@@ -27,6 +27,7 @@ from stream_sttm.api.service import Service
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     AlreadyPublished,
+    AnswerUnfinished,
     ModelError,
     NotAnOffer,
     NoVideoYet,
@@ -51,6 +52,7 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     TooManyOffers: 429,
     TooManyQuestions: 429,
     QuestionRejected: 422,
+    AnswerUnfinished: 422,
     NoVideoYet: 503,
     Stopping: 503,
     QuestionExpired: 504,

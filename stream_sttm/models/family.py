@@ -29,6 +29,8 @@ class Defaults:
 
     `positions`: "own" keeps for each visual token the position it would have unmerged, "contiguous" renumbers the
     survivors. `horizon`: the positions a memory may span. `at_layer`, `size_bias`, `fresh_frames` as in the settings.
+    `instruct`: whether a question is told which form of answer is wanted. `temperature` divides log-probabilities of
+    options before they become a confidence, so that this is as often right as it says (https://arxiv.org/abs/1706.04599).
     A checkpoint may bring its own under the key `stream_sttm` of its config.json.
     """
 
@@ -39,6 +41,8 @@ class Defaults:
     fresh_frames: int = 1
     positions: Literal["own", "contiguous"] = "own"
     horizon: int | None = None
+    instruct: bool = True
+    temperature: float = 1.0
 
 
 class VideoLLM(ABC):
@@ -122,6 +126,11 @@ class VideoLLM(ABC):
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
         return config.num_key_value_heads, width
+
+    @property
+    def vocabulary(self) -> int:
+        """Length of the logits."""
+        return int(self.text.config.vocab_size)
 
     @property
     def context(self) -> int:
