@@ -84,6 +84,9 @@ class StandingQueries:
             max_new_tokens=query.max_new_tokens or self._answering.max_new_tokens,
             query=name,
             form=query.form,
+            window_s=query.window_s,
+            fresh_frames=query.fresh_frames,
+            priority=query.priority,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, field_validator, model_validator
 
 from stream_sttm.streamconfig import Section
-from stream_sttm.types import AnswerType, Form
+from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form
 
 MAX_CHOICES = 64
 MAX_SCHEMA_CHARS = 20_000
@@ -67,7 +67,33 @@ class FormSettings(Section):
         return Form(self.type, tuple(self.choices), schema)
 
 
-class QuerySettings(FormSettings):
+class AskSettings(FormSettings):
+    """What can be said with any question: its answer's form, what it looks at, and how soon it is answered."""
+
+    window_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds before the newest frame that the question is about; null: all that is remembered.",
+    )
+    fresh_frames: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_FRESH_FRAMES,
+        description="Newest frames shown to it unmerged; null: memory.fresh_frames.",
+    )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Of the questions that wait, the greatest is answered first.",
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
+    )
+
+
+class QuerySettings(AskSettings):
     """One standing question."""
 
     streams: list[str] = Field(min_length=1, description="Names of the streams it is asked of.")
@@ -75,7 +101,4 @@ class QuerySettings(FormSettings):
     every: float = Field(10.0, gt=0, description="Seconds of stream between two answers.")
     announce: Literal["always", "on_change"] = Field(
         "on_change", description="Publish every answer, or only one that differs from the last."
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
     )

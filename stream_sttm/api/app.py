@@ -40,7 +40,7 @@ from stream_sttm.errors import (
     TooManyQuestions,
     UnknownStream,
 )
-from stream_sttm.queryconfig import FormSettings
+from stream_sttm.queryconfig import AskSettings
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import MAX_LIMIT, AnswerStore
 from stream_sttm.types import Question, StreamStatus
@@ -77,13 +77,12 @@ Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
-class AskRequest(FormSettings):
+class AskRequest(AskSettings):
     """A question to a stream's memory."""
 
     model_config = ConfigDict(strict=True)
     stream: str = Field(description="Name of a stream.", examples=["door"])
     question: str = Field(description="The question, in words.", examples=["Is someone there?"])
-    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Longest answer in tokens.")
     timeout: float | None = Field(
         None, gt=0, le=300, allow_inf_nan=False, description="Seconds to wait for the answer."
     )
@@ -145,6 +144,9 @@ def _add_asking(app: FastAPI, service: Service, answering: AnsweringSettings) ->
             max_new_tokens=asked.max_new_tokens or answering.max_new_tokens,
             timeout=timeout,
             form=asked.form,
+            window_s=asked.window_s,
+            fresh_frames=asked.fresh_frames,
+            priority=asked.priority,
         )
         try:
             async with asyncio.timeout(timeout):

@@ -226,7 +226,7 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batch = AnswerBatch(self.model, session.view(), questions, self._forms)
+        batch = AnswerBatch(self.model, session.view(*questions[0].look), questions, self._forms)
         finished = batch.step()
         number = next(self._numbers)
         self._batches[number] = batch
