@@ -73,6 +73,8 @@ class Question:
     `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `window_s`: seconds
     before the newest frame of which it is asked, None for all that is remembered. `fresh_frames`: newest frames shown
     unmerged, None for what the memory is set to. Of those that wait, the greatest `priority` is answered first.
+    `turns`: what was asked and answered before in the same conversation, oldest first. With `is_streamed`, a free
+    answer is told as it is written.
     """
 
     id: str
@@ -86,6 +88,8 @@ class Question:
     window_s: float | None = None
     fresh_frames: int | None = None
     priority: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
+    is_streamed: bool = False
 
     @property
     def look(self) -> tuple[float | None, int | None]:
@@ -214,4 +218,12 @@ class Unanswered:
     error: StreamSTTMError
 
 
-Outcome = Answer | Observed | Lost | Unanswered
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The words of an answer that is still being written, all of them so far."""
+
+    question: Question
+    text: str
+
+
+Outcome = Answer | Observed | Lost | Unanswered | Progress

@@ -84,6 +84,13 @@ class AnswerBatch:
         """Those without an answer so far."""
         return [row.question for row in self._rows]
 
+    def said(self) -> list[tuple[Question, str]]:
+        """Streamed answers that are being written, and their words so far."""
+        writing = [row for row in self._rows if row.ids and row.question.is_streamed]
+        # the bytes of a character may come one by one
+        texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
+        return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
+
     def step(self) -> list[Finished]:
         """Read the next piece of the questions, or write one more token for each; returns those answered now."""
         if self._suffix.length < self._longest:

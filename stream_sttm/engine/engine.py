@@ -38,7 +38,7 @@ from stream_sttm.errors import (
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.registry import suggest
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
 
 _log = logging.getLogger(__name__)
 # Of the plan, what a saved memory does not depend on.
@@ -235,11 +235,11 @@ class Engine:
 
     def _answers(self, number: int, finished: Sequence[Finished]) -> list[Outcome]:
         batch = self._batches[number]
+        outcomes: list[Outcome] = [Progress(*one) for one in batch.said()]
         if not batch.questions:
             del self._batches[number]
             self._scheduler.closed(number)
         now = self._clock()
-        outcomes: list[Outcome] = []
         for done in finished:
             if done.error is not None:
                 outcomes.append(Unanswered(done.question, done.error))

@@ -122,7 +122,7 @@ class Forms:
         if told is not None and self._model.tuned.instruct:
             told = told.format(choices="; ".join(form.choices), schema=form.json_schema or "{}")
             text = f"{text}\n{told}"
-        return self._model.ask(text)
+        return self._model.ask(text, question.turns)
 
     def check(self, form: Form) -> None:
         """Raise QuestionRejected where no answer can have this form."""
