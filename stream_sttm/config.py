@@ -15,7 +15,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
+from stream_sttm.types import MAX_FRESH_FRAMES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -103,7 +105,7 @@ class MemorySettings(Section):
     fresh_frames: int | None = Field(
         None,
         ge=0,
-        le=4,
+        le=MAX_FRESH_FRAMES,
         description="Newest frames shown unmerged to a question; null: the model's own default.",
     )
     positions: Literal["own", "contiguous"] | None = Field(
@@ -131,20 +133,6 @@ class AnsweringSettings(Section):
         30.0, gt=0, description="Seconds after which an unanswered question is given up."
     )
     max_batch: int = Field(16, ge=1, description="Questions of one stream answered together.")
-
-
-class QuerySettings(Section):
-    """One standing question."""
-
-    streams: list[str] = Field(min_length=1, description="Names of the streams it is asked of.")
-    ask: str = Field(min_length=1, max_length=100_000, description="The question, in words.")
-    every: float = Field(10.0, gt=0, description="Seconds of stream between two answers.")
-    announce: Literal["always", "on_change"] = Field(
-        "on_change", description="Publish every answer, or only one that differs from the last."
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
-    )
 
 
 class HttpSettings(Section):

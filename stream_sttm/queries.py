@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
-from stream_sttm.config import AnsweringSettings, QuerySettings
+from stream_sttm.config import AnsweringSettings
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.types import Answer, Question
 
 _CLOCK_GRAIN = 1e-6  # seconds; stream clocks are sums of floats
@@ -82,6 +83,10 @@ class StandingQueries:
             asked_at=now,
             max_new_tokens=query.max_new_tokens or self._answering.max_new_tokens,
             query=name,
+            form=query.form,
+            window_s=query.window_s,
+            fresh_frames=query.fresh_frames,
+            priority=query.priority,
         )
 
 

@@ -42,6 +42,11 @@ MIGRATIONS = (
     CREATE INDEX answers_by_query ON answers (query, seq);
     CREATE INDEX answers_by_age ON answers (answered_at);
     """,
+    """
+    ALTER TABLE answers ADD COLUMN answer_type TEXT NOT NULL DEFAULT 'text';
+    ALTER TABLE answers ADD COLUMN structured TEXT NOT NULL DEFAULT 'null';
+    ALTER TABLE answers ADD COLUMN confidence REAL;
+    """,
 )
 _COLUMNS = (
     "id",
@@ -49,6 +54,9 @@ _COLUMNS = (
     "query",
     "question",
     "answer",
+    "answer_type",
+    "structured",
+    "confidence",
     "news",
     "frame_time",
     "window",
@@ -58,6 +66,7 @@ _COLUMNS = (
     "tokens",
     "model",
 )
+_JSON = ("structured", "window", "tokens")  # columns that hold JSON
 _ADD = (
     f"INSERT INTO answers ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{c}' for c in _COLUMNS)})"
     " ON CONFLICT (id) DO NOTHING"
@@ -129,8 +138,7 @@ class AnswerStore:
     def add(self, answer: Answer, *, published_at: float | None = None) -> bool:
         """Keep `answer`; False where one of its id is kept already."""
         row = answer.as_dict(published_at=time.time() if published_at is None else published_at)
-        row["window"] = json.dumps(row["window"])
-        row["tokens"] = json.dumps(row["tokens"])
+        row |= {name: json.dumps(row[name]) for name in _JSON}
         with self._lock, self._mapped():
             self._follow()
             return self._db.execute(_ADD, row).rowcount == 1
@@ -214,6 +222,4 @@ def _explain(error: Exception, path: str) -> str:
 def _answer(row: sqlite3.Row) -> dict[str, Any]:
     answer = dict(row)
     answer["news"] = bool(answer["news"])
-    answer["window"] = json.loads(answer["window"])
-    answer["tokens"] = json.loads(answer["tokens"])
-    return answer
+    return answer | {name: json.loads(answer[name]) for name in _JSON}

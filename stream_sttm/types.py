@@ -40,11 +40,41 @@ class Clip:
         return self.frames[-1].captured_at
 
 
+class AnswerType(StrEnum):
+    """What kind of answer a question wants."""
+
+    TEXT = "text"
+    YES_NO = "yes_no"
+    CHOICE = "choice"
+    NUMBER = "number"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an answer must look like: its type, what may be chosen, or a JSON schema as text."""
+
+    type: AnswerType = AnswerType.TEXT
+    choices: tuple[str, ...] = ()
+    json_schema: str = ""
+
+
+FREE_TEXT = Form()
+
+MAX_FRESH_FRAMES = 4
+
+Structured = bool | float | str | dict[str, Any] | list[Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Something asked of one stream's memory; `query` names the standing query it came from, if any.
 
-    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit.
+    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `window_s`: seconds
+    before the newest frame of which it is asked, None for all that is remembered. `fresh_frames`: newest frames shown
+    unmerged, None for what the memory is set to. Of those that wait, the greatest `priority` is answered first.
+    `turns`: what was asked and answered before in the same conversation, oldest first. With `is_streamed`, a free
+    answer is told as it is written.
     """
 
     id: str
@@ -54,6 +84,17 @@ class Question:
     max_new_tokens: int
     query: str | None = None
     timeout: float | None = None
+    form: Form = FREE_TEXT
+    window_s: float | None = None
+    fresh_frames: int | None = None
+    priority: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
+    is_streamed: bool = False
+
+    @property
+    def look(self) -> tuple[float | None, int | None]:
+        """What it looks at: questions that agree in it can be answered from one view."""
+        return self.window_s, self.fresh_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +109,11 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question's answer, with the span of video (wall clock) that the memory held when it was asked."""
+    """A question's answer, with the span of video (wall clock) that the memory held when it was asked.
+
+    `structured` is the answer as data where the question's form asks for more than text; `confidence`, from 0 to 1,
+    is the probability of what was said among all that might have been, None where nothing says.
+    """
 
     question: Question
     text: str
@@ -77,6 +122,8 @@ class Answer:
     model: str
     answered_at: float
     news: bool = True
+    structured: Structured = None
+    confidence: float | None = None
 
     @property
     def captured_at(self) -> float:
@@ -92,6 +139,9 @@ class Answer:
             "query": question.query,
             "question": question.text,
             "answer": self.text,
+            "answer_type": question.form.type.value,
+            "structured": self.structured,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
             "news": self.news,
             "frame_time": self.captured_at,
             "window": list(self.span),
@@ -168,4 +218,12 @@ class Unanswered:
     error: StreamSTTMError
 
 
-Outcome = Answer | Observed | Lost | Unanswered
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The words of an answer that is still being written, all of them so far."""
+
+    question: Question
+    text: str
+
+
+Outcome = Answer | Observed | Lost | Unanswered | Progress

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from stream_sttm.config import AnsweringSettings, MemorySettings, QuerySettings
+from stream_sttm.config import AnsweringSettings, MemorySettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import (
     NoVideoYet,
@@ -22,7 +24,8 @@ from stream_sttm.errors import (
 )
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
-from stream_sttm.types import Answer, Clip, Frame
+from stream_sttm.queryconfig import QuerySettings
+from stream_sttm.types import Answer, Clip, Frame, Question
 from workers.analysis import ON_DEMAND, Analysis
 from workers.channel import Channel
 
@@ -52,7 +55,8 @@ class Running:
         )
 
     async def ask(self, stream: str, text: str, timeout: float = 20) -> Answer:
-        return await self.analysis.ask(stream, text, max_new_tokens=8, timeout=timeout)
+        question = Question(uuid4().hex, stream, text, time.time(), 8, timeout=timeout)
+        return await self.analysis.ask(question)
 
     async def show(self, stream: str, clips: int) -> None:
         for index in range(clips):

@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_sttm.config import AnsweringSettings, QuerySettings
+from stream_sttm.config import AnsweringSettings
 from stream_sttm.queries import StandingQueries
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.types import Answer, Question, TokenCounts
 
 ANSWERING = AnsweringSettings(max_new_tokens=32, timeout=10)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
 from stream_sttm.queries import StandingQueries
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
 from workers.channel import Channel
 
 _log = logging.getLogger(__name__)
@@ -45,6 +44,7 @@ class Analysis:
         self._questions: deque[Question] = deque()
         self._taken: dict[str, asyncio.Event] = {}
         self._asked: dict[str, asyncio.Future[Answer]] = {}
+        self._listening: dict[str, Callable[[str], None]] = {}
         self._wake = asyncio.Event()
         self._stepping: float | None = None
         self._is_stopping = False
@@ -62,29 +62,29 @@ class Analysis:
                 if not future.done():
                     future.set_exception(_stopping())
 
-    async def ask(self, stream: str, text: str, *, max_new_tokens: int, timeout: float) -> Answer:
-        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
+        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't.
+
+        `on_text` is told the words of a streamed answer so far whenever there are more.
+        """
         if self._is_stopping:
             raise _stopping()
-        question = Question(
-            id=uuid.uuid4().hex,
-            stream=stream,
-            text=text,
-            asked_at=self._clock(),
-            max_new_tokens=max_new_tokens,
-            timeout=timeout,
-        )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future
+        if on_text is not None:
+            self._listening[question.id] = on_text
         self._questions.append(question)
         self._wake.set()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(question.timeout):
                 return await future
         except TimeoutError:
-            raise QuestionExpired(f"stream {stream!r}: not answered within {timeout:g} s") from None
+            raise QuestionExpired(
+                f"stream {question.stream!r}: not answered within {question.timeout:g} s"
+            ) from None
         finally:
             self._asked.pop(question.id, None)
+            self._listening.pop(question.id, None)
 
     def seconds_in_step(self) -> float:
         """How long the engine has been at its present step, 0 while it waits."""
@@ -143,6 +143,9 @@ class Analysis:
                     future.set_exception(error)
                 elif question.query is not None:
                     _log.warning("query %s on %s: %s", question.query, question.stream, error)
+            case Progress(question, text):
+                if on_text := self._listening.get(question.id):
+                    on_text(text)
             case Answer():
                 self._answered(result)
 

@@ -29,7 +29,7 @@ from stream_sttm.sources import open_source
 from stream_sttm.sources.access import Access
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
+from stream_sttm.types import Answer, Clip, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
@@ -77,15 +77,9 @@ class LocalService:
             {"name": name, **query.model_dump()} for name, query in self._settings.queries.items()
         ]
 
-    async def ask(
-        self,
-        stream: str,
-        text: str,
-        *,
-        max_new_tokens: int | None = None,
-        timeout: float,
-    ) -> Answer:
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
+        stream = question.stream
         if stream not in self._statuses:
             hint = registry.suggest(stream, sorted(self._statuses))
             raise UnknownStream(f"there is no stream {stream!r}{hint}")
@@ -94,12 +88,13 @@ class LocalService:
         if self._analysis is None:
             raise NoVideoYet(self._reason)
         limits = self._settings.answering
-        return await self._analysis.ask(
-            stream,
-            text,
-            max_new_tokens=min(max_new_tokens or limits.max_new_tokens, limits.max_new_tokens),
+        timeout = limits.timeout if question.timeout is None else question.timeout
+        bounded = replace(
+            question,
+            max_new_tokens=min(question.max_new_tokens, limits.max_new_tokens),
             timeout=min(timeout, limits.timeout),
         )
+        return await self._analysis.ask(bounded, on_text)
 
     def readiness(self) -> tuple[bool, str]:
         """Whether questions can be answered, and why not."""
