@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.session import View
 from stream_sttm.engine.suffix import Suffix
+from stream_sttm.engine.view import View
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question, TokenCounts
