@@ -28,11 +28,15 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips."""
+    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips.
+
+    `same_as`: index of an earlier clip whose last frame shows what each of these does, None where there is none.
+    """
 
     stream: str
     index: int
     frames: tuple[Frame, ...]
+    same_as: int | None = None
 
     @property
     def captured_at(self) -> float:
