@@ -52,6 +52,11 @@ STAGE_DURATION = Histogram(
     ["stage"],
     buckets=_STAGE,
 )
+VISION_FRAMES = Counter(
+    _P + "vision_frames_total",
+    "Frames that came to the vision tower, by what became of them: encoded, spared.",
+    ["stream", "work"],
+)
 VISUAL_TOKENS = Counter(
     _P + "visual_tokens_total",
     "Visual tokens by kind: before_merge, after_merge.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
@@ -88,6 +90,83 @@ def test_a_question_never_encodes_video_again(
     monkeypatch.setattr(tiny_model, "encode", refuse)
     engine.ask(_question("door", "what is there?"))
     assert [type(outcome) for outcome in _run(engine)] == [Answer]
+
+
+class Tower:
+    """A model's vision tower that counts the windows it saw."""
+
+    def __init__(self, model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.windows = 0
+        self._encode = model.encode
+        monkeypatch.setattr(model, "encode", self)
+
+    def __call__(self, pixels: Any) -> torch.Tensor:
+        self.windows += 1
+        return self._encode(pixels)
+
+
+def _spared(stream: str) -> tuple[float, float]:
+    return tuple(  # type: ignore[return-value]
+        REGISTRY.get_sample_value(
+            "stream_sttm_vision_frames_total", {"stream": stream, "work": work}
+        )
+        for work in ("encoded", "spared")
+    )
+
+
+def test_a_clip_that_shows_nothing_new_never_sees_the_vision_tower_and_is_counted(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Tower(tiny_model, monkeypatch)
+    engine = _engine(tiny_model)
+    before = _spared("door")
+    outcomes = []
+    for index in range(4):
+        engine.observe(replace(_clip("door", index), same_as=0 if index else None))
+        outcomes += _run(engine)
+    assert tower.windows == 1
+    assert _spared("door") == (before[0] + 2, before[1] + 6)
+    assert [o.after_merge for o in outcomes if isinstance(o, Observed)][1:] == [0, 0, 0]
+    assert len({o.before_merge for o in outcomes if isinstance(o, Observed)}) == 1
+    engine.ask(_question("door", "what is there?"))
+    [answer] = _run(engine)
+    assert isinstance(answer, Answer)
+    assert answer.span == (900.0 + (tiny_model.frames_per_token - 1), 904.0)
+
+
+def test_a_clip_whose_original_was_dropped_on_its_way_is_encoded_and_stands_in_for_it(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Tower(tiny_model, monkeypatch)
+    engine = _engine(tiny_model)
+    clips = [_clip("door", index) for index in range(6)]
+    seen = []
+    for clip in (clips[0], *(replace(clip, same_as=1) for clip in clips[2:5])):  # 1 is missing
+        engine.observe(clip)
+        _run(engine)
+        seen.append(tower.windows)
+    assert seen == [1, 2, 2, 2]
+
+
+def test_after_a_lost_or_removed_memory_a_clip_that_shows_nothing_new_is_encoded(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Tower(tiny_model, monkeypatch)
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    engine.close("door")
+    engine.open("door", fps=2)
+    for index in (1, 2):
+        engine.observe(replace(_clip("door", index), same_as=0))
+        _run(engine)
+    assert tower.windows == 2
+    saved = engine.saved("door")
+    assert saved is not None
+    engine.restore(saved)
+    engine.observe(replace(_clip("door", 3), same_as=0))
+    _run(engine)
+    assert tower.windows == 3
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stream_sttm import metrics
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
@@ -81,6 +82,8 @@ class Engine:
     def open(self, stream: str, *, fps: float) -> None:
         """Make a stream known; its memory is allocated with its first clip."""
         self._streams[stream] = fps
+        for work in ("encoded", "spared"):  # a share of nothing yet is shown as one
+            metrics.VISION_FRAMES.labels(stream, work)
 
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
@@ -184,24 +187,39 @@ class Engine:
         session = self._sessions.get(stream)
         if session is None:
             session = self._new_session(stream)
-        group = self.model.frames_per_token
-        with metrics.stage("preprocess"):
-            stacked = np.stack([frame.image for frame in clip.frames])
-            frames = torch.from_numpy(stacked).to(self.model.device).permute(0, 3, 1, 2)
-            pixels = self.model.preprocess(frames)
-        with metrics.stage("encode"):
-            features = self.model.encode(pixels)
-        captured = [frame.captured_at for frame in clip.frames]
-        done = session.append(
-            features, [*captured[group - 1 :: group], captured[-1]][: len(features)]
-        )
+        # a clip that this one looks like may have been dropped on its way
+        is_still = clip.same_as is not None and clip.same_as == session.shows
+        times = self._token_times(clip)
+        done = session.repeat(times) if is_still else session.append(self._encoded(clip), times)
+        session.shows = clip.index if clip.same_as is None else clip.same_as
         self._sessions[stream] = session
         self._lost.pop(stream, None)
+        metrics.VISION_FRAMES.labels(stream, "spared" if is_still else "encoded").inc(
+            len(clip.frames)
+        )
         self._count(session, done.before_merge, done.after_merge)
         metrics.KV_EVICTED.labels(stream).inc(done.evicted)
         if done.rebased:
             metrics.KV_REBUILDS.labels(stream, "rebase").inc()
         return Observed(clip, done.before_merge, done.after_merge)
+
+    def _token_times(self, clip: Clip) -> list[float]:
+        """Wall clock of each token frame: of its newest picture."""
+        captured = [frame.captured_at for frame in clip.frames]
+        group = self.model.frames_per_token
+        return [
+            captured[min(end, len(captured)) - 1]
+            for end in range(group, len(captured) + group, group)
+        ]
+
+    def _encoded(self, clip: Clip) -> Tensor:
+        """The clip's features (T, H, W, C)."""
+        with metrics.stage("preprocess"):
+            stacked = np.stack([frame.image for frame in clip.frames])
+            frames = torch.from_numpy(stacked).to(self.model.device).permute(0, 3, 1, 2)
+            pixels = self.model.preprocess(frames)
+        with metrics.stage("encode"):
+            return self.model.encode(pixels)
 
     def _count(self, session: StreamSession, before: int, after: int) -> None:
         stream = session.stream
