@@ -67,6 +67,12 @@ class StreamSettings(Section):
     max_pixels: int = Field(
         36_000_000, ge=1024, description="Most pixels of a camera's own picture; 8K has 33 million."
     )
+    max_still: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which a scene in which nothing changes is not encoded anew, at most; 0: every window is.",
+    )
     stall_after: float = Field(
         4.0,
         gt=0,
