@@ -52,9 +52,9 @@ STAGE_DURATION = Histogram(
     ["stage"],
     buckets=_STAGE,
 )
-VISION_FRAMES = Counter(
-    _P + "vision_frames_total",
-    "Frames that came to the vision tower, by what became of them: encoded, spared.",
+VISION_TOKENS = Counter(
+    _P + "vision_tokens_total",
+    "Visual tokens before merging, by what the vision tower had to do for them: encoded, reused.",
     ["stream", "work"],
 )
 VISUAL_TOKENS = Counter(

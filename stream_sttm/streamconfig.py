@@ -71,7 +71,11 @@ class StreamSettings(Section):
         10.0,
         ge=0,
         le=3600,
-        description="Seconds for which a scene in which nothing changes is not encoded anew, at most; 0: every window is.",
+        description="Seconds after which a picture is encoded anew as a whole though little or nothing has changed; 0: always.",
+    )
+    regions: bool = Field(
+        True,
+        description="Whether meanwhile what has changed is encoded alone, where the model's family can; keeps its vision tower's keys and values.",
     )
     stall_after: float = Field(
         4.0,

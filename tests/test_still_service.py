@@ -15,6 +15,8 @@ from stream_sttm.sources.pictures import jpeg
 from stream_sttm.sources.scene import Scene
 from tests.service import Service, until
 
+WINDOW = 64  # visual tokens of the bundled model
+
 
 class Camera(ThreadingHTTPServer):
     """Motion JPEG of an empty drawn scene with its grain, 10 pictures a second; `shows` something where it is set."""
@@ -72,9 +74,9 @@ def camera() -> Iterator[Camera]:
             serving.join()
 
 
-def frames(service: Service, work: str) -> float:
-    """How many frames the engine has encoded or spared."""
-    name = rf'stream_sttm_vision_frames_total{{stream="cam",work="{work}"}} (\S+)'
+def tokens(service: Service, work: str) -> float:
+    """How many visual tokens were encoded or reused."""
+    name = rf'stream_sttm_vision_tokens_total{{stream="cam",work="{work}"}} (\S+)'
     found = re.search(name, service.http.get("/metrics").text)
     assert found
     return float(found[1])
@@ -89,19 +91,19 @@ def still_since(service: Service) -> float | None:
 @pytest.mark.timeout(240)
 def test_a_still_scene_is_spared_until_something_appears(tmp_path: Path, camera: Camera) -> None:
     source = f"http://127.0.0.1:{camera.server_port}/video"
-    streams = {"cam": {"source": source, "fps": 5, "max_still": 60}}
+    streams = {"cam": {"source": source, "fps": 4, "max_still": 60}}
     with Service(tmp_path, streams=streams) as service:
-        until(lambda: frames(service, "spared") >= 10, "frames are spared")
-        assert frames(service, "encoded") <= 4
+        until(lambda: tokens(service, "reused") >= 10 * WINDOW, "windows are spared")
+        assert tokens(service, "encoded") < tokens(service, "reused") / 3
         since = until(lambda: still_since(service), "the API says that nothing changes")
         asked = service.ask("cam", "is there a red square?")
         assert asked.is_success, asked.text
         assert asked.json()["window"][1] > since  # time goes on for what is spared
 
-        before = frames(service, "encoded")
+        before = tokens(service, "encoded")
         camera.shows.set()
-        until(lambda: frames(service, "encoded") > before, "what appears is encoded")
+        until(lambda: tokens(service, "encoded") > before, "what appears is encoded")
         until(lambda: (still_since(service) or 0) > since, "it stands still since then")
-        spared = frames(service, "spared")
-        until(lambda: frames(service, "spared") > spared, "and is spared in turn")
+        spared = tokens(service, "reused")
+        until(lambda: tokens(service, "reused") > spared, "and is spared in turn")
         assert service.stop() == 0

@@ -30,7 +30,6 @@ from workers.patience import USUAL, Backoff, Watchdog
 
 logger = logging.getLogger(__name__)
 
-
 OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
 _TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
 

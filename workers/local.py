@@ -238,7 +238,7 @@ def _engine(settings: Settings) -> Engine:
         model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
     )
     for name, stream in settings.streams.items():
-        engine.open(name, fps=stream.fps)
+        engine.open(name, fps=stream.fps, regions=stream.regions and stream.max_still > 0)
     metrics.BUILD_INFO.info({"version": __version__, "model": settings.model})
     _log.info(
         "model %s on %s, ready after %.1f s",

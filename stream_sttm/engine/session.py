@@ -41,6 +41,7 @@ class StreamSession:
         self.stream = stream
         self.frames = 0
         self.shows: int | None = None  # index of the clip whose last frame the newest features show
+        self.kept: Any = None  # what the vision tower keeps of that frame
         self._model, self._reducer, self._plan = model, reducer, plan
         self._axis = TimeAxis(model, plan, fps=fps)
         self._preamble = model.preamble()
@@ -194,6 +195,11 @@ class StreamSession:
                 band.restore(_below(tensors, f"band.{number}."))
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise StateError(f"the saved memory is not whole: {error!r}") from error
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the newest frame's cells."""
+        return self._grid
 
     @property
     def span_seconds(self) -> float:
