@@ -27,12 +27,6 @@ class Kept:
     features: Tensor
     layers: Mapping[nn.Module, Pair]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are held."""
-        pairs = [part for pair in self.layers.values() for part in pair]
-        return sum(part.numel() * part.element_size() for part in (self.features, *pairs))
-
 
 @dataclass(slots=True)
 class Whole:
@@ -48,7 +42,10 @@ class Whole:
     def newest(self, count: int) -> dict[nn.Module, Pair]:
         """Each layer's last `count` keys and values."""
         return {
-            layer: tuple(torch.cat(parts, 2)[:, :, -count:].clone() for parts in zip(*pairs))  # type: ignore[misc]  # noqa: B905
+            layer: (
+                torch.cat([keys for keys, _ in pairs], 2)[:, :, -count:].clone(),
+                torch.cat([values for _, values in pairs], 2)[:, :, -count:].clone(),
+            )
             for layer, pairs in self.seen.items()
         }
 
@@ -76,7 +73,8 @@ class Partial:
             part[:, :, self.rows] = new
             parts.append(part)
         count = self.kept[layer][0].shape[2]
-        self.seen[layer] = (parts[0][:, :, -count:], parts[1][:, :, -count:])
+        newest = [part[:, :, -count:].contiguous() for part in parts]  # holds no other frame's
+        self.seen[layer] = (newest[0], newest[1])
         groups = self.groups[layer]
         mask = None if groups is None else groups[self.rows, None] == groups[None]
         return parts[0], parts[1], mask
