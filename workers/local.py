@@ -58,6 +58,7 @@ class LocalService:
             for name, stream in settings.streams.items()
         }
         self._newest: dict[str, Frame] = {}
+        self._still_since: dict[str, float | None] = {}
         self._analysis: Analysis | None = None
         self._reason = "the model is being loaded"
         self.outbox: Channel[Answer | StreamStatus] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
@@ -111,13 +112,20 @@ class LocalService:
         return jpeg(frame.image) if frame is not None else None
 
     def _seen(self, status: StreamStatus) -> StreamStatus:
-        """The status with the time of the newest frame, which changes without a change of state."""
+        """The status with what changes without a change of state: the newest frame's time, since when all is still."""
         frame = self._newest.get(status.stream)
-        return replace(status, last_frame_at=frame.captured_at) if frame is not None else status
+        if frame is None:
+            return status
+        still = {"still_since": self._still_since.get(status.stream)}
+        return replace(status, last_frame_at=frame.captured_at, details={**status.details, **still})
 
     def keep_newest(self, frame: Frame) -> None:
         """Remember a frame for snapshots."""
         self._newest[frame.stream] = frame
+
+    def keep_stillness(self, stream: str, since: float | None) -> None:
+        """Remember since when nothing has changed in a stream's picture."""
+        self._still_since[stream] = since
 
     def report(self, status: StreamStatus) -> None:
         """Take a stream's new status and pass it on."""
@@ -207,6 +215,7 @@ async def _watch(
                     clips=clips[name],
                     report=service.report,
                     on_frame=service.keep_newest,
+                    on_still=service.keep_stillness,
                     opener=opener,
                 ),
                 name=f"ingest[{name}]",
@@ -224,7 +233,7 @@ def _engine(settings: Settings) -> Engine:
         model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
     )
     for name, stream in settings.streams.items():
-        engine.open(name, fps=stream.fps)
+        engine.open(name, fps=stream.fps, regions=stream.regions and stream.max_still > 0)
     metrics.BUILD_INFO.info({"version": __version__, "model": settings.model})
     _log.info(
         "model %s on %s, ready after %.1f s",

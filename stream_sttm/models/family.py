@@ -168,6 +168,17 @@ class VideoLLM(ABC):
     def encode(self, pixels: Any) -> Tensor:
         """Vision tower and projector: features (T', H', W', C), T' = T / frames_per_token rounded up."""
 
+    def encode_regions(
+        self, pixels: Any, changed: Tensor | None, kept: Any | None
+    ) -> tuple[Tensor, Any | None]:
+        """As `encode`, but only for the cells `changed` (H', W') of every token frame; the others are as in `kept`.
+
+        `kept` is what the call for the clip before gave beside the features, None where all is to be encoded. A family
+        that can't, like this one, encodes all and keeps nothing.
+        """
+        del changed, kept
+        return self.encode(pixels), None
+
     # positions
 
     @abstractmethod
