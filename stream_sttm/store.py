@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -46,6 +46,38 @@ MIGRATIONS = (
     ALTER TABLE answers ADD COLUMN answer_type TEXT NOT NULL DEFAULT 'text';
     ALTER TABLE answers ADD COLUMN structured TEXT NOT NULL DEFAULT 'null';
     ALTER TABLE answers ADD COLUMN confidence REAL;
+    """,
+    """
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        stream TEXT NOT NULL,
+        query TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        ended_at REAL,
+        state TEXT NOT NULL,
+        confidence REAL,
+        answer_id TEXT NOT NULL,
+        span TEXT NOT NULL,
+        escalated INTEGER NOT NULL,
+        event_to_answer_ms REAL NOT NULL
+    );
+    CREATE INDEX events_by_stream ON events (stream, query, seq);
+    CREATE INDEX events_by_query ON events (query, seq);
+    CREATE INDEX events_by_age ON events (updated_at);
+    CREATE TABLE snapshots (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        event TEXT NOT NULL UNIQUE,
+        jpeg BLOB NOT NULL
+    );
+    CREATE TABLE toggles (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        enabled INTEGER NOT NULL,
+        PRIMARY KEY (kind, name)
+    );
     """,
 )
 _COLUMNS = (
@@ -170,6 +202,12 @@ class AnswerStore:
             deleted += count
             if count < _PRUNED_AT_ONCE:
                 return deleted
+
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """What one statement over the tables beside the answers gives; for who keeps those in this file."""
+        with self._lock, self._mapped():
+            self._follow()
+            return [dict(row) for row in self._db.execute(statement, values)]
 
     def _migrate(self) -> None:
         """Bring the schema to this version, all steps or none; several processes may try at once."""

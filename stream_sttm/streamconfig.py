@@ -72,6 +72,9 @@ class StreamSettings(Section):
         gt=0,
         description="Seconds without a sign of life after which the camera counts as stalled and is reopened.",
     )
+    frigate: str | None = Field(
+        None, min_length=1, description="Name of the camera in Frigate; null: the stream's own."
+    )
 
     @property
     def candidates(self) -> tuple[str, ...]:

@@ -158,8 +158,8 @@ class Event:
 
     One that has begun has one `end`, with the same `id`, before the query begins another on that stream. `state` is
     what was answered, `confidence` that answer's, `answer_id` the id of the answer that this telling rests on, `span`
-    the video (wall clock) from the first frame that showed it to the newest. `escalated`: told because it goes on;
-    `has_snapshot`: a picture of its start is kept.
+    the video (wall clock) from the first frame that showed it to the newest. `escalated`: it went on for so long that
+    it was told once more; `has_snapshot`: a picture of its start was taken.
     """
 
     id: str
@@ -192,8 +192,16 @@ class Event:
             "span": list(self.span),
             "escalated": self.escalated,
             "snapshot": f"/api/v1/events/{self.id}/snapshot.jpg" if self.has_snapshot else None,
-            "event_to_answer_ms": round((published_at - self.span[1]) * 1000, 1),
+            "event_to_answer_ms": round((published_at - self.updated_at) * 1000, 1),
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """The picture with which the event of that id began."""
+
+    event: str
+    frame: Frame
 
 
 class StreamState(StrEnum):

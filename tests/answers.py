@@ -6,7 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from stream_sttm.types import Answer, Question, StreamState, StreamStatus, TokenCounts
+from stream_sttm.types import (
+    Answer,
+    Event,
+    EventKind,
+    Question,
+    StreamState,
+    StreamStatus,
+    TokenCounts,
+)
 
 
 def make_answer(
@@ -23,6 +31,23 @@ def make_answer(
     question = Question(f"q{number}", stream, "Is it red?", now - 0.2, 8, query)
     tokens = TokenCounts(visual=40, visual_before_merge=196, question=9, answer=2)
     return Answer(question, text, (now - 10.0, now - 0.5), tokens, "demo", now, news)
+
+
+def make_event(number: int = 1, *, at: float = 1000.0) -> Event:
+    """The beginning of an event with the id `number`, in 32 digits."""
+    return Event(
+        id=f"{number:032}",
+        kind=EventKind.NEW,
+        stream="cam",
+        query="look",
+        started_at=at,
+        updated_at=at,
+        ended_at=None,
+        state=True,
+        confidence=0.9,
+        answer_id="q1",
+        span=(at - 1.0, at),
+    )
 
 
 def make_status(

@@ -3,7 +3,7 @@
 A window that has waited for `patience` seconds goes first, but never twice in a row while somebody waits for an
 answer: where windows alone are more than the engine can do, every other step still answers. Of a stream that can't be
 kept up with only the newest windows stay, the others are handed back to be counted. Streams are served in the order
-of their oldest wish.
+of their oldest wish, questions of higher priority before others.
 """
 
 from __future__ import annotations
@@ -137,8 +137,9 @@ class Scheduler:
         return Append(self._clips[stream].popleft()[1])
 
     def _take_questions(self) -> Ask:
-        stream = self._questions[0].stream
+        stream = max(self._questions, key=lambda question: question.priority).stream
         same = [question for question in self._questions if question.stream == stream]
+        same.sort(key=lambda question: -question.priority)  # keeps the order of equals
         taken = tuple(same[: self._max_batch])
         chosen = {id(question) for question in taken}
         self._questions = deque(q for q in self._questions if id(q) not in chosen)
