@@ -6,12 +6,47 @@ Blocking, like the store whose file it shares; calls may come from any thread an
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 from stream_sttm.errors import UnknownEvent
-from stream_sttm.store import MAX_LIMIT, AnswerStore
+from stream_sttm.sqlitefile import SqliteFile
 from stream_sttm.types import Event, EventKind
 
+SCHEMA = """
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        stream TEXT NOT NULL,
+        query TEXT NOT NULL,
+        started_at REAL NOT NULL,
+        updated_at REAL NOT NULL,
+        ended_at REAL,
+        state TEXT NOT NULL,
+        confidence REAL,
+        answer_id TEXT NOT NULL,
+        span TEXT NOT NULL,
+        escalated INTEGER NOT NULL,
+        event_to_answer_ms REAL NOT NULL
+    );
+    CREATE INDEX events_by_stream ON events (stream, query, seq);
+    CREATE INDEX events_by_query ON events (query, seq);
+    CREATE INDEX events_by_age ON events (updated_at);
+    CREATE TABLE snapshots (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        event TEXT NOT NULL UNIQUE,
+        jpeg BLOB NOT NULL
+    );
+    CREATE TABLE switches (
+        stream TEXT NOT NULL,
+        query TEXT NOT NULL,
+        is_on INTEGER NOT NULL,
+        PRIMARY KEY (stream, query)
+    );
+"""  # a migration of the file that it shares
+MAX_LIMIT = 1000
 _COLUMNS = (
     "id",
     "kind",
@@ -36,31 +71,28 @@ _SELECT = (
     f"SELECT events.seq, {', '.join(_COLUMNS)}, snapshots.event IS NOT NULL AS has_snapshot"
     " FROM events LEFT JOIN snapshots ON snapshots.event = events.id"
 )
+_DROP_OLDEST = "DELETE FROM snapshots WHERE seq <= (SELECT MAX(seq) FROM snapshots) - ?"
 _LAST = "events.seq IN (SELECT MAX(seq) FROM events GROUP BY stream, query)"
 
 
 class EventLog:
-    """The events and the newest `keep_snapshots` pictures in a store's file."""
+    """The events and the newest `keep_snapshots` pictures in `file`, which has gone through SCHEMA."""
 
-    def __init__(self, store: AnswerStore, *, keep_snapshots: int = 1000) -> None:
-        self._store, self._keep_snapshots = store, keep_snapshots
+    def __init__(self, file: SqliteFile, *, keep_snapshots: int = 1000) -> None:
+        self._file, self._keep_snapshots = file, keep_snapshots
 
     def add(self, event: Event, *, published_at: float) -> None:
         """Keep `event` as it is told now, in place of what was told of it before."""
         told = event.as_dict(published_at=published_at)
         told |= {name: json.dumps(told[name]) for name in ("state", "span")}
-        self._store.rows(_ADD, [told[name] for name in _COLUMNS])
+        with self._file.writing() as db:
+            db.execute(_ADD, [told[name] for name in _COLUMNS])
 
     def add_snapshot(self, event: str, jpeg: bytes) -> None:
         """Keep the picture with which an event began; the oldest ones go where there are too many."""
-        self._store.rows(
-            "INSERT INTO snapshots (event, jpeg) VALUES (?, ?) ON CONFLICT (event) DO NOTHING",
-            (event, jpeg),
-        )
-        self._store.rows(
-            "DELETE FROM snapshots WHERE seq <= (SELECT MAX(seq) FROM snapshots) - ?",
-            (self._keep_snapshots,),
-        )
+        with self._file.writing() as db:
+            db.execute("INSERT OR IGNORE INTO snapshots (event, jpeg) VALUES (?, ?)", (event, jpeg))
+            db.execute(_DROP_OLDEST, (self._keep_snapshots,))
 
     def recent(
         self,
@@ -74,7 +106,7 @@ class EventLog:
         wanted = {"stream = ?": stream, "query = ?": query, "events.seq < ?": before}
         given = {clause: value for clause, value in wanted.items() if value is not None}
         where = f" WHERE {' AND '.join(given)}" if given else ""
-        rows = self._store.rows(
+        rows = self._read(
             f"{_SELECT}{where} ORDER BY events.seq DESC LIMIT ?",
             [*given.values(), max(0, min(limit, MAX_LIMIT))],
         )
@@ -82,30 +114,36 @@ class EventLog:
 
     def event(self, event: str) -> dict[str, Any]:
         """One event as in `recent`; raises UnknownEvent."""
-        rows = self._store.rows(f"{_SELECT} WHERE id = ?", (event,))
+        rows = self._read(f"{_SELECT} WHERE id = ?", (event,))
         if not rows:
             raise UnknownEvent(f"there is no event {event!r}; it may have been too old to keep")
         return _shown(rows[0])
 
     def snapshot(self, event: str) -> bytes:
         """The picture with which an event began, as JPEG; raises UnknownEvent where none is kept."""
-        rows = self._store.rows("SELECT jpeg FROM snapshots WHERE event = ?", (event,))
+        rows = self._read("SELECT jpeg FROM snapshots WHERE event = ?", (event,))
         if not rows:
             raise UnknownEvent(f"no picture of an event {event!r} is kept")
         return bytes(rows[0]["jpeg"])
 
     def last(self) -> list[Event]:
         """Each query's last event on each stream, for the bookkeeping to go on from after a restart."""
-        return [_event(row) for row in self._store.rows(f"{_SELECT} WHERE {_LAST}")]
+        return [_event(row) for row in self._read(f"{_SELECT} WHERE {_LAST}")]
 
     def prune(self, *, older_than: float) -> None:
         """Delete what was over before the wall clock `older_than`, and the pictures of it."""
-        over = "updated_at < ? AND ended_at IS NOT NULL"
-        self._store.rows(f"DELETE FROM events WHERE {over}", (older_than,))
-        self._store.rows("DELETE FROM snapshots WHERE event NOT IN (SELECT id FROM events)")
+        with self._file.writing() as db:
+            db.execute(
+                "DELETE FROM events WHERE updated_at < ? AND ended_at IS NOT NULL", (older_than,)
+            )
+            db.execute("DELETE FROM snapshots WHERE event NOT IN (SELECT id FROM events)")
+
+    def _read(self, select: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        with self._file.reading() as db:
+            return db.execute(select, values).fetchall()
 
 
-def _event(row: dict[str, Any]) -> Event:
+def _event(row: sqlite3.Row) -> Event:
     start, end = json.loads(row["span"])
     return Event(
         id=row["id"],
@@ -124,7 +162,7 @@ def _event(row: dict[str, Any]) -> Event:
     )
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _shown(row: sqlite3.Row) -> dict[str, Any]:
     told = _event(row).as_dict(published_at=0.0)
     return {
         "seq": row["seq"],

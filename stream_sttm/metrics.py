@@ -135,7 +135,8 @@ RELOADS = Counter(
     ["result"],
 )
 CONFIG_CURRENT = Gauge(
-    _P + "config_is_current", "1 while the configuration last read is in force, 0 if it was refused."
+    _P + "config_is_current",
+    "1 while the configuration last read is in force, 0 if it was refused.",
 )
 # outputs
 MQTT_CONNECTED = Gauge(

@@ -7,7 +7,7 @@ over changes of the configuration too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -36,6 +36,7 @@ class _Standing:
     """One query on one stream."""
 
     query: QuerySettings
+    is_on: bool
     rhythm: Rhythm = field(default_factory=Rhythm)
     alarm: Alarm = field(default_factory=Alarm)
     last_text: str | None = None
@@ -43,7 +44,7 @@ class _Standing:
     def is_asked(self, now: float) -> bool:
         """Whether it is asked at all at this time."""
         schedule = self.query.schedule
-        return self.query.enabled and (schedule is None or schedule.is_open(now))
+        return self.is_on and (schedule is None or schedule.is_open(now))
 
 
 class StandingQueries:
@@ -109,22 +110,30 @@ class StandingQueries:
         ones = self._standing.get(stream, {}).values()
         return _ends((one for one in ones if not one.is_asked(now)), now)
 
-    def change(self, queries: Mapping[str, QuerySettings], now: float) -> list[Event]:
+    def change(
+        self,
+        queries: Mapping[str, QuerySettings],
+        now: float,
+        *,
+        is_on: Callable[[str, str], bool] | None = None,
+    ) -> list[Event]:
         """Take other queries from now on; the ends of events that nobody asks about any more.
 
-        A query that is as it was goes on undisturbed; one that means the same keeps its event and cooldown.
+        A query that is as it was goes on undisturbed; one that means the same keeps its event and cooldown. `is_on`
+        says of a stream and a query whether it is asked, where that is not as configured.
         """
         old, self._standing = self._standing, {}
         over = []
         for name, query in queries.items():
             for stream in query.streams:
                 was = old.get(stream, {}).pop(name, None)
-                one = was if was is not None and was.query == query else _Standing(query)
+                one = was if was is not None and was.query == query else _Standing(query, True)
+                one.is_on = query.enabled if is_on is None else is_on(stream, name)
                 if was is not None and was.query.meaning == query.meaning:
                     one.alarm, one.last_text = was.alarm, was.last_text
                 elif was is not None:
                     over.append(was)
-                if not query.enabled:
+                if not one.is_on:
                     over.append(one)
                 self._standing.setdefault(stream, {})[name] = one
         return _ends([*over, *(one for gone in old.values() for one in gone.values())], now)
@@ -136,7 +145,7 @@ class StandingQueries:
             one = self._find(event.stream, event.query)
             goes_on = event if event.ended_at is None else None
             alarm = Alarm(goes_on, since_start=max(0.0, now - event.started_at), now=now)
-            if one is not None and one.query.makes_events and one.query.enabled:
+            if one is not None and one.query.makes_events and one.is_on:
                 one.alarm = alarm
             elif (end := alarm.lapse(now)) is not None:
                 ends.append(end)

@@ -19,7 +19,7 @@ from stream_sttm.sinks import Sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sinks.mqtt import MqttSink
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, StreamState, StreamStatus
+from stream_sttm.types import Answer, Event, StreamState, StreamStatus
 from tests.answers import make_answer, make_status, until
 from tests.mosquitto import Mosquitto
 from workers import delivery
@@ -50,6 +50,9 @@ class MemorySink:
 
     async def send(self, answer: Answer) -> None:
         await self._take(answer.question.id)
+
+    async def send_event(self, event: Event) -> None:
+        await self._take(f"{event.id} {event.kind.value}")
 
     async def report(self, status: StreamStatus) -> None:
         await self._take(f"{status.stream} {status.state.value}")

@@ -13,9 +13,9 @@ from stream_sttm.config import Settings
 from stream_sttm.errors import UnknownEvent
 from stream_sttm.eventlog import EventLog
 from stream_sttm.store import MIGRATIONS, AnswerStore
-from stream_sttm.toggles import Toggles, asked, effective
+from stream_sttm.toggles import Toggles, places
 from stream_sttm.types import Event, EventKind
-from tests.answers import make_answer, make_event
+from tests.answers import make_answer
 
 
 @pytest.fixture
@@ -24,12 +24,24 @@ def store(tmp_path: Path) -> Iterator[AnswerStore]:
         yield opened
 
 
+def make_event(number: int) -> Event:
+    """The beginning of an event, with the number as its id."""
+    return Event(
+        f"{number:032}", EventKind.NEW, "cam", "look", 1000.0, 1000.0, None, True, 0.9, "q1", (999.0, 1000.0)
+    )  # fmt: skip
+
+
+def counted(store: AnswerStore, table: str) -> int:
+    with store.file.reading() as db:
+        return int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+
 def ended(event: Event, at: float = 1010.0) -> Event:
     return replace(event, kind=EventKind.END, updated_at=at, ended_at=at, state=False)
 
 
 def test_an_event_is_kept_as_it_was_told_last(store: AnswerStore) -> None:
-    log, event = EventLog(store), make_event(1)
+    log, event = EventLog(store.file), make_event(1)
     log.add(event, published_at=1000.5)
     log.add(ended(event), published_at=1010.25)
     (row,) = log.recent()
@@ -40,7 +52,7 @@ def test_an_event_is_kept_as_it_was_told_last(store: AnswerStore) -> None:
 
 
 def test_events_are_found_by_stream_query_and_page(store: AnswerStore) -> None:
-    log = EventLog(store)
+    log = EventLog(store.file)
     for number in range(6):
         stream, query = ("door", "yard")[number % 2], ("a", "b")[number // 3]
         log.add(replace(make_event(number), stream=stream, query=query), published_at=0)
@@ -50,7 +62,7 @@ def test_events_are_found_by_stream_query_and_page(store: AnswerStore) -> None:
 
 
 def test_a_snapshot_is_named_for_as_long_as_it_is_kept(store: AnswerStore) -> None:
-    log = EventLog(store, keep_snapshots=2)
+    log = EventLog(store.file, keep_snapshots=2)
     for number in range(4):
         log.add(make_event(number), published_at=0)
         log.add_snapshot(make_event(number).id, b"jpeg %d" % number)
@@ -65,21 +77,20 @@ def test_a_snapshot_is_named_for_as_long_as_it_is_kept(store: AnswerStore) -> No
 
 
 def test_no_snapshot_is_kept_where_none_is_wanted(store: AnswerStore) -> None:
-    log = EventLog(store, keep_snapshots=0)
+    log = EventLog(store.file, keep_snapshots=0)
     log.add_snapshot("1", b"x")
-    assert store.rows("SELECT * FROM snapshots") == []
+    assert counted(store, "snapshots") == 0
 
 
 def test_what_is_over_is_pruned_by_age_and_what_goes_on_is_not(store: AnswerStore) -> None:
-    log = EventLog(store)
+    log = EventLog(store.file)
     running, old, new = make_event(1), ended(make_event(2), 1010), ended(make_event(3), 2000)
     for event in (running, old, new):
         log.add(event, published_at=0)
         log.add_snapshot(event.id, b"x")
     log.prune(older_than=1500)
     assert {row["id"] for row in log.recent()} == {running.id, new.id}
-    kept = store.rows("SELECT event FROM snapshots")
-    assert {row["event"] for row in kept} == {running.id, new.id}
+    assert counted(store, "snapshots") == 2
 
 
 def test_the_last_event_of_each_query_and_stream_comes_back_whole(tmp_path: Path) -> None:
@@ -87,9 +98,9 @@ def test_the_last_event_of_each_query_and_stream_comes_back_whole(tmp_path: Path
     elsewhere = replace(make_event(3), stream="yard", state="fire")
     with AnswerStore(tmp_path / "a.db") as store:
         for event in (first, second, elsewhere):
-            EventLog(store).add(event, published_at=0)
+            EventLog(store.file).add(event, published_at=0)
     with AnswerStore(tmp_path / "a.db") as store:
-        assert EventLog(store).last() == [second, elsewhere]
+        assert EventLog(store.file).last() == [second, elsewhere]
 
 
 def test_a_store_of_the_version_before_gets_the_new_tables(tmp_path: Path) -> None:
@@ -101,8 +112,8 @@ def test_a_store_of_the_version_before_gets_the_new_tables(tmp_path: Path) -> No
     db.close()
     with AnswerStore(path) as store:
         store.add(make_answer())
-        EventLog(store).add(make_event(1), published_at=0)
-        assert len(store.recent()) == len(EventLog(store).recent()) == 1
+        EventLog(store.file).add(make_event(1), published_at=0)
+        assert len(store.recent()) == len(EventLog(store.file).recent()) == 1
 
 
 # --- switches
@@ -120,21 +131,20 @@ def settings(*, stream: bool = True, query: bool = True) -> Settings:
 
 def test_a_switch_outlives_the_process_and_holds_against_the_configuration(tmp_path: Path) -> None:
     with AnswerStore(tmp_path / "a.db") as store:
-        Toggles(store).throw("stream", "door", enabled=False)
-        Toggles(store).throw("query", "look", enabled=True)
-        Toggles(store).throw("query", "look", enabled=False)
+        Toggles(store.file).throw({("door", ""): False, ("door", "look"): True})
+        Toggles(store.file).throw({("door", "look"): False, ("yard", "look"): False})
+        Toggles(store.file).throw({("yard", "look"): True})
     with AnswerStore(tmp_path / "a.db") as store:
-        now = effective(settings(), Toggles(store).load(settings()))
-    assert not now.streams["door"].enabled
-    assert now.streams["yard"].enabled
-    assert not now.queries["look"].enabled
-    assert asked(now)["look"].streams == ["yard"]
+        switches = Toggles(store.file).load(settings())
+    assert switches == {("door", ""): False, ("door", "look"): False}
+    assert places(settings()) == dict.fromkeys(
+        [("door", ""), ("yard", ""), ("door", "look"), ("yard", "look")], True
+    )
 
 
 def test_a_configuration_that_says_the_same_makes_a_switch_moot(store: AnswerStore) -> None:
-    toggles = Toggles(store)
-    toggles.throw("stream", "door", enabled=False)
-    toggles.throw("stream", "gone", enabled=False)
+    toggles = Toggles(store.file)
+    toggles.throw({("door", ""): False, ("gone", ""): False})
     assert toggles.load(settings(stream=False)) == {}
     assert toggles.load(settings(stream=True)) == {}  # the newest word
-    assert store.rows("SELECT name FROM toggles") == [{"name": "gone"}]  # may come back
+    assert counted(store, "switches") == 1  # what is gone may come back
