@@ -11,28 +11,30 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterable, Sequence
 
 from stream_sttm import metrics
 from stream_sttm.backlog import Backlog
 from stream_sttm.errors import StoreError
+from stream_sttm.eventlog import EventLog
 from stream_sttm.sinks import Sink
 from stream_sttm.sinks.feed import Feed
+from stream_sttm.sources.pictures import jpeg
 from stream_sttm.store import Store
-from stream_sttm.types import Answer, Event, StreamStatus
+from stream_sttm.types import Answer, Event, Evidence, StreamStatus
 from workers.channel import Channel
 from workers.outbox import Level, Outbox, observe_lag
+from workers.outlets import Outlets, drain
 from workers.waiting import Limits
 
-Outgoing = Answer | Event | StreamStatus
+Outgoing = Answer | Event | Evidence | StreamStatus
 _UNWRITTEN = 5000  # answers that wait for the store, at most
 _PRUNE_EVERY = 3600.0  # seconds
 
 _log = logging.getLogger(__name__)
 
 
-async def run(
+async def run(  # noqa: PLR0913 - the seams of delivery, each named
     channel: Channel[Outgoing],
     *,
     store: Store,
@@ -40,77 +42,75 @@ async def run(
     feed: Feed,
     limits: Limits | None = None,
     backlog: Backlog | None = None,
+    events: EventLog | None = None,
+    outlets: Outlets | None = None,
 ) -> None:
-    """Deliver what comes out of `channel` until cancelled; sinks are entered and left here, store and backlog not."""
+    """Deliver what comes out of `channel` until cancelled; sinks are entered and left here, store and backlog not.
+
+    While it runs, `outlets` takes further sinks and lets go of them.
+    """
     limits = limits or Limits()
-    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        archive = _Archive(store, limits)
-        outboxes = [
-            Outbox(await stack.enter_async_context(sink), limits, backlog) for sink in sinks
-        ]
-        for box in outboxes:
-            await box.open()
+    outlets = outlets or Outlets(limits, backlog)
+    async with asyncio.TaskGroup() as group:
+        archive = _Archive(store, events, limits)
+        outlets.start(group)
+        for sink in sinks:
+            await outlets.add(sink)
         tasks = [group.create_task(archive.run(), name="store")]
         tasks += [group.create_task(archive.prune(), name="prune")]
-        tasks += [group.create_task(box.run(), name=f"sink[{box.name}]") for box in outboxes]
         try:
             while True:
-                _hand_on(await channel.receive(), archive, feed, outboxes)
+                _hand_on(await channel.receive(), archive, feed, outlets)
         finally:
             while len(channel):
-                _hand_on(await channel.receive(), archive, feed, outboxes)
-            await _drain([archive.level, *(box.level for box in outboxes)], limits.drain)
+                _hand_on(await channel.receive(), archive, feed, outlets)
+            await drain([archive.level, *(box.level for box in outlets)], limits.drain)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            for closed in (archive, *outboxes):
-                await closed.close("shutdown")
+            await archive.close("shutdown")
+            await outlets.close()
 
 
-def _hand_on(item: Outgoing, archive: _Archive, feed: Feed, outboxes: Sequence[Outbox]) -> None:
+def _hand_on(item: Outgoing, archive: _Archive, feed: Feed, outboxes: Iterable[Outbox]) -> None:
     """Give `item` to everyone it concerns, without waiting for any of them."""
     now = time.time()
-    if isinstance(item, Answer):
+    if not isinstance(item, StreamStatus):
         archive.put(item, now)
+    if isinstance(item, Evidence):
+        return
+    if isinstance(item, Answer):
         observe_lag(item, "feed", now)
-    if not isinstance(item, Event):
-        feed.publish(item, published_at=now)
+    feed.publish(item, published_at=now)
     if not isinstance(item, Answer) or item.news:
         for outbox in outboxes:
             outbox.put(item)
 
 
-async def _drain(levels: Sequence[Level], seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            for level in levels:
-                await level.emptied.wait()
-
-
 class _Archive:
-    """What waits for the store; an answer that can't be written is counted and passed over."""
+    """What waits for the store; what can't be written is counted and passed over."""
 
-    def __init__(self, store: Store, limits: Limits) -> None:
-        self._store = store
+    def __init__(self, store: Store, events: EventLog | None, limits: Limits) -> None:
+        self._store, self._events = store, events
         self._keep = limits.keep_answers
-        self._answers: deque[tuple[Answer, float]] = deque(maxlen=_UNWRITTEN)
+        self._answers: deque[tuple[Answer | Event | Evidence, float]] = deque(maxlen=_UNWRITTEN)
         self.level = Level()
         self._trouble = ""
 
-    def put(self, answer: Answer, published_at: float) -> None:
-        """Queue `answer`; the oldest one gives way to it where too many wait."""
+    def put(self, item: Answer | Event | Evidence, published_at: float) -> None:
+        """Queue `item`; the oldest one gives way to it where too many wait."""
         if len(self._answers) == self._answers.maxlen:
             metrics.STORE_ERRORS.inc()
-        self._answers.append((answer, published_at))
+        self._answers.append((item, published_at))
         self.level.set(len(self._answers))
 
     async def run(self) -> None:
         """Write one answer after the other, for ever."""
         while True:
             await self.level.filled.wait()
-            answer, published_at = self._answers.popleft()
+            item, published_at = self._answers.popleft()
             try:
-                await asyncio.to_thread(self._store.add, answer, published_at=published_at)
+                await asyncio.to_thread(self._write, item, published_at)
             except StoreError as error:
                 metrics.STORE_ERRORS.inc()
                 self._note(str(error))
@@ -118,11 +118,24 @@ class _Archive:
                 self._note("")
             self.level.set(len(self._answers))
 
+    def _write(self, item: Answer | Event | Evidence, published_at: float) -> None:
+        if isinstance(item, Answer):
+            self._store.add(item, published_at=published_at)
+        elif self._events is None:
+            return
+        elif isinstance(item, Event):
+            self._events.add(item, published_at=published_at)
+        else:
+            self._events.add_snapshot(item.event, jpeg(item.frame.image))
+
     async def prune(self) -> None:
         """Delete what is older than it may be, now and then, for ever."""
         while self._keep is not None:
+            older_than = time.time() - self._keep
             try:
-                await asyncio.to_thread(self._store.prune, older_than=time.time() - self._keep)
+                await asyncio.to_thread(self._store.prune, older_than=older_than)
+                if self._events is not None:
+                    await asyncio.to_thread(self._events.prune, older_than=older_than)
             except StoreError as error:
                 _log.warning("%s", error)
             await asyncio.sleep(_PRUNE_EVERY)

@@ -24,7 +24,7 @@ import aiomqtt
 
 from stream_sttm import metrics, urls
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
-from stream_sttm.types import Answer, StreamStatus
+from stream_sttm.types import Answer, Event, StreamStatus
 
 DEFAULT_PREFIX = "stream_sttm"
 MAX_PREFIX_CHARS = 200
@@ -82,6 +82,12 @@ class MqttSink:
         link = await self._connected()
         payload = answer.as_dict(published_at=time.time())
         await link.publish(topic, json.dumps(payload, ensure_ascii=False))
+
+    async def send_event(self, event: Event) -> None:
+        """Publish what is told of `event`, with QoS 1."""
+        link = await self._connected()
+        payload = json.dumps(event.as_dict(published_at=time.time()), ensure_ascii=False)
+        await link.publish(f"{self._prefix}/events", payload)
 
     async def report(self, status: StreamStatus) -> None:
         """Publish a stream's state and its details, retained, with QoS 1."""
