@@ -161,7 +161,12 @@ class StoreSettings(Section):
         "answers.db", description="SQLite file; ':memory:' keeps them for this run only."
     )
     keep_days: float | None = Field(
-        None, gt=0, description="Days after which an answer is deleted; null: kept for ever."
+        None,
+        gt=0,
+        description="Days after which an answer or event is deleted; null: kept for ever.",
+    )
+    keep_snapshots: int = Field(
+        1000, ge=0, description="Pictures of how events began that are kept, the newest."
     )
 
 
@@ -221,6 +226,11 @@ class Settings(BaseSettings):
     )
     http: HttpSettings = HttpSettings()
     store: StoreSettings = StoreSettings()
+    watch_file: float | None = Field(
+        1.0,
+        gt=0,
+        description="Seconds between two looks at this file for a change; null: read anew by SIGHUP or the API alone.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
     )

@@ -72,6 +72,10 @@ _SELECT = (
     " FROM events LEFT JOIN snapshots ON snapshots.event = events.id"
 )
 _DROP_OLDEST = "DELETE FROM snapshots WHERE seq <= (SELECT MAX(seq) FROM snapshots) - ?"
+_DROP_ORPHANS = (  # but the newest, whose event may be about to be written
+    "DELETE FROM snapshots WHERE event NOT IN (SELECT id FROM events)"
+    " AND seq < (SELECT MAX(seq) FROM snapshots)"
+)
 _LAST = "events.seq IN (SELECT MAX(seq) FROM events GROUP BY stream, query)"
 
 
@@ -136,7 +140,7 @@ class EventLog:
             db.execute(
                 "DELETE FROM events WHERE updated_at < ? AND ended_at IS NOT NULL", (older_than,)
             )
-            db.execute("DELETE FROM snapshots WHERE event NOT IN (SELECT id FROM events)")
+            db.execute(_DROP_ORPHANS)
 
     def _read(self, select: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._file.reading() as db:

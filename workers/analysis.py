@@ -63,6 +63,7 @@ class Analysis:
         self._wake = asyncio.Event()
         self._stepping: float | None = None
         self._group: asyncio.TaskGroup | None = None
+        self.has_begun = asyncio.Event()
         self._is_stopping = False
 
     async def run(self, clips: Mapping[str, Channel[Clip]]) -> None:
@@ -73,6 +74,7 @@ class Analysis:
                 for stream, channel in clips.items():
                     self.watch(stream, channel)
                 group.create_task(self._work(), name="engine")
+                self.has_begun.set()
         finally:
             self._is_stopping = True
             for future in self._asked.values():
@@ -220,9 +222,9 @@ class Analysis:
         if taken.is_kept:
             self._deliver(answer)
         if taken.event is not None:
-            self.tell([taken.event])
             if taken.event.kind is EventKind.NEW and frame is not None:
                 self._deliver(Evidence(taken.event.id, frame))
+            self.tell([taken.event])
         future = self._asked.get(question.id)
         if future is not None and not future.done():
             future.set_result(answer)
