@@ -19,6 +19,8 @@ GROUP = "stream_sttm.sinks"
 SINKS: dict[str, str] = {
     "mqtt": "stream_sttm.sinks.mqtt:MqttSink",
     "mqtts": "stream_sttm.sinks.mqtt:MqttSink",
+    "http": "stream_sttm.sinks.webhook:WebhookSink",
+    "https": "stream_sttm.sinks.webhook:WebhookSink",
 }
 
 
