@@ -18,9 +18,10 @@ from tests.answers import until as soon
 from tests.service import Service, until
 from workers.reloading import File
 
+CALM = {"fps": 2, "stall_after": 120}  # on a busy machine a drawn scene can halt for seconds
 SCENES = {
-    "hall": {"source": "scene://hall?seed=1", "fps": 2},
-    "yard": {"source": "scene://yard?seed=2", "fps": 2},
+    "hall": {"source": "scene://hall?seed=1", **CALM},
+    "yard": {"source": "scene://yard?seed=2", **CALM},
 }
 LOOK = {"streams": ["hall"], "ask": "how many objects are there?", "every": 1, "announce": "always"}
 
@@ -64,7 +65,7 @@ def test_only_what_changed_restarts(tmp_path: Path) -> None:
         since = {name: service.get(f"/api/v1/streams/{name}")["since"] for name in SCENES}
 
         # Another stream and another query: nobody else notices.
-        streams = {**SCENES, "roof": {"source": "scene://roof?seed=3", "fps": 2}}
+        streams = {**SCENES, "roof": {"source": "scene://roof?seed=3", **CALM}}
         write(
             service, streams=streams, queries={"look": LOOK, "roof": {**LOOK, "streams": ["roof"]}}
         )
