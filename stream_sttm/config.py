@@ -222,7 +222,7 @@ class Settings(BaseSettings):
         default_factory=dict, description="The standing questions, by name."
     )
     sinks: list[Url] = Field(
-        default_factory=list, description="Where answers go: mqtt(s)://host:port/prefix."
+        default_factory=list, description="Where answers go: mqtt(s)://host:port/prefix, or a webhook, http(s)://host/path#secret=..."
     )
     http: HttpSettings = HttpSettings()
     store: StoreSettings = StoreSettings()
