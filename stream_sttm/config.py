@@ -158,10 +158,28 @@ class StoreSettings(Section):
     """Where answers are kept."""
 
     path: str = Field(
-        "answers.db", description="SQLite file; ':memory:' keeps them for this run only."
+        "answers.db",
+        min_length=1,
+        description="SQLite file, postgresql://user:password@host/database, or ':memory:' for this run only.",
     )
     keep_days: float | None = Field(
         None, gt=0, description="Days after which an answer is deleted; null: kept for ever."
+    )
+
+
+class OutboxSettings(Section):
+    """Answers that wait for a sink which can't be reached."""
+
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="SQLite file; null: beside store.path, '-outbox' to its name, or in memory where there is no such file.",
+    )
+    capacity: int = Field(
+        50_000, ge=1, description="Answers that may wait for one sink; the oldest gives way."
+    )
+    max_age: float = Field(
+        86_400.0, gt=0, description="Seconds after which an answer that waits is given up."
     )
 
 
@@ -221,6 +239,7 @@ class Settings(BaseSettings):
     )
     http: HttpSettings = HttpSettings()
     store: StoreSettings = StoreSettings()
+    outbox: OutboxSettings = OutboxSettings()
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
     )

@@ -20,6 +20,7 @@
     │   ├── NoVideoYet           the stream has shown no frame so far
     │   ├── QuestionExpired      not answered in time
     │   └── Stopping             the service is about to end
+    ├── NotPossible              a command that this service can't do
     ├── StateError               a saved memory can't be written, read or used
     ├── StoreError               the answer store can't be read or written
     └── SinkError                an answer could not be handed over: worth trying again
@@ -108,6 +109,10 @@ class QuestionExpired(QuestionError):  # noqa: N818
 
 class Stopping(QuestionError):  # noqa: N818
     """The service is about to end and answers nothing any more."""
+
+
+class NotPossible(StreamSTTMError):  # noqa: N818
+    """A command that this service can't do."""
 
 
 class StateError(StreamSTTMError):

@@ -77,7 +77,8 @@ class Mosquitto:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop it with `how`; returns once it is gone."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+            if how is not signal.SIGKILL:  # which ends it frozen, before it does anything more
+                self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(how)
             self._process.wait(_PATIENCE)
             self._process = None

@@ -148,7 +148,9 @@ def test_lock_of_another_process_is_one_line_and_passes(store: AnswerStore, tmp_
 
 def test_full_disk_is_one_line_and_what_was_kept_stays_readable(store: AnswerStore) -> None:
     store.add(make_answer(number=1))
-    store._file._db.execute("PRAGMA max_page_count = 16")  # SQLite then reports what a full disk reports
+    store._file._db.execute(
+        "PRAGMA max_page_count = 16"
+    )  # SQLite then reports what a full disk reports
     with pytest.raises(StoreError, match="the disk is full"):
         store.add(make_answer("x" * 100_000, number=2))
     assert numbers(store.recent()) == ["q1"]

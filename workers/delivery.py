@@ -13,9 +13,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 from stream_sttm import metrics
 from stream_sttm.backlog import Backlog
+from stream_sttm.config import Settings
 from stream_sttm.errors import StoreError
 from stream_sttm.sinks import Sink
 from stream_sttm.sinks.feed import Feed
@@ -63,13 +65,37 @@ async def run(
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            for closed in (archive, *outboxes):
-                await closed.close("shutdown")
+            await archive.close("shutdown")
+            for box in outboxes:
+                await box.close("shutdown")
 
 
-def _hand_on(
-    item: Outgoing, archive: _Archive, feed: Feed, outboxes: Sequence[Outbox]
-) -> None:
+def limits_of(settings: Settings) -> Limits:
+    """What a configuration says of what may wait."""
+    keep = settings.store.keep_days
+    return Limits(
+        capacity=settings.outbox.capacity,
+        max_age=settings.outbox.max_age,
+        keep_answers=keep * 86_400 if keep else None,
+    )
+
+
+def backlog_of(settings: Settings) -> Backlog | None:
+    """Where answers wait on disk for their sinks; None where there are no sinks, no place, or none that works."""
+    path = settings.outbox.path
+    if path is None and settings.store.path != ":memory:" and "://" not in settings.store.path:
+        store = Path(settings.store.path)
+        path = str(store.with_name(f"{store.stem}-outbox{store.suffix}"))
+    if path is None or not settings.sinks:
+        return None
+    try:
+        return Backlog(path)
+    except StoreError as error:
+        _log.error("answers that can't be delivered wait in memory alone: %s", error)
+        return None
+
+
+def _hand_on(item: Outgoing, archive: _Archive, feed: Feed, outboxes: Sequence[Outbox]) -> None:
     """Give `item` to everyone it concerns, without waiting for any of them."""
     now = time.time()
     if isinstance(item, Answer):

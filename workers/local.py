@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,18 +18,20 @@ import torch
 from stream_sttm import __version__, metrics, registry
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
-from stream_sttm.config import Settings
+from stream_sttm.config import AnsweringSettings, Settings
 from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import NoVideoYet, UnknownStream
+from stream_sttm.errors import NotPossible, NoVideoYet, UnknownStream
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
 from stream_sttm.sources.access import Access
 from stream_sttm.sources.pictures import jpeg
+from stream_sttm.stats import Stats
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, Clip, Frame, Question, StreamState, StreamStatus
+from stream_sttm.types import Answer, Clip, Event, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
@@ -46,7 +48,7 @@ _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for lon
 
 
 class LocalService:
-    """What the HTTP interface may ask of the running service."""
+    """What the HTTP interface and the sinks may ask of the running service."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -60,12 +62,25 @@ class LocalService:
         self._newest: dict[str, Frame] = {}
         self._analysis: Analysis | None = None
         self._reason = "the model is being loaded"
-        self.outbox: Channel[Answer | StreamStatus] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
+        self._stats = Stats()
+        self.outbox: Channel[Answer | Event | StreamStatus] = Channel(
+            _ANSWERS_AHEAD, on_drop=_told_lost
+        )
 
     @property
     def model(self) -> str:
         """Name of the model that answers."""
         return self._settings.model
+
+    @property
+    def answering(self) -> AnsweringSettings:
+        """Limits for questions."""
+        return self._settings.answering
+
+    @property
+    def is_switchable(self) -> bool:
+        """Whether streams and queries can be enabled and disabled while the service runs."""
+        return False
 
     def streams(self) -> list[StreamStatus]:
         """Every stream's status, in the order of the configuration."""
@@ -76,6 +91,39 @@ class LocalService:
         return [
             {"name": name, **query.model_dump()} for name, query in self._settings.queries.items()
         ]
+
+    def standing(self) -> Mapping[str, QuerySettings]:
+        """The standing queries by name."""
+        return self._settings.queries
+
+    def is_query_enabled(self, query: str, stream: str) -> bool:
+        """Whether a query is asked of a stream now."""
+        return stream in self._settings.queries[query].streams
+
+    def stats(self) -> dict[str, Any]:
+        """The service's numbers as JSON."""
+        return self._stats.collect(self.streams(), model=self.model)
+
+    def resend(self) -> None:
+        """Report every stream's status anew."""
+        for status in self.streams():
+            self.outbox.offer(status)
+
+    async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
+        """Refused: a stream is enabled by the configuration."""
+        raise NotPossible(
+            f"stream {stream!r}: can't be switched while the service runs; set streams.{stream}.enabled"
+        )
+
+    async def set_query_enabled(self, query: str, stream: str, is_enabled: bool) -> None:
+        """Refused: a query is asked of the streams that the configuration names."""
+        raise NotPossible(
+            f"query {query!r}: can't be switched while the service runs; set queries.{query}.streams"
+        )
+
+    async def trigger(self, query: str, stream: str) -> None:
+        """Refused: a standing query keeps its own rhythm."""
+        raise NotPossible(f"query {query!r}: can't be triggered; ask a question of its own")
 
     async def ask(self, question: Question) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
@@ -142,10 +190,8 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
     app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
     publishers = _publishers(settings)
     app.include_router(whip.routes(publishers))
-    limits = delivery.Limits(
-        keep_answers=settings.store.keep_days * 86_400 if settings.store.keep_days else None
-    )
-    sinks = [open_sink(url) for url in settings.sinks]
+    sinks = [open_sink(url, commands=service) for url in settings.sinks]
+    backlog = delivery.backlog_of(settings)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
         async with publishers or nullcontext(), asyncio.TaskGroup() as group:
@@ -156,13 +202,22 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
                 name="gateway",
             )
             group.create_task(
-                delivery.run(service.outbox, store=store, sinks=sinks, feed=feed, limits=limits),
+                delivery.run(
+                    service.outbox,
+                    store=store,
+                    sinks=sinks,
+                    feed=feed,
+                    limits=delivery.limits_of(settings),
+                    backlog=backlog,
+                ),
                 name="delivery",
             )
             group.create_task(_watch(settings, service, thread, publishers), name="watch")
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
+        if backlog is not None:
+            await asyncio.to_thread(backlog.close)
 
 
 def _publishers(settings: Settings) -> Publishers | None:
@@ -235,7 +290,7 @@ def _engine(settings: Settings) -> Engine:
     return engine
 
 
-def _told_lost(item: Answer | StreamStatus) -> None:
+def _told_lost(item: Answer | Event | StreamStatus) -> None:
     """An answer that had to make room is lost to store and sinks, so it is counted and told."""
     if isinstance(item, Answer):
         metrics.STORE_ERRORS.inc()

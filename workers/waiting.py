@@ -202,7 +202,9 @@ class Waiting:
         if self._backlog is not None and through > self._forgotten:
             try:
                 await asyncio.to_thread(self._backlog.remove, self._name, through=through)
-            except StoreError:  # until it works, a restart would tell these twice; told when writing fails
+            except (
+                StoreError
+            ):  # until it works, a restart would tell these twice; told when writing fails
                 return False
             self._forgotten = through
         return True
