@@ -126,6 +126,10 @@ class Reader:
         lines = self._output.read_text().split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def count(self) -> int:
+        """How many messages there are, without reading them."""
+        return self._output.read_bytes().count(b"\n{")
+
     def payloads(self, topic: str) -> list[str]:
         """The payloads received on `topic`, in order."""
         return [item["payload"] for item in self.messages() if item["topic"] == topic]

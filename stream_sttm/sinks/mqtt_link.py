@@ -28,6 +28,7 @@ from stream_sttm.sinks.mqtt_url import Endpoint
 MAX_PAYLOAD_BYTES = 256 * 1024
 _MAX_PACKET_BYTES = 2 * 1024 * 1024  # that an MQTT 5 broker may send us
 _MAX_UNREAD = 1000  # messages
+_IN_FLIGHT = 20  # messages that wait for an acknowledgement; mosquitto's own default
 _KEEPALIVE = 15  # seconds; a broker that vanished is noticed, and our last will sent, soon after
 _CONNACK = 5.0  # seconds from connection to the broker's word that we are welcome
 _DENIED = (4, 5, 134, 135)  # CONNACK codes of MQTT 3.1.1 and 5 for a wrong user or password
@@ -142,6 +143,8 @@ class Link:
         return properties
 
     async def _outcome(self, future: asyncio.Future[SinkError | None]) -> SinkError | None:
+        if future.done():
+            return future.result()
         try:
             async with asyncio.timeout(self._timeout):
                 return await future
@@ -195,6 +198,8 @@ async def connect(
         keepalive=_KEEPALIVE,
         timeout=_CONNACK,
         max_queued_incoming_messages=_MAX_UNREAD,
+        # An MQTT 5 broker may allow as few, and paho does not read how many; before, only who publishes was bound.
+        max_inflight_messages=_IN_FLIGHT if is_5 else 0,
         logger=silent,
     )
     connecting = asyncio.create_task(client.__aenter__(), name=f"mqtt-connect[{endpoint.broker}]")
