@@ -124,7 +124,9 @@ def _switch(root: str, name: str, runs: dict[str, str]) -> Device:
 
 def _diagnostics(topics: Topics, stream: str, runs: dict[str, str]) -> dict[str, Device]:
     def number(key: str) -> str:
-        return f"{{{{ value_json.streams['{stream}']['{key}'] | default(none) }}}}"
+        return (
+            f"{{{{ (value_json.streams['{stream}'] | default({{}}))['{key}'] | default(none) }}}}"
+        )
 
     measured: Device = {"p": "sensor", "stat_t": topics.stats, "stat_cla": "measurement"}
     measured |= {"exp_aft": _EXPIRE, "ent_cat": "diagnostic"}
