@@ -23,7 +23,7 @@
     ├── ControlError             the service can't do what it is told to
     │   ├── UnknownQuery         no standing query of that name
     │   ├── UnknownEvent         no event of that id, or no picture of it any more
-    │   ├── NotAllowedNow        its configuration or state is against it
+    │   ├── NotPossible          its configuration or state is against it
     │   └── NotReady             it has not started yet: worth trying again
     ├── NotASighting             a message that should be Frigate's is not
     ├── StateError               a saved memory can't be written, read or used
@@ -128,7 +128,7 @@ class UnknownEvent(ControlError):  # noqa: N818
     """No event of that id, or no picture of it any more."""
 
 
-class NotAllowedNow(ControlError):  # noqa: N818
+class NotPossible(ControlError):  # noqa: N818
     """The configuration or state of what is meant is against it."""
 
 

@@ -26,7 +26,7 @@ def jsonl(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def csv_lines(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """A heading and a record per answer; lists and maps stand in it as JSON.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front: what a camera saw can't be trusted.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front; what a camera sees is not trusted.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer)

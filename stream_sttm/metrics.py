@@ -153,6 +153,11 @@ DEAD_LETTERS = Counter(
     "What a webhook would not take, by where it went: kept, lost.",
     ["sink", "result"],
 )
+MQTT_REQUESTS = Counter(
+    _P + "mqtt_requests_total",
+    "Questions and commands that came over MQTT, by outcome: done, refused, dropped.",
+    ["broker", "outcome"],
+)
 STORE_ERRORS = Counter(_P + "store_errors_total", "Answers that could not be written to the store.")
 FEED_DROPPED = Counter(
     _P + "feed_dropped_total", "Events that a slow reader of the live feed never saw."

@@ -19,8 +19,8 @@ from stream_sttm.config import Settings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import (
     ConfigError,
-    NotAllowedNow,
     NotASighting,
+    NotPossible,
     NotReady,
     QuestionRejected,
     UnknownQuery,
@@ -96,12 +96,12 @@ class Control:
         parts, places = self._ready(), self._asked_of(query, stream)
         settings = self.settings.queries[query]
         if "manual" not in settings.on_event:
-            raise NotAllowedNow(f"query {query!r} has no 'manual' in its on_event")
+            raise NotPossible(f"query {query!r} has no 'manual' in its on_event")
         if settings.schedule is not None and not settings.schedule.is_open(time.time()):
-            raise NotAllowedNow(f"query {query!r} is not asked at this hour")
+            raise NotPossible(f"query {query!r} is not asked at this hour")
         on = [place[0] for place in places if self.is_on(place)]
         if not on:
-            raise NotAllowedNow(f"query {query!r} is disabled, or its stream is")
+            raise NotPossible(f"query {query!r} is disabled, or its stream is")
         for each in on:
             self._call(parts, "manual", each, query)
         return on
@@ -134,7 +134,7 @@ class Control:
         """Read the configuration anew and follow it; raises ConfigError with every fault, where nothing is changed."""
         parts = self._ready()
         if self._load is None:
-            raise NotAllowedNow("this service was started without a configuration file")
+            raise NotPossible("this service was started without a configuration file")
         async with self._turn:
             try:
                 new = await asyncio.to_thread(self._load)

@@ -12,9 +12,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from stream_sttm import metrics
 from stream_sttm.backlog import Backlog
+from stream_sttm.config import Settings
 from stream_sttm.errors import StoreError
 from stream_sttm.eventlog import EventLog
 from stream_sttm.sinks import Sink
@@ -70,6 +72,31 @@ async def run(  # noqa: PLR0913 - the seams of delivery, each named
             await asyncio.wait(tasks)
             await archive.close("shutdown")
             await outlets.close()
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What a configuration says of what may wait."""
+    keep = settings.store.keep_days
+    return Limits(
+        capacity=settings.outbox.capacity,
+        max_age=settings.outbox.max_age,
+        keep_answers=keep * 86_400 if keep else None,
+    )
+
+
+def backlog_of(settings: Settings) -> Backlog | None:
+    """Where answers wait on disk for their sinks; None where there is no place, or none that works."""
+    path = settings.outbox.path
+    if path is None and settings.store.path != ":memory:" and "://" not in settings.store.path:
+        store = Path(settings.store.path)
+        path = str(store.with_name(f"{store.stem}-outbox{store.suffix}"))
+    if path is None:
+        return None
+    try:
+        return Backlog(path)
+    except StoreError as error:
+        _log.error("answers that can't be delivered wait in memory alone: %s", error)
+        return None
 
 
 def _hand_on(item: Outgoing, archive: _Archive, feed: Feed, outboxes: Iterable[Outbox]) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from stream_sttm import metrics, registry
@@ -17,12 +18,14 @@ from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
 from stream_sttm.api.control import routes as control_routes
 from stream_sttm.api.eventlog import routes as event_routes
-from stream_sttm.config import Settings
-from stream_sttm.errors import NoVideoYet, UnknownStream
+from stream_sttm.config import AnsweringSettings, Settings
+from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
 from stream_sttm.eventlog import EventLog
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources.pictures import jpeg
+from stream_sttm.stats import Stats
 from stream_sttm.store import AnswerStore
 from stream_sttm.toggles import Place, Toggles
 from stream_sttm.types import Answer, Event, Evidence, Frame, Question, StreamState, StreamStatus
@@ -32,7 +35,6 @@ from workers.channel import Channel
 from workers.control import Control
 from workers.outlets import Outlets
 from workers.reloading import File
-from workers.waiting import Limits
 from workers.watching import Watching, publishers_of
 
 _log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for lon
 
 
 class LocalService:
-    """What the HTTP interface may ask of the running service."""
+    """What the HTTP interface and the sinks may ask of the running service."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -55,12 +57,24 @@ class LocalService:
         self._is_on: Callable[[Place], bool] = lambda place: self._configured(place)
         self._analysis: Analysis | None = None
         self._reason = "the model is being loaded"
+        self._stats = Stats()
+        self.control: Control | None = None
         self.outbox: Channel[delivery.Outgoing] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
 
     @property
     def model(self) -> str:
         """Name of the model that answers."""
         return self._settings.model
+
+    @property
+    def answering(self) -> AnsweringSettings:
+        """Limits for questions."""
+        return self._settings.answering
+
+    @property
+    def is_switchable(self) -> bool:
+        """Whether streams and queries can be enabled and disabled while the service runs."""
+        return self.control is not None
 
     def streams(self) -> list[StreamStatus]:
         """Every stream's status, in the order of the configuration."""
@@ -77,6 +91,44 @@ class LocalService:
             }
             for name, query in self._settings.queries.items()
         ]
+
+    def standing(self) -> Mapping[str, QuerySettings]:
+        """The standing queries by name."""
+        return self._settings.queries
+
+    def is_query_enabled(self, query: str, stream: str) -> bool:
+        """Whether a query is asked of a stream now."""
+        return stream in self._settings.queries[query].streams and self._is_on((stream, query))
+
+    def stats(self) -> dict[str, Any]:
+        """The service's numbers as JSON."""
+        return self._stats.collect(self.streams(), model=self.model)
+
+    def resend(self) -> None:
+        """Report every stream's status anew."""
+        for status in self.streams():
+            self.outbox.offer(status)
+
+    async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
+        """Watch a stream, or leave it out; holds over restarts."""
+        await self._controlled().set_stream_enabled(stream, is_enabled)
+
+    async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
+        """Ask a query of a stream, or of all of its own, or leave it out; holds over restarts."""
+        await self._controlled().set_query_enabled(query, stream, is_enabled)
+
+    async def trigger(self, query: str, stream: str | None = None) -> None:
+        """Ask a standing query now, whatever its rhythm."""
+        await self._controlled().trigger(query, stream)
+
+    def sighted(self, payload: bytes) -> None:
+        """Take a message of Frigate's topics `events` or `reviews`, garbage included."""
+        self._controlled().sighted(payload)
+
+    def _controlled(self) -> Control:
+        if self.control is None:
+            raise NotReady("the service has not started yet; try again in a moment")
+        return self.control
 
     async def ask(self, question: Question) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
@@ -184,6 +236,7 @@ async def run(
     store = AnswerStore(settings.store.path)
     log = EventLog(store.file, keep_snapshots=settings.store.keep_snapshots)
     control = Control(settings, Toggles(store.file), file.load if file is not None else None)
+    service.control = control
     service.show(settings, control.is_on)
     token = settings.http.token.get_secret_value() if settings.http.token else None
     app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
@@ -194,11 +247,10 @@ async def run(
         event_routes(log, service.event_snapshot),
     ):
         app.include_router(routes)
-    limits = Limits(
-        keep_answers=settings.store.keep_days * 86_400 if settings.store.keep_days else None
-    )
-    outlets = Outlets(limits)
-    sinks = {url: open_sink(url) for url in settings.sinks}
+    opened = partial(open_sink, commands=service)
+    sinks = {url: opened(url) for url in settings.sinks}
+    limits, backlog = delivery.limits_of(settings), delivery.backlog_of(settings)
+    outlets = Outlets(limits, backlog)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
         async with publishers or nullcontext(), asyncio.TaskGroup() as group:
@@ -220,11 +272,13 @@ async def run(
                 ),
                 name="delivery",
             )
-            watching = Watching(settings, service, control, log, outlets, sinks, file)
+            watching = Watching(settings, service, control, log, outlets, sinks, opened, file)
             group.create_task(watching.run(thread, publishers), name="watch")
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
+        if backlog is not None:
+            await asyncio.to_thread(backlog.close)
 
 
 def _told_lost(item: delivery.Outgoing) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -31,7 +32,7 @@ class Limits:
 
     capacity: int = 50_000
     max_age: float = 86_400.0
-    batch: int = 64  # handed over at once, to a sink that takes several
+    batch: int = 256  # handed over at once, to a sink that takes several
     first_pause: float = 0.2  # before a failed hand-over is tried again; doubled each time
     longest_pause: float = 5.0
     grace: float = 0.25  # that something may wait in memory alone
@@ -70,9 +71,12 @@ class Waiting:
         """Take over what waits from before; without effect where there is no backlog or it can't be read."""
         if self._backlog is None:
             return
-        try:
+        with suppress(
+            StoreError
+        ):  # where another process writes now; what is too old is dropped in its turn
             oldest = time.time() - self._limits.max_age
             await asyncio.to_thread(self._backlog.forget, before=oldest)
+        try:
             self._count, self._newest = await asyncio.to_thread(self._backlog.count, self._name)
         except StoreError as error:
             self._abandon(error)
@@ -134,7 +138,9 @@ class Waiting:
             await self._stirred.wait()
             await asyncio.sleep(self._limits.grace)
             self._stirred.clear()
-            if not (await self._save() and await self._forget()):
+            if self._memory and 0 <= time.time() - self._memory[0].since < self._limits.grace:
+                self._stirred.set()  # all that is there has only just come
+            elif not (await self._save() and await self._forget()):
                 await asyncio.sleep(_SAVE_AGAIN)
                 self._stirred.set()
 

@@ -20,7 +20,7 @@ from stream_sttm.engine.engine import Engine
 from stream_sttm.eventlog import EventLog
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
-from stream_sttm.sinks import Sink, open_sink
+from stream_sttm.sinks import Sink
 from stream_sttm.sources import open_source
 from stream_sttm.sources.access import Access
 from stream_sttm.streamconfig import SourceRules
@@ -75,6 +75,7 @@ class Watching:
     log: EventLog
     outlets: Outlets
     sinks: dict[str, Sink]
+    open_sink: Callable[[str], Sink]
     file: File | None = None
 
     async def run(self, thread: ThreadPoolExecutor, publishers: Publishers | None) -> None:
@@ -116,7 +117,7 @@ class Watching:
                     streams=streams,
                     outlets=self.outlets,
                     sinks=self.sinks,
-                    open_sink=open_sink,
+                    open_sink=self.open_sink,
                     opener=opener,
                     show=service.show,
                 )

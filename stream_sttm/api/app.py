@@ -28,8 +28,8 @@ from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     AlreadyPublished,
     ModelError,
-    NotAllowedNow,
     NotAnOffer,
+    NotPossible,
     NotReady,
     NoVideoYet,
     QuestionExpired,
@@ -52,7 +52,7 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
     UnknownQuery: 404,
     UnknownEvent: 404,
-    NotAllowedNow: 409,
+    NotPossible: 409,
     NotReady: 503,
     NotAnOffer: 400,
     AlreadyPublished: 409,

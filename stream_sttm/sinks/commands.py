@@ -71,3 +71,7 @@ class Commands(Protocol):
     async def trigger(self, query: str, stream: str) -> None:
         """Ask a standing query of a stream now, whatever its rhythm."""
         ...
+
+    def sighted(self, payload: bytes) -> None:
+        """Take a message of Frigate's topics `events` or `reviews`; garbage is counted and told, never raised."""
+        ...
