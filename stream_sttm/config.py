@@ -159,10 +159,33 @@ class StoreSettings(Section):
     """Where answers are kept."""
 
     path: str = Field(
-        "answers.db", description="SQLite file; ':memory:' keeps them for this run only."
+        "answers.db",
+        min_length=1,
+        description="SQLite file, postgresql://user:password@host/database, or ':memory:' for this run only.",
     )
     keep_days: float | None = Field(
-        None, gt=0, description="Days after which an answer is deleted; null: kept for ever."
+        None,
+        gt=0,
+        description="Days after which an answer or event is deleted; null: kept for ever.",
+    )
+    keep_snapshots: int = Field(
+        1000, ge=0, description="Pictures of how events began that are kept, the newest."
+    )
+
+
+class OutboxSettings(Section):
+    """Answers that wait for a sink which can't be reached."""
+
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="SQLite file; null: beside store.path, '-outbox' to its name, or in memory where there is no such file.",
+    )
+    capacity: int = Field(
+        50_000, ge=1, description="Answers that may wait for one sink; the oldest gives way."
+    )
+    max_age: float = Field(
+        86_400.0, gt=0, description="Seconds after which an answer that waits is given up."
     )
 
 
@@ -218,10 +241,17 @@ class Settings(BaseSettings):
         default_factory=dict, description="The standing questions, by name."
     )
     sinks: list[Url] = Field(
-        default_factory=list, description="Where answers go: mqtt(s)://host:port/prefix."
+        default_factory=list,
+        description="Where answers go: mqtt(s)://host:port/prefix, or a webhook, http(s)://host/path#secret=...",
     )
     http: HttpSettings = HttpSettings()
     store: StoreSettings = StoreSettings()
+    outbox: OutboxSettings = OutboxSettings()
+    watch_file: float | None = Field(
+        1.0,
+        gt=0,
+        description="Seconds between two looks at this file for a change; null: read anew by SIGHUP or the API alone.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
     )

@@ -82,12 +82,20 @@ class StreamSettings(Section):
         gt=0,
         description="Seconds without a sign of life after which the camera counts as stalled and is reopened.",
     )
+    frigate: str | None = Field(
+        None, min_length=1, description="Name of the camera in Frigate; null: the stream's own."
+    )
 
     @property
     def candidates(self) -> tuple[str, ...]:
         """The source's URLs in our own spelling, from best to last resort."""
         given = [self.source] if isinstance(self.source, str) else self.source
         return tuple(spelling.plain(one) for one in given)
+
+    @property
+    def encodes_regions(self) -> bool:
+        """Whether what has changed of a picture may be encoded alone."""
+        return self.regions and self.max_still > 0
 
     @property
     def is_pushed(self) -> bool:

@@ -1,4 +1,4 @@
-"""The nouns that cross borders: frames and clips in, questions and answers out, status beside them.
+"""The nouns that cross borders: frames and clips in, questions, answers and events out, status beside them.
 
 Plain frozen data, no torch, no sockets. Fields ending in `_at` are wall-clock seconds since the epoch; `pts`
 is the stream's own clock in seconds, monotonic for as long as the stream is configured, reconnects included.
@@ -162,6 +162,66 @@ class Answer:
             },
             "model": self.model,
         }
+
+
+class EventKind(StrEnum):
+    """What is told of an event: that it begins, goes on, or is over."""
+
+    NEW = "new"
+    UPDATE = "update"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a standing query watches for, from its start to its end on one stream; told again at each change.
+
+    One that has begun has one `end`, with the same `id`, before the query begins another on that stream. `state` is
+    what was answered, `confidence` that answer's, `answer_id` the id of the answer that this telling rests on, `span`
+    the video (wall clock) from the first frame that showed it to the newest. `escalated`: it went on for so long that
+    it was told once more; `has_snapshot`: a picture of its start was taken.
+    """
+
+    id: str
+    kind: EventKind
+    stream: str
+    query: str
+    started_at: float
+    updated_at: float
+    ended_at: float | None
+    state: Structured
+    confidence: float | None
+    answer_id: str
+    span: tuple[float, float]
+    escalated: bool = False
+    has_snapshot: bool = False
+
+    def as_dict(self, *, published_at: float) -> dict[str, Any]:
+        """The one JSON shape of an event, for every sink, the HTTP interface and the store."""
+        return {
+            "id": self.id,
+            "kind": self.kind.value,
+            "stream": self.stream,
+            "query": self.query,
+            "started_at": self.started_at,
+            "updated_at": self.updated_at,
+            "ended_at": self.ended_at,
+            "state": self.state,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
+            "answer_id": self.answer_id,
+            "span": list(self.span),
+            "escalated": self.escalated,
+            "snapshot": f"/api/v1/events/{self.id}/snapshot.jpg" if self.has_snapshot else None,
+            "event_to_answer_ms": round((published_at - self.updated_at) * 1000, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """The picture with which the event of that id began."""
+
+    event: str
+    frame: Frame
 
 
 class StreamState(StrEnum):

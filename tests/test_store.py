@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -9,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from stream_sttm import export
 from stream_sttm.errors import StoreError
-from stream_sttm.store import MIGRATIONS, AnswerStore
+from stream_sttm.store import MAX_LIMIT, MIGRATIONS, AnswerStore, Wanted
+from stream_sttm.types import AnswerType, Form
 from tests.answers import make_answer
 
 
@@ -143,7 +148,9 @@ def test_lock_of_another_process_is_one_line_and_passes(store: AnswerStore, tmp_
 
 def test_full_disk_is_one_line_and_what_was_kept_stays_readable(store: AnswerStore) -> None:
     store.add(make_answer(number=1))
-    store._db.execute("PRAGMA max_page_count = 8")  # SQLite then reports what a full disk reports
+    store._file._db.execute(
+        "PRAGMA max_page_count = 16"
+    )  # SQLite then reports what a full disk reports
     with pytest.raises(StoreError, match="the disk is full"):
         store.add(make_answer("x" * 100_000, number=2))
     assert numbers(store.recent()) == ["q1"]
@@ -181,3 +188,86 @@ def test_text_that_is_no_unicode_is_refused_not_a_crash(store: AnswerStore) -> N
     with pytest.raises(StoreError):
         store.add(make_answer("\ud800"))
     assert store.recent() == []
+
+
+# --- searching and exporting
+
+
+def test_words_of_question_and_answer_are_found_in_any_order_and_case(store: AnswerStore) -> None:
+    texts = ["A red van stands here", "nobody", 'he said "stop', "red, then GREEN", "(NOT) a* b:c"]
+    for number, text in enumerate(texts):
+        store.add(make_answer(text, number=number))
+    assert numbers(store.find(Wanted(text="VAN red"))) == ["q0"]
+    assert numbers(store.find(Wanted(text="red"))) == ["q4", "q3", "q2", "q1", "q0"]  # the question
+    assert numbers(store.find(Wanted(text="green"))) == ["q3"]
+    assert numbers(store.find(Wanted(text='said "stop'))) == ["q2"]
+    assert numbers(store.find(Wanted(text="NOT a* b:c"))) == ["q4"]
+    assert store.find(Wanted(text="gre")) == []
+
+
+@pytest.mark.parametrize("text", ["", " ", '"', "'", "*", "AND", "^-:()", "\0", "\ud800", "NEAR("])
+def test_no_text_is_an_error_of_the_search(store: AnswerStore, text: str) -> None:
+    store.add(make_answer())
+    assert store.find(Wanted(text=text)) == []
+
+
+def test_what_is_deleted_is_not_found_any_more(store: AnswerStore) -> None:
+    store.add(make_answer("a heron", number=1, answered_at=1000.0))
+    store.add(make_answer("a heron", number=2))
+    store.prune(older_than=2000.0)
+    assert numbers(store.find(Wanted(text="heron"))) == ["q2"]
+
+
+def test_answers_of_before_the_index_are_found_too(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "a.db")
+    for step in MIGRATIONS[:2]:
+        db.executescript(step)
+    db.execute("PRAGMA user_version = 2")
+    db.execute(
+        "INSERT INTO answers VALUES (7, 'old', 'cam', NULL, 'Is it?', 'a heron', 1, 1, '[0, 1]',"
+        " 1, 1, 1, '{}', 'demo', 'text', 'null', NULL)"
+    )
+    db.commit()
+    db.close()
+    with AnswerStore(tmp_path / "a.db") as store:
+        store.add(make_answer("another heron"))
+        assert numbers(store.find(Wanted(text="heron"))) == ["q1", "old"]
+
+
+def test_type_and_time_narrow_a_search_and_the_cursor_goes_on(store: AnswerStore) -> None:
+    for number in range(6):
+        kind = AnswerType.YES_NO if number % 2 else AnswerType.TEXT
+        store.add(make_answer(number=number, answered_at=100.0 + number, form=Form(kind)))
+    assert numbers(store.find(Wanted(since=102.0, until=105.0))) == ["q4", "q3", "q2"]
+    yes_no = Wanted(answer_type=AnswerType.YES_NO, stream="cam", query="look")
+    first = store.find(yes_no, limit=2)
+    assert numbers(first) == ["q5", "q3"]
+    assert numbers(store.find(yes_no, limit=2, before=first[-1]["seq"])) == ["q1"]
+
+
+def test_export_is_oldest_first_in_pages_and_whole(store: AnswerStore) -> None:
+    for number in range(2 * MAX_LIMIT + 5):
+        store.add(make_answer(number=number))
+    export = store.export()
+    begun = [next(export) for _ in range(3)]
+    store.add(make_answer("late", number=99_999))
+    told = [*begun, *export]
+    assert numbers(told) == [*(f"q{n}" for n in range(2 * MAX_LIMIT + 5)), "q99999"]
+
+
+def test_jsonl_gives_back_what_was_kept(store: AnswerStore) -> None:
+    store.add(make_answer('two\nlines, "quoted" and 😀', number=1))
+    store.add(make_answer(number=2, query=None))
+    lines = "".join(export.jsonl(store.export())).splitlines()
+    assert [json.loads(line) for line in lines] == list(store.export())
+
+
+def test_csv_holds_every_field_and_starts_no_formula(store: AnswerStore) -> None:
+    texts = ['=HYPERLINK("http://x")', "two\nlines", "-3.5", "@home", "plain"]
+    for number, text in enumerate(texts):
+        store.add(make_answer(text, number=number))
+    rows = list(csv.DictReader(io.StringIO("".join(export.csv_lines(store.export())))))
+    assert [row["answer"] for row in rows] == [f"'{texts[0]}", texts[1], "-3.5", "'@home", "plain"]
+    (first, *_) = store.export()
+    assert set(rows[0]) == set(first)
+    assert json.loads(rows[0]["tokens"]) == first["tokens"]

@@ -29,6 +29,8 @@ from stream_sttm.errors import (
     AnswerUnfinished,
     ModelError,
     NotAnOffer,
+    NotPossible,
+    NotReady,
     NoVideoYet,
     QuestionExpired,
     QuestionRejected,
@@ -37,6 +39,8 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyOffers,
     TooManyQuestions,
+    UnknownEvent,
+    UnknownQuery,
     UnknownStream,
 )
 from stream_sttm.sinks.feed import Feed
@@ -44,6 +48,10 @@ from stream_sttm.store import MAX_LIMIT, AnswerStore
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
+    UnknownQuery: 404,
+    UnknownEvent: 404,
+    NotPossible: 409,
+    NotReady: 503,
     NotAnOffer: 400,
     AlreadyPublished: 409,
     TooManyOffers: 429,
@@ -94,7 +102,7 @@ def create_app(
     It ends its live events when `feed` is closed, which the caller does as the first step of shutting down.
     """
     errors: dict[int | str, dict[str, Any]] = {
-        code: {"model": ErrorBody} for code in (401, 404, 413, 422, 429, 503, 504)
+        code: {"model": ErrorBody} for code in (401, 404, 409, 413, 422, 429, 503, 504)
     }
     app = FastAPI(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
@@ -159,7 +167,7 @@ def _add_answers(app: FastAPI, store: AnswerStore, feed: Feed, keepalive: float)
     async def stream_events(
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
-        """Answers and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
+        """Answers, events and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
         is_number = last_event_id is not None and last_event_id.isdecimal()
         after = int(last_event_id or 0) if is_number else None
         return StreamingResponse(
