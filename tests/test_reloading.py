@@ -140,6 +140,7 @@ def test_the_file_and_sighup_are_followed_and_switches_outlive_a_restart(tmp_pat
     quick = {"streams": SCENES, "queries": {"look": LOOK}, "watch_file": 0.05}
     with Service(tmp_path, **quick) as service:
         until(lambda: service.state("yard") == "online", "yard is online")
+        window_start(service, "hall")  # it remembers something
         write(service, queries={"look": LOOK, "more": {**LOOK, "every": None}})
         until(lambda: len(service.get("/api/v1/queries")["queries"]) == 2, "the file is followed")
 
