@@ -30,7 +30,6 @@ from stream_sttm.sources import open_source
 from stream_sttm.sources.access import Access
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.stats import Stats
-from stream_sttm.store import AnswerStore
 from stream_sttm.types import Answer, Clip, Event, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
@@ -185,7 +184,7 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
     """
     service = LocalService(settings)
     feed = Feed()
-    store = AnswerStore(settings.store.path)
+    store = delivery.open_store(settings.store.path)
     token = settings.http.token.get_secret_value() if settings.http.token else None
     app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
     publishers = _publishers(settings)
