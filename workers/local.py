@@ -26,7 +26,6 @@ from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.stats import Stats
-from stream_sttm.store import AnswerStore
 from stream_sttm.toggles import Place, Toggles
 from stream_sttm.types import Answer, Event, Evidence, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
@@ -241,9 +240,10 @@ async def run(
     """
     service = LocalService(settings)
     feed = Feed()
-    store = AnswerStore(settings.store.path)
-    log = EventLog(store.file, keep_snapshots=settings.store.keep_snapshots)
-    control = Control(settings, Toggles(store.file), file.load if file is not None else None)
+    store = delivery.open_store(settings.store.path)
+    own = delivery.file_beside(store)
+    log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
+    control = Control(settings, Toggles(own), file.load if file is not None else None)
     service.control = control
     service.show(settings, control.is_on)
     token = settings.http.token.get_secret_value() if settings.http.token else None
@@ -285,6 +285,7 @@ async def run(
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
+        await asyncio.to_thread(own.close)
         if backlog is not None:
             await asyncio.to_thread(backlog.close)
 
