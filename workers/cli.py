@@ -80,6 +80,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     ask.set_defaults(run=_ask)
 
+    token = commands.add_parser("token", help="make a bearer token, and what to configure for it")
+    token.add_argument("name", help="who is to hold it")
+    token.add_argument(
+        "--scope",
+        action="append",
+        choices=[scope.value for scope in Scope],
+        help="what it allows; repeat it; read and ask if left out",
+    )
+    token.add_argument("--stream", action="append", help="a stream that it is limited to; repeat it")
+    token.set_defaults(run=_token)
+
     check = commands.add_parser("check", help="report every fault of a configuration at once")
     check.add_argument("config", metavar="FILE")
     check.set_defaults(run=_check)
@@ -179,6 +190,22 @@ def _ask(options: argparse.Namespace) -> int:
     if reply.is_error:
         raise StreamSTTMError(str(body.get("error", reply.reason_phrase)))
     print(body["answer"])
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    token, hashed = new_token()
+    told: dict[str, object] = {"name": options.name, "hash": hashed}
+    if options.scope:
+        told["scopes"] = options.scope
+    if options.stream:
+        told["streams"] = options.stream
+    try:
+        TokenSettings.model_validate(told)
+    except ValidationError as error:
+        raise ConfigError(f"token: {error.errors()[0]['msg']}") from error
+    print(f"The token, which is shown this once: {token}\n\nFor the configuration:\n", file=sys.stderr)
+    print(yaml.safe_dump({"http": {"tokens": [told]}}, sort_keys=False), end="")
     return 0
 
 
