@@ -32,7 +32,9 @@ class TokenSettings(Section):
     name: str = Field(
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Who holds it, for the log."
     )
-    hash: str = Field(description="sha256: and 64 hexadecimal digits; the token itself is not kept.")
+    hash: str = Field(
+        description="sha256: and 64 hexadecimal digits; the token itself is not kept."
+    )
     scopes: list[Scope] = Field(
         [Scope.READ, Scope.ASK],
         min_length=1,
@@ -49,7 +51,9 @@ class TokenSettings(Section):
     @classmethod
     def _is_a_hash(cls, told: str) -> str:
         if not _HASH.fullmatch(told):
-            raise ValueError("must be sha256: and 64 hexadecimal digits, as `stream-sttm token` prints")
+            raise ValueError(
+                "must be sha256: and 64 hexadecimal digits, as `stream-sttm token` prints"
+            )
         return told
 
 
@@ -70,7 +74,8 @@ class HttpSettings(Section):
         50.0, gt=0, description="Requests per second and token; twice as many at once."
     )
     cors: list[str] = Field(
-        [], description="Origins whose pages may call, such as https://home.example; none by default."
+        [],
+        description="Origins whose pages may call, such as https://home.example; none by default.",
     )
 
     @field_validator("cors")

@@ -18,9 +18,9 @@ from stream_sttm.api import guard
 from stream_sttm.api import whip as routes
 from stream_sttm.api.app import create_app
 from stream_sttm.config import AnsweringSettings
-from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.demo.camera import Camera, _SceneTrack
 from stream_sttm.errors import AlreadyPublished, NotAnOffer, SourceUnavailable, TooManyOffers
+from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source

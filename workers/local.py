@@ -246,7 +246,9 @@ async def run(
     control = Control(settings, Toggles(own), file.load if file is not None else None)
     service.control = control
     service.show(settings, control.is_on)
-    app = create_app(service, store=store, feed=feed, answering=settings.answering, http=settings.http)
+    app = create_app(
+        service, store=store, feed=feed, answering=settings.answering, http=settings.http
+    )
     publishers = publishers_of(settings)
     for routes in (
         whip.routes(publishers),

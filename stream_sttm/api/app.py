@@ -26,7 +26,6 @@ from stream_sttm.api.guard import Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.api.tokens import Tokens
 from stream_sttm.config import AnsweringSettings
-from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.errors import (
     AlreadyPublished,
     AnswerUnfinished,
@@ -46,6 +45,7 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
+from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import MAX_LIMIT, Store
 

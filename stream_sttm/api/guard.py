@@ -20,6 +20,7 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
 DRAIN_SECONDS = 0.5  # without a byte of it
 
+
 def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The one shape of an error: {"error": "one line"}."""
     return JSONResponse(

@@ -24,7 +24,11 @@ OPEN_PATHS = frozenset(
     ]
 )
 _ASKING = ("/api/v1/ask", "/v1/chat/completions")
-_FILTERED = (*_ASKING, "/api/v1/streams", "/v1/models")  # their routes look at the caller themselves
+_FILTERED = (
+    *_ASKING,
+    "/api/v1/streams",
+    "/v1/models",
+)  # their routes look at the caller themselves
 _ABOUT_ONE = "/api/v1/streams/"
 _BY_STREAM = ("/api/v1/answers", "/api/v1/events", "/api/v1/events/history")
 
@@ -108,9 +112,7 @@ def _stream_of(path: str, query: str) -> str | None:
 class Tokens:
     """Every token there is."""
 
-    def __init__(
-        self, settings: HttpSettings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: HttpSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._known: list[tuple[str, Caller]] = []
         if settings.token is not None:
             secret = settings.token.get_secret_value().encode()
