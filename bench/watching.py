@@ -116,5 +116,6 @@ def _finished(outcomes: Sequence[Outcome]) -> Sequence[Answer | Observed]:
     for outcome in outcomes:
         if isinstance(outcome, Lost | Unanswered):
             raise StreamSTTMError(str(outcome.error)) from outcome.error
-        good.append(outcome)
+        if isinstance(outcome, Answer | Observed):
+            good.append(outcome)
     return good

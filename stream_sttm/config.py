@@ -17,6 +17,7 @@ from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
 from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
+from stream_sttm.types import MAX_FRESH_FRAMES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -104,7 +105,7 @@ class MemorySettings(Section):
     fresh_frames: int | None = Field(
         None,
         ge=0,
-        le=4,
+        le=MAX_FRESH_FRAMES,
         description="Newest frames shown unmerged to a question; null: the model's own default.",
     )
     positions: Literal["own", "contiguous"] | None = Field(

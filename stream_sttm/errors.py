@@ -108,6 +108,10 @@ class NoVideoYet(QuestionError):  # noqa: N818
     """The stream has shown no frame so far."""
 
 
+class AnswerUnfinished(QuestionError):  # noqa: N818
+    """The answer did not come to its end within its tokens."""
+
+
 class QuestionExpired(QuestionError):  # noqa: N818
     """Not answered in time."""
 

@@ -171,6 +171,8 @@ class StandingQueries:
             query=name,
             timeout=query.deadline if query.late == "drop" else None,
             form=query.form,
+            window_s=query.window_s,
+            fresh_frames=query.fresh_frames,
             priority=query.priority,
         )
         one.rhythm.asked(question, query)

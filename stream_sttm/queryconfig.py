@@ -14,7 +14,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from stream_sttm.schedule import ScheduleSettings
 from stream_sttm.streamconfig import Section
-from stream_sttm.types import AnswerType, Form
+from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form
 
 MAX_CHOICES = 64
 MAX_SCHEMA_CHARS = 20_000
@@ -71,7 +71,33 @@ class FormSettings(Section):
         return Form(self.type, tuple(self.choices), schema)
 
 
-class QuerySettings(FormSettings):
+class AskSettings(FormSettings):
+    """What can be said with any question: its answer's form, what it looks at, and how soon it is answered."""
+
+    window_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds before the newest frame that the question is about; null: all that is remembered.",
+    )
+    fresh_frames: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_FRESH_FRAMES,
+        description="Newest frames shown to it unmerged; null: memory.fresh_frames.",
+    )
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Of the questions that wait, the greatest is answered first.",
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
+    )
+
+
+class QuerySettings(AskSettings):
     """One standing question."""
 
     enabled: bool = Field(True, description="Whether it is asked; can be switched while running.")
@@ -91,9 +117,6 @@ class QuerySettings(FormSettings):
     schedule: ScheduleSettings | None = Field(
         None,
         description="When it is asked: {zone: Europe/Berlin, hours: [mon-fri 08:00-18:00], quiet: [13:00-14:00]}.",
-    )
-    priority: int = Field(
-        0, ge=-100, le=100, description="Of the questions that wait, the highest go first."
     )
     deadline: float | None = Field(
         None, gt=0, description="Seconds that an answer may take; null: answering.timeout."
@@ -124,9 +147,6 @@ class QuerySettings(FormSettings):
     )
     announce: Literal["always", "on_change"] = Field(
         "on_change", description="Publish every answer, or only one that differs from the last."
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
     )
 
     @field_validator("on_event")
@@ -161,4 +181,4 @@ class QuerySettings(FormSettings):
     @property
     def meaning(self) -> tuple[Any, ...]:
         """What its answers stand for; an event outlives a change of anything else."""
-        return self.ask, self.form, tuple(self.alert_on)
+        return self.ask, self.form, tuple(self.alert_on), self.window_s, self.fresh_frames

@@ -61,6 +61,8 @@ class Form:
 
 FREE_TEXT = Form()
 
+MAX_FRESH_FRAMES = 4
+
 Structured = bool | float | str | dict[str, Any] | list[Any] | None
 
 
@@ -68,8 +70,11 @@ Structured = bool | float | str | dict[str, Any] | list[Any] | None
 class Question:
     """Something asked of one stream's memory; `query` names the standing query it came from, if any.
 
-    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `priority`: of those
-    that wait, the highest go first.
+    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `window_s`: seconds
+    before the newest frame of which it is asked, None for all that is remembered. `fresh_frames`: newest frames shown
+    unmerged, None for what the memory is set to. Of those that wait, the greatest `priority` is answered first.
+    `turns`: what was asked and answered before in the same conversation, oldest first. With `is_streamed`, a free
+    answer is told as it is written.
     """
 
     id: str
@@ -80,7 +85,16 @@ class Question:
     query: str | None = None
     timeout: float | None = None
     form: Form = FREE_TEXT
+    window_s: float | None = None
+    fresh_frames: int | None = None
     priority: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
+    is_streamed: bool = False
+
+    @property
+    def look(self) -> tuple[float | None, int | None]:
+        """What it looks at: questions that agree in it can be answered from one view."""
+        return self.window_s, self.fresh_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,4 +278,12 @@ class Unanswered:
     error: StreamSTTMError
 
 
-Outcome = Answer | Observed | Lost | Unanswered
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The words of an answer that is still being written, all of them so far."""
+
+    question: Question
+    text: str
+
+
+Outcome = Answer | Observed | Lost | Unanswered | Progress

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
+from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.plan import MemoryPlan
-from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.session import StreamSession, View
 from stream_sttm.engine.slots import Format
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
@@ -80,7 +81,7 @@ def _question(text: str, most: int = 12) -> Question:
 
 
 def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
-    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts])
+    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts], Forms(model))
     done = batch.step()
     while batch.questions:
         done += batch.step()
@@ -89,7 +90,7 @@ def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, 
 
 def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
     seen: list[Tensor] = []
-    batch = AnswerBatch(model, session.view(), [_question(text, most=1)])
+    batch = AnswerBatch(model, session.view(), [_question(text, most=1)], Forms(model))
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
@@ -216,7 +217,9 @@ def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoL
     finished: list[dict[str, str]] = []
     for session, is_busy in ((calm, False), (busy, True)):
         _feed(session, video[:6], 2)
-        batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+        batch = AnswerBatch(
+            tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+        )
         done = batch.step()
         start = 6
         while batch.questions:
@@ -257,7 +260,9 @@ def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(
     whole = _answers(tiny_model, session, *texts)
     monkeypatch.setattr(answering, "PIECE", 20)
     assert _answers(tiny_model, session, *texts) == whole
-    batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+    batch = AnswerBatch(
+        tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+    )
     batch.step()
     assert batch._suffix.length == 20 // len(texts)
 
@@ -467,3 +472,55 @@ def test_rotations_are_counted_per_token_and_stay_few(tiny_model: VideoLLM) -> N
         assert int(deep.turns[len(deep) - 1]) == 0 or len(deep) == 1
     assert session.cache.bands[0].offset > 0
     assert 1 <= seen <= 4
+
+
+def test_window_of_a_question_hides_what_was_last_seen_before_it(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 20), cut=2)
+    whole, last = session.view(), session.view(window_s=2.0)  # two frames a second
+    seen = session.cache.deep.last_seen[: len(session.cache.deep)]
+    assert last.visual == int((seen >= 15).sum())
+    assert last.visual < whole.visual
+    assert last.before_merge == 5 * CELLS
+    assert last.span == (whole.span[1] - 2.0, whole.span[1])
+    hidden = torch.isinf(_bias(last))
+    assert hidden.nonzero()[:, 0].tolist() == (seen < 15).nonzero()[:, 0].tolist()
+
+
+def test_window_longer_than_the_memory_changes_no_logit(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 6), cut=2)
+    expected = _first_logits(tiny_model, session, "what is there?")
+    view = session.view(window_s=100.0)
+    session.view = lambda: view  # type: ignore[method-assign,assignment]
+    assert torch.equal(_first_logits(tiny_model, session, "what is there?"), expected)
+
+
+def test_what_a_window_hides_is_not_looked_at(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 12), cut=2)
+    view = session.view(window_s=2.0)
+    session.view = lambda: view  # type: ignore[method-assign,assignment]
+    expected = _first_logits(tiny_model, session, "what is there?")
+    hidden = torch.isinf(_bias(view)).nonzero()[:, 0]
+    for layer in range(view.bounds[-1], len(tiny_model.layers)):
+        shared = view.prefix[0].shared(layer)
+        shared.values[:, :, hidden + shared.values.shape[2] - len(_bias(view))] = 1e3
+    assert len(hidden)
+    assert torch.equal(_first_logits(tiny_model, session, "what is there?"), expected)
+
+
+def test_question_may_ask_for_fresh_frames_of_its_own(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 8), cut=2)
+    assert session.view().visual < session.view(fresh_frames=2).visual
+    assert len(session.view(fresh_frames=2).prefix) == 2
+    # a fresh view never shows more than the question is about
+    assert session.view(window_s=0.4, fresh_frames=4).visual >= CELLS
+
+
+def _bias(view: View) -> Tensor:
+    bias = view.prefix[0].shared(view.bounds[-1]).bias
+    pinned = bias.shape[0] - len(view.prefix[0].bands[-1].index)
+    part: Tensor = bias[pinned:]
+    return part

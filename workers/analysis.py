@@ -29,6 +29,7 @@ from stream_sttm.types import (
     Lost,
     Observed,
     Outcome,
+    Progress,
     Question,
     Unanswered,
 )
@@ -60,6 +61,7 @@ class Analysis:
         self._taken: dict[str, asyncio.Event] = {}
         self._shown: dict[str, deque[Frame]] = {}  # the newest of each of the last clips
         self._asked: dict[str, asyncio.Future[Answer]] = {}
+        self._listening: dict[str, Callable[[str], None]] = {}
         self._wake = asyncio.Event()
         self._stepping: float | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -101,12 +103,17 @@ class Analysis:
         self._changes.append(how)
         self._wake.set()
 
-    async def ask(self, question: Question) -> Answer:
-        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
+        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't.
+
+        `on_text` is told the words of a streamed answer so far whenever there are more.
+        """
         if self._is_stopping:
             raise _stopping()
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future
+        if on_text is not None:
+            self._listening[question.id] = on_text
         self._put(question)
         try:
             async with asyncio.timeout(question.timeout):
@@ -117,6 +124,7 @@ class Analysis:
             ) from None
         finally:
             self._asked.pop(question.id, None)
+            self._listening.pop(question.id, None)
 
     def call(self, stream: str, query: str) -> bool:
         """Something calls for a standing query's answer now; False where that has to wait for its turn."""
@@ -191,6 +199,9 @@ class Analysis:
                     future.set_exception(error)
                 elif question.query is not None:
                     _log.warning("query %s on %s: %s", question.query, question.stream, error)
+            case Progress(question, text):
+                if on_text := self._listening.get(question.id):
+                    on_text(text)
             case Answer():
                 self._answered(result)
 

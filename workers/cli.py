@@ -18,6 +18,7 @@ from stream_sttm import __version__
 from stream_sttm.config import Settings
 from stream_sttm.configfile import load
 from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
+from stream_sttm.types import AnswerType
 
 _log = logging.getLogger("stream_sttm")
 ENGINE_THREAD = "engine"  # how workers/local.py names the thread that computes
@@ -71,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("ask", help="ask a running service one question")
     ask.add_argument("stream", help="name of the stream")
     ask.add_argument("question", help="the question, in words")
+    ask.add_argument(
+        "--type",
+        choices=[kind.value for kind in AnswerType],
+        default="text",
+        help="what it answers",
+    )
+    ask.add_argument("--choice", action="append", default=[], help="what to choose from; repeat it")
     ask.add_argument("--url", default="http://127.0.0.1:8080", help="where the service listens")
     ask.add_argument(
         "--token-env",
@@ -166,7 +174,12 @@ def _ask(options: argparse.Namespace) -> int:
     try:
         reply = httpx.post(
             f"{options.url.rstrip('/')}/api/v1/ask",
-            json={"stream": options.stream, "question": options.question},
+            json={
+                "stream": options.stream,
+                "question": options.question,
+                "type": options.type,
+                "choices": options.choice,
+            },
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=60,
         )
@@ -178,7 +191,8 @@ def _ask(options: argparse.Namespace) -> int:
         ) from error
     if reply.is_error:
         raise StreamSTTMError(str(body.get("error", reply.reason_phrase)))
-    print(body["answer"])
+    sure = body["confidence"]
+    print(body["answer"] if sure is None else f"{body['answer']} ({100 * sure:.0f} %)")
     return 0
 
 

@@ -130,7 +130,7 @@ class LocalService:
             raise NotReady("the service has not started yet; try again in a moment")
         return self.control
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
         stream = question.stream
         if stream not in self._statuses:
@@ -147,7 +147,7 @@ class LocalService:
             max_new_tokens=min(question.max_new_tokens, limits.max_new_tokens),
             timeout=min(timeout, limits.timeout),
         )
-        return await self._analysis.ask(bounded)
+        return await self._analysis.ask(bounded, on_text)
 
     def readiness(self) -> tuple[bool, str]:
         """Whether questions can be answered, and why not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from stream_sttm.types import Answer, Question, StreamStatus
@@ -31,6 +32,9 @@ class Service(Protocol):
         """The stream's newest picture as JPEG, None before the first; called from a thread."""
         ...
 
-    async def ask(self, question: Question) -> Answer:
-        """The answer to a question asked now; raises QuestionError where there is none within its timeout."""
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
+        """The answer to a question asked now; raises QuestionError where there is none within its timeout.
+
+        `on_text` is told the words of a streamed answer so far, as they come.
+        """
         ...

@@ -21,6 +21,7 @@ from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSetting
 from stream_sttm.engine import attention
 from stream_sttm.engine.admission import check
 from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.memory_file import SavedMemory, misfit
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
@@ -37,7 +38,7 @@ from stream_sttm.errors import (
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.registry import suggest
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
 
 _log = logging.getLogger(__name__)
 # Of the plan, what a saved memory does not depend on.
@@ -68,6 +69,7 @@ class Engine:
         self._sessions: dict[str, StreamSession] = {}
         self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
         self._batches: dict[int, AnswerBatch] = {}
+        self._forms = Forms(model)
         self._numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
@@ -140,7 +142,7 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        check(question, model=self.model, plan=self.plan, limits=self._limits)
+        check(question, forms=self._forms, plan=self.plan, limits=self._limits)
         if question.stream not in self._sessions and question.stream in self._lost:
             raise NoVideoYet(f"nothing to answer from: {self._lost[question.stream]}")
         if question.stream not in self._sessions:
@@ -224,28 +226,40 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batch = AnswerBatch(self.model, session.view(), questions)
+        batch = AnswerBatch(self.model, session.view(*questions[0].look), questions, self._forms)
         finished = batch.step()
         number = next(self._numbers)
         self._batches[number] = batch
         self._scheduler.opened(number)
         return self._answers(number, finished)
 
-    def _answers(self, number: int, finished: Sequence[Finished]) -> list[Answer]:
+    def _answers(self, number: int, finished: Sequence[Finished]) -> list[Outcome]:
         batch = self._batches[number]
+        outcomes: list[Outcome] = [Progress(*one) for one in batch.said()]
         if not batch.questions:
             del self._batches[number]
             self._scheduler.closed(number)
         now = self._clock()
-        answers = []
         for done in finished:
+            if done.error is not None:
+                outcomes.append(Unanswered(done.question, done.error))
+                continue
             metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(
                 now - done.question.asked_at
             )
-            answers.append(
-                Answer(done.question, done.text, batch.view.span, done.tokens, self.model.name, now)
+            outcomes.append(
+                Answer(
+                    done.question,
+                    done.text,
+                    batch.view.span,
+                    done.tokens,
+                    self.model.name,
+                    now,
+                    structured=done.structured,
+                    confidence=done.confidence,
+                )
             )
-        return answers
+        return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
         """After a failed piece of work: the stream starts anew, its questions learn why, the others go on."""

@@ -29,6 +29,7 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
 from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
+from stream_sttm.types import MAX_FRESH_FRAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class StreamSession:
         self._grid = (0, 0)
         self._seen = 0  # cells of all frames so far; a camera may change its picture's size
         self._captured: deque[tuple[int, float, int]] = deque()  # frame, wall clock, cells
-        self._ring: deque[Tensor] = deque(maxlen=max(1, plan.fresh_frames))
+        self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
         self._pin()
 
     def _pin(self) -> None:
@@ -137,12 +138,21 @@ class StreamSession:
         self._ring.extend(features)
         return Appended(count, len(tokens), evicted, rebased)
 
-    def view(self) -> View:
-        """The memory as it is now, its newest frames unmerged where the plan wants a fresh view."""
-        fresh = min(self._plan.fresh_frames, len(self._ring), self.frames)
+    def view(self, window_s: float | None = None, fresh_frames: int | None = None) -> View:
+        """The memory as it is now, or what of it was to be seen in the `window_s` seconds before the newest frame.
+
+        Its newest frames are unmerged where the plan wants a fresh view, `fresh_frames` of them where given.
+        """
+        wanted = self._plan.fresh_frames if fresh_frames is None else fresh_frames
+        fresh = min(wanted, len(self._ring), self.frames)
+        watched = self._watched(window_s)
         if not self._is_merging():
             fresh = 0
-        snapshot = self.cache.snapshot(before_frame=self.frames - fresh if fresh else None)
+        fresh = min(fresh, self.frames - watched[0][0])
+        snapshot = self.cache.snapshot(
+            before_frame=self.frames - fresh if fresh else None,
+            seen_since=0 if window_s is None else watched[0][0],
+        )
         prefix: tuple[Any, ...] = (snapshot,)
         visual = snapshot.tokens
         extra = fresh * self._grid[0] * self._grid[1]
@@ -158,9 +168,18 @@ class StreamSession:
             bounds=tuple(band.first for band in self.cache.bands),
             starts=tuple(starts),
             visual=visual + extra,
-            before_merge=sum(cells for _, _, cells in self._captured),
-            span=(self._captured[0][1], self._captured[-1][1]),
+            before_merge=sum(cells for _, _, cells in watched),
+            span=(watched[0][1], watched[-1][1]),
         )
+
+    def _watched(self, window_s: float | None) -> list[tuple[int, float, int]]:
+        """Of the remembered frames those of the last `window_s` seconds, the newest in any case."""
+        newest = self._captured[-1][1]
+        return [
+            one
+            for one in self._captured
+            if window_s is None or newest - one[1] <= window_s or one is self._captured[-1]
+        ]
 
     def saved(self) -> dict[str, Tensor]:
         """All that this memory is, for `restore`; what comes later leaves it alone."""
