@@ -181,4 +181,4 @@ class QuerySettings(AskSettings):
     @property
     def meaning(self) -> tuple[Any, ...]:
         """What its answers stand for; an event outlives a change of anything else."""
-        return self.ask, self.form, tuple(self.alert_on)
+        return self.ask, self.form, tuple(self.alert_on), self.window_s, self.fresh_frames
