@@ -161,7 +161,7 @@ class StoreSettings(Section):
     path: str = Field(
         "answers.db",
         min_length=1,
-        description="SQLite file, postgresql://user:password@host/database, or ':memory:' for this run only.",
+        description="SQLite file, postgresql://user:password@host/database, or ':memory:' for this run only. Beside PostgreSQL, events and switches are kept in events.db.",
     )
     keep_days: float | None = Field(
         None,

@@ -29,6 +29,7 @@
     ├── StateError               a saved memory can't be written, read or used
     ├── StoreError               the answer store can't be read or written
     └── SinkError                an answer could not be handed over: worth trying again
+        ├── SinkHungUp           the other side hung up while it was given this: tried again, but watched
         └── SinkRefused          this one will never be taken: given up
 
 A message is one line: what, where, what to do. Third-party exceptions are mapped in the file that imports the
@@ -154,6 +155,10 @@ class StoreError(StreamSTTMError):
 
 class SinkError(StreamSTTMError):
     """An answer could not be handed over: worth trying again."""
+
+
+class SinkHungUp(SinkError):  # noqa: N818
+    """The other side hung up while it was given this: tried again, but watched."""
 
 
 class SinkRefused(SinkError):  # noqa: N818

@@ -52,6 +52,11 @@ STAGE_DURATION = Histogram(
     ["stage"],
     buckets=_STAGE,
 )
+VISION_TOKENS = Counter(
+    _P + "vision_tokens_total",
+    "Visual tokens before merging, by what the vision tower had to do for them: encoded, reused.",
+    ["stream", "work"],
+)
 VISUAL_TOKENS = Counter(
     _P + "visual_tokens_total",
     "Visual tokens by kind: before_merge, after_merge.",

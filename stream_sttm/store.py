@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -119,7 +120,7 @@ class Wanted:
 ALL = Wanted()
 
 
-class Store(Protocol):
+class Store(AbstractContextManager["Store"], Protocol):
     """Where answers are kept; every method blocks, may be called from any thread, and raises StoreError."""
 
     def add(self, answer: Answer, *, published_at: float | None = None) -> bool:

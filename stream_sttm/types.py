@@ -28,11 +28,17 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips."""
+    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips.
+
+    `same_as`: index of an earlier clip whose last frame shows what each of these does, None where there is none;
+    `changed` (rows, columns): but for these blocks, which tile the picture, None where that holds everywhere.
+    """
 
     stream: str
     index: int
     frames: tuple[Frame, ...]
+    same_as: int | None = None
+    changed: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @property
     def captured_at(self) -> float:

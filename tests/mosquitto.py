@@ -123,7 +123,7 @@ class Reader:
 
     def messages(self) -> list[dict[str, Any]]:
         """Every message received: topic, payload, qos, retain (1 where it was kept by the broker)."""
-        lines = self._output.read_text().split("\n")[:-1]
+        lines = self._output.read_text(errors="replace").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def count(self) -> int:

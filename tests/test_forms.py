@@ -13,7 +13,8 @@ from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch, Finished
 from stream_sttm.engine.forms import Forms, structured
 from stream_sttm.engine.plan import plan_for
-from stream_sttm.engine.session import StreamSession, View
+from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.view import View
 from stream_sttm.errors import QuestionRejected
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer

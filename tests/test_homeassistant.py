@@ -5,6 +5,7 @@ The rules are those of https://www.home-assistant.io/integrations/mqtt/ and the 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -347,7 +348,7 @@ async def test_entities_appear_change_and_vanish_at_a_real_broker(broker: Mosqui
             assert set(stats["streams"]) == {"cam", "door-2"}
 
             before = len(configs()[cam])
-            publish(broker, "homeassistant/status", "online")
+            await asyncio.to_thread(publish, broker, "homeassistant/status", "online")
             await until(lambda: len(configs()[cam]) > before)
 
             broker.stop(signal.SIGKILL)
@@ -398,7 +399,11 @@ def publish(broker: Mosquitto, topic: str, payload: str, *options: str) -> None:
 
 async def test_discovery_is_off_unless_asked_for() -> None:
     assert parse("mqtt://broker").discovery is None
-    assert MqttSink("mqtt://broker", commands=Steered())._announcements is None
-    asked = MqttSink("mqtt://broker?discovery=ha/main", commands=Steered())._announcements
+    quiet, asked = (
+        MqttSink(f"mqtt://broker{options}", commands=Steered())._telling
+        for options in ("", "?discovery=ha/main")
+    )
+    assert quiet is not None
     assert asked is not None
-    assert asked.status_topic == "ha/main/status"
+    assert quiet.subscriptions == ["stream_sttm/onConnect"]
+    assert asked.subscriptions[1:] == ["ha/main/device/+/config", "ha/main/status"]

@@ -132,3 +132,15 @@ def test_questions_that_look_at_different_spans_are_not_answered_from_one_view()
     assert isinstance(first, Ask)
     assert isinstance(second, Ask)
     assert [[q.id for q in work.questions] for work in (first, second)] == [["1", "3"], ["2", "4"]]
+
+
+def test_questions_of_higher_priority_go_first_and_equals_in_their_order() -> None:
+    scheduler = Scheduler(max_waiting=9, max_batch=2)
+    for name, stream, priority in (
+        ("a", "yard", 0), ("b", "door", 0), ("c", "door", 5), ("d", "door", 0), ("e", "yard", -1),
+    ):  # fmt: skip
+        scheduler.add_question(Question(name, stream, "?", 0.0, 8, priority=priority))
+    taken = [scheduler.next(0.0) for _ in range(4)]
+    assert [[q.id for q in work.questions] for work in taken if isinstance(work, Ask)] == [
+        ["c", "b"], ["a", "e"], ["d"],
+    ]  # fmt: skip

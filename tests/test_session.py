@@ -12,8 +12,9 @@ from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.plan import MemoryPlan
-from stream_sttm.engine.session import StreamSession, View
+from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.slots import Format
+from stream_sttm.engine.view import Appended, View
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
@@ -305,6 +306,99 @@ def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(
         assert serials
         assert all(serial in alive for serial in serials)
     assert session.cache.deep.evicted > 0
+
+
+def _again(session: StreamSession, frames: int = 2) -> Appended:
+    first = session.frames
+    return session.repeat([float(first + i) / 2 for i in range(frames)])
+
+
+def test_frames_that_repeat_the_newest_write_nothing_and_are_counted_where_they_are_seen(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 4), 2)
+    lengths = [len(band) for band in session.cache.bands]
+    written = [band.written for band in session.cache.bands]
+    for _ in range(5):
+        assert _again(session) == Appended(2 * CELLS, 0, 0, False)
+    assert [len(band) for band in session.cache.bands] == lengths
+    assert [band.written for band in session.cache.bands] == written
+    assert (session.frames, session.span_seconds) == (14, 13 / 2)
+    deep = session.cache.deep
+    assert float(deep.sizes[: len(deep)].sum()) == 14 * CELLS
+    shown = deep.last_seen[: len(deep)][torch.isin(deep.index.serials, session._state.serials)]
+    assert set(shown.tolist()) == {13}
+    assert session.view().before_merge == 14 * CELLS
+    assert _answers(tiny_model, session, "what is there?")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("fresh", [0, 2])
+def test_however_long_a_picture_stands_it_is_represented_and_nothing_leaves_the_horizon(
+    tiny_model: VideoLLM, policy: str, fresh: int
+) -> None:
+    plan = replace(
+        PLAN,
+        window_tokens=6 * CELLS,
+        shallow_tokens=6 * CELLS,
+        horizon=300,
+        rebase_at=400,
+        retention=build_policy(policy),
+        fresh_frames=fresh,
+    )
+    session = _session(tiny_model, plan)
+    video = _video(tiny_model, 8, seed=4)
+    anew = 0
+    for start in range(0, 8, 2):
+        _feed(session, video[start : start + 2], 2)
+        for _ in range(30):
+            anew += _again(session).after_merge
+            alive = set(session.cache.deep.index.serials.tolist())
+            assert {*session._state.serials.tolist()} <= alive
+            ends = [
+                session._axis.end(band, (ROWS, COLUMNS), frame=session.frames, count=0)
+                for band in session.cache.bands
+            ]
+            for band, end in zip(session.cache.bands, ends, strict=True):
+                assert end - int(band.index.times[0]) <= plan.horizon
+    assert anew > 0
+    assert _answers(tiny_model, session, "what is there?")
+
+
+def test_a_reducer_that_merges_with_nothing_gets_repeated_frames_in_full(
+    tiny_model: VideoLLM,
+) -> None:
+    video = _video(tiny_model, 4)
+    repeated, shown = (_session(tiny_model, reducer="none") for _ in range(2))
+    for session in (repeated, shown):
+        _feed(session, video, 2)
+    _again(repeated)
+    _feed(shown, video[-1:].expand(2, -1, -1, -1), 2)
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(repeated, layer), _layer(shown, layer), strict=True):
+            assert torch.equal(ours, wanted)
+
+
+def test_what_comes_after_repeated_frames_stands_where_it_would_have_stood(
+    tiny_model: VideoLLM,
+) -> None:
+    """Merged before the first layer, repeating a frame is exactly the same as showing it again."""
+    video = _video(tiny_model, 6)
+    still = torch.cat([video[:4], video[3:4].expand(6, -1, -1, -1), video[4:]])
+    repeated, shown = (_session(tiny_model, replace(PLAN, merge_at=0)) for _ in range(2))
+    _feed(shown, still, 2)
+    _feed(repeated, video[:4], 2)
+    for _ in range(3):
+        _again(repeated)
+    _feed(repeated, video[4:], 2)
+    assert len(repeated.cache.deep) == len(shown.cache.deep)
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(repeated, layer), _layer(shown, layer), strict=True):
+            assert torch.allclose(ours, wanted, atol=2e-5)
+    deep = repeated.cache.deep
+    assert torch.equal(deep.last_seen, shown.cache.deep.last_seen)
+    assert torch.equal(deep.sizes, shown.cache.deep.sizes)
 
 
 def test_fresh_view_shows_the_newest_frames_whole_and_none_twice(tiny_model: VideoLLM) -> None:

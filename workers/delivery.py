@@ -17,12 +17,13 @@ from pathlib import Path
 from stream_sttm import metrics
 from stream_sttm.backlog import Backlog
 from stream_sttm.config import Settings
-from stream_sttm.errors import StoreError
+from stream_sttm.errors import ConfigError, StoreError
 from stream_sttm.eventlog import EventLog
 from stream_sttm.sinks import Sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources.pictures import jpeg
-from stream_sttm.store import Store
+from stream_sttm.sqlitefile import SqliteFile
+from stream_sttm.store import AnswerStore, Store
 from stream_sttm.types import Answer, Event, Evidence, StreamStatus
 from workers.channel import Channel
 from workers.outbox import Level, Outbox, observe_lag
@@ -82,6 +83,24 @@ def limits_of(settings: Settings) -> Limits:
         max_age=settings.outbox.max_age,
         keep_answers=keep * 86_400 if keep else None,
     )
+
+
+def open_store(path: str) -> Store:
+    """Where answers are kept: a SQLite file or a PostgreSQL database; raises StoreError where that can't be used."""
+    if not path.startswith(("postgresql://", "postgres://")):
+        return AnswerStore(path)
+    try:
+        from stream_sttm.store_postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"store.path: postgresql:// needs the package {error.name!r}: pip install 'stream-sttm[postgres]'"
+        ) from error
+    return PostgresStore(path)
+
+
+def file_beside(store: Store) -> SqliteFile:
+    """Where events and switches are kept: the answers' own file, or events.db where these are in PostgreSQL."""
+    return store.file if isinstance(store, AnswerStore) else AnswerStore("events.db").file
 
 
 def backlog_of(settings: Settings) -> Backlog | None:

@@ -26,7 +26,6 @@ from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.stats import Stats
-from stream_sttm.store import AnswerStore
 from stream_sttm.toggles import Place, Toggles
 from stream_sttm.types import Answer, Event, Evidence, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
@@ -53,6 +52,7 @@ class LocalService:
             for name in settings.streams
         }
         self._newest: dict[str, Frame] = {}
+        self._still_since: dict[str, float | None] = {}
         self._pictures: OrderedDict[str, Frame] = OrderedDict()  # of events that begin just now
         self._is_on: Callable[[Place], bool] = lambda place: self._configured(place)
         self._analysis: Analysis | None = None
@@ -164,13 +164,20 @@ class LocalService:
         return jpeg(frame.image) if frame is not None else None
 
     def _seen(self, status: StreamStatus) -> StreamStatus:
-        """The status with the time of the newest frame, which changes without a change of state."""
+        """The status with what changes without a change of state: the newest frame's time, since when all is still."""
         frame = self._newest.get(status.stream)
-        return replace(status, last_frame_at=frame.captured_at) if frame is not None else status
+        if frame is None:
+            return status
+        still = {"still_since": self._still_since.get(status.stream)}
+        return replace(status, last_frame_at=frame.captured_at, details={**status.details, **still})
 
     def keep_newest(self, frame: Frame) -> None:
         """Remember a frame for snapshots."""
         self._newest[frame.stream] = frame
+
+    def keep_stillness(self, stream: str, since: float | None) -> None:
+        """Remember since when nothing has changed in a stream's picture."""
+        self._still_since[stream] = since
 
     def report(self, status: StreamStatus) -> None:
         """Take a stream's new status and pass it on."""
@@ -233,9 +240,10 @@ async def run(
     """
     service = LocalService(settings)
     feed = Feed()
-    store = AnswerStore(settings.store.path)
-    log = EventLog(store.file, keep_snapshots=settings.store.keep_snapshots)
-    control = Control(settings, Toggles(store.file), file.load if file is not None else None)
+    store = delivery.open_store(settings.store.path)
+    own = delivery.file_beside(store)
+    log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
+    control = Control(settings, Toggles(own), file.load if file is not None else None)
     service.control = control
     service.show(settings, control.is_on)
     token = settings.http.token.get_secret_value() if settings.http.token else None
@@ -277,6 +285,7 @@ async def run(
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
+        await asyncio.to_thread(own.close)
         if backlog is not None:
             await asyncio.to_thread(backlog.close)
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 
 from stream_sttm import metrics
 from stream_sttm.backlog import Backlog, Entry
-from stream_sttm.errors import SinkError, SinkRefused
+from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
 from stream_sttm.sinks import BatchSink, Sink
 from stream_sttm.types import Answer, Event, StreamStatus
 from workers.waiting import Limits, Waiting
 
+_HANG_UPS = 3  # after which it is found out whether one thing alone is to blame
 _TOLD = ("full", "expired", "lost", "unreadable")  # reasons of which the first drop is told
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Outbox:
         self._batch = limits.batch if isinstance(sink, BatchSink) else 1
         self._waiting = Waiting(sink.name, limits, backlog, on_drop=self._drop)
         self._statuses: dict[str, StreamStatus] = {}
+        self._suspect = self._hang_ups = 0  # the entry at which the sink hung up, and how often
         self._dropped = 0  # since it last delivered
         self._trouble = self._refusal = ""
         self._count()
@@ -71,7 +73,7 @@ class Outbox:
             try:
                 if self._statuses:
                     await self._report()
-                elif entries := await self._waiting.first(self._batch):
+                elif entries := await self._waiting.first(max(2, self._batch)):
                     await self._hand_over(entries)
                 else:  # all of it was too old
                     self._count()
@@ -103,9 +105,14 @@ class Outbox:
         started = time.perf_counter()
         self._waiting.hold(entries)
         try:
-            told = await self._handed_over([_item(entry) for entry in entries])
+            told = await self._tried([_item(entry) for entry in entries])
+        except SinkHungUp:
+            is_known = entries[0].seq == self._suspect
+            self._suspect, self._hang_ups = entries[0].seq, self._hang_ups + 1 if is_known else 1
+            raise
         finally:
             self._waiting.hold(())
+        self._hang_ups = 0
         took, now = (time.perf_counter() - started) / len(told), time.time()
         for entry, refusal in zip(entries, told, strict=False):
             self._waiting.settle(entry)
@@ -114,6 +121,16 @@ class Outbox:
             else:
                 metrics.STAGE_DURATION.labels("publish").observe(took)
                 observe_lag(_item(entry), self.name, now)
+
+    async def _tried(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
+        """Hand over as much as is wise: alone what the sink hung up on, and in the end the one behind it instead.
+
+        Where that one is taken, it is the first that the sink can't bear; else the sink is in trouble of its own.
+        """
+        if self._hang_ups < _HANG_UPS or len(items) < 2:
+            return await self._handed_over(items[:1] if self._hang_ups else items)
+        (outcome, *_) = await self._handed_over(items[1:2])
+        return [SinkRefused(f"{self.name} hangs up on it"), outcome]
 
     async def _handed_over(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
         """What became of the first of `items`, at least one: None where it was taken, else why it never will be."""

@@ -40,9 +40,10 @@ class Streams:
         opener: Opener,
         report: Callable[[StreamStatus], None],
         on_frame: Callable[[Frame], None],
+        on_still: Callable[[str, float | None], None],
     ) -> None:
         self._group, self._analysis = group, analysis
-        self._report, self._on_frame = report, on_frame
+        self._report, self._on_frame, self._on_still = report, on_frame, on_still
         self._channels: dict[str, Channel[Clip]] = {}
         self._readers: dict[str, _Reader] = {}
         self.opener = opener  # for readers that are yet to begin
@@ -77,6 +78,7 @@ class Streams:
             clips=channel,
             report=self._report,
             on_frame=self._on_frame,
+            on_still=self._on_still,
             opener=self.opener,
         )
         task = self._group.create_task(reading, name=f"ingest[{name}]")

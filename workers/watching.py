@@ -60,6 +60,10 @@ class Front(Protocol):
         """Take a stream's newest frame."""
         ...
 
+    def keep_stillness(self, stream: str, since: float | None) -> None:
+        """Take since when (wall clock) nothing has changed in a stream's picture."""
+        ...
+
     def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
         """Take the settings and switches in force."""
         ...
@@ -105,6 +109,7 @@ class Watching:
                 opener=opener(settings.sources, []),
                 report=service.report,
                 on_frame=service.keep_newest,
+                on_still=service.keep_stillness,
             )
             service.started(analysis)
             # Before the first answer, or that might begin an event which goes on already.
@@ -139,7 +144,7 @@ def _engine(settings: Settings) -> Engine:
         model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
     )
     for name, stream in settings.streams.items():
-        engine.open(name, fps=stream.fps)
+        engine.open(name, fps=stream.fps, regions=stream.encodes_regions)
     metrics.BUILD_INFO.info({"version": __version__, "model": settings.model})
     _log.info(
         "model %s on %s, ready after %.1f s",

@@ -44,7 +44,7 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.sinks.feed import Feed
-from stream_sttm.store import MAX_LIMIT, AnswerStore
+from stream_sttm.store import MAX_LIMIT, Store
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
@@ -91,7 +91,7 @@ class ErrorBody(BaseModel):
 def create_app(
     service: Service,
     *,
-    store: AnswerStore,
+    store: Store,
     feed: Feed,
     answering: AnsweringSettings | None = None,
     token: str | None = None,
@@ -148,7 +148,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         return {"queries": service.queries()}
 
 
-def _add_answers(app: FastAPI, store: AnswerStore, feed: Feed, keepalive: float) -> None:
+def _add_answers(app: FastAPI, store: Store, feed: Feed, keepalive: float) -> None:
     @app.get("/api/v1/answers")
     async def list_answers(
         stream: Filter = None,

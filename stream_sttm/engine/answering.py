@@ -17,8 +17,8 @@ from torch import Tensor
 
 from stream_sttm.engine import decoder, forms
 from stream_sttm.engine.forms import Forms, Grammar, Options
-from stream_sttm.engine.session import View
 from stream_sttm.engine.suffix import Suffix
+from stream_sttm.engine.view import View
 from stream_sttm.errors import AnswerUnfinished
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM

@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from stream_sttm import metrics
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine import attention
+from stream_sttm.engine import attention, gauges, vision
 from stream_sttm.engine.admission import check
 from stream_sttm.engine.answering import AnswerBatch, Finished
 from stream_sttm.engine.forms import Forms
@@ -66,6 +65,7 @@ class Engine:
             max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
         )
         self._streams: dict[str, float] = {}
+        self._regions: set[str] = set()  # streams of which only what changed is encoded
         self._sessions: dict[str, StreamSession] = {}
         self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
         self._batches: dict[int, AnswerBatch] = {}
@@ -80,9 +80,16 @@ class Engine:
         """Whether `step` would do nothing."""
         return self._scheduler.is_idle
 
-    def open(self, stream: str, *, fps: float) -> None:
-        """Make a stream known; its memory is allocated with its first clip."""
+    def open(self, stream: str, *, fps: float, regions: bool = False) -> None:
+        """Make a stream known; its memory is allocated with its first clip.
+
+        `regions`: whether of its clips only what changed is encoded, where the model's family can.
+        """
         self._streams[stream] = fps
+        self._regions.discard(stream)
+        if regions:
+            self._regions.add(stream)
+        gauges.begin(stream)
 
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
@@ -186,40 +193,37 @@ class Engine:
         session = self._sessions.get(stream)
         if session is None:
             session = self._new_session(stream)
-        group = self.model.frames_per_token
-        with metrics.stage("preprocess"):
-            stacked = np.stack([frame.image for frame in clip.frames])
-            frames = torch.from_numpy(stacked).to(self.model.device).permute(0, 3, 1, 2)
-            pixels = self.model.preprocess(frames)
-        with metrics.stage("encode"):
-            features = self.model.encode(pixels)
-        captured = [frame.captured_at for frame in clip.frames]
-        done = session.append(
-            features, [*captured[group - 1 :: group], captured[-1]][: len(features)]
-        )
+        # the clip that this one is said to look like may have been dropped on its way
+        is_known = clip.same_as is not None and clip.same_as == session.shows
+        times, encoded = self._token_times(clip), 0
+        if is_known and clip.changed is None:
+            done = session.repeat(times)
+        else:
+            seen = self._seen(clip, session if is_known else None)
+            encoded, session.kept = seen.encoded, seen.kept
+            done = session.append(seen.features, times)
+        is_as_before = clip.same_as is not None and clip.changed is None
+        session.shows = clip.same_as if is_as_before else clip.index
         self._sessions[stream] = session
         self._lost.pop(stream, None)
-        self._count(session, done.before_merge, done.after_merge)
-        metrics.KV_EVICTED.labels(stream).inc(done.evicted)
-        if done.rebased:
-            metrics.KV_REBUILDS.labels(stream, "rebase").inc()
+        gauges.show(session, done, encoded=encoded)
         return Observed(clip, done.before_merge, done.after_merge)
 
-    def _count(self, session: StreamSession, before: int, after: int) -> None:
-        stream = session.stream
-        metrics.VISUAL_TOKENS.labels(stream, "before_merge").inc(before)
-        metrics.VISUAL_TOKENS.labels(stream, "after_merge").inc(after)
-        metrics.MERGE_RATIO.labels(stream).set(after / before)
-        metrics.KV_TOKENS.labels(stream).set(len(session.cache.deep))
-        metrics.KV_BYTES.labels(stream).set(session.cache.nbytes)
-        metrics.MEMORY_SPAN.labels(stream).set(session.span_seconds)
-        if self.model.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.model.device)
-            metrics.GPU_MEMORY.labels("free").set(free)
-            metrics.GPU_MEMORY.labels("allocated").set(
-                torch.cuda.memory_allocated(self.model.device)
-            )
-            metrics.GPU_MEMORY.labels("reserved").set(torch.cuda.memory_reserved(self.model.device))
+    def _token_times(self, clip: Clip) -> list[float]:
+        """Wall clock of each token frame: of its newest picture."""
+        captured = [frame.captured_at for frame in clip.frames]
+        group = self.model.frames_per_token
+        return [
+            captured[min(end, len(captured)) - 1]
+            for end in range(group, len(captured) + group, group)
+        ]
+
+    def _seen(self, clip: Clip, session: StreamSession | None) -> vision.Seen:
+        """The clip's features; of its stream's `session`, if any, what has not changed may be reused."""
+        if clip.stream not in self._regions:
+            return vision.whole(self.model, clip)
+        kept, grid = (session.kept, session.grid) if session is not None else (None, (0, 0))
+        return vision.changed(self.model, clip, kept, grid)
 
     def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
         session = self._sessions.get(stream)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from stream_sttm.engine.eviction import staying
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import TimeAxis
+from stream_sttm.engine.view import Appended, View
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
@@ -30,32 +31,6 @@ from stream_sttm.reducers import Reducer
 from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
 from stream_sttm.types import MAX_FRESH_FRAMES
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What one window did to a memory, in visual tokens."""
-
-    before_merge: int
-    after_merge: int
-    evicted: int
-    rebased: bool
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A memory at one moment, ready for questions.
-
-    `starts`: per band, where text begins on the time axis and on the other axes, as stored. `visual` tokens are seen
-    in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame.
-    """
-
-    prefix: tuple[Any, ...]
-    bounds: tuple[int, ...]
-    starts: tuple[tuple[int, int], ...]
-    visual: int
-    before_merge: int
-    span: tuple[float, float]
 
 
 class StreamSession:
@@ -66,6 +41,8 @@ class StreamSession:
     ) -> None:
         self.stream = stream
         self.frames = 0
+        self.shows: int | None = None  # index of the clip whose last frame the newest features show
+        self.kept: Any = None  # what the vision tower keeps of that frame
         self._model, self._reducer, self._plan = model, reducer, plan
         self._axis = TimeAxis(model, plan, fps=fps)
         self._preamble = model.preamble()
@@ -128,15 +105,41 @@ class StreamSession:
             corners = ((t - self.frames) * rows + y) * columns + x
             self.cache.bands[0].keep(corners, newest=count)
         self._state = state
+        self._advance(features, captured)
+        return Appended(count, len(tokens), evicted, rebased)
+
+    def repeat(self, captured: Sequence[float]) -> Appended:
+        """Go on by as many frames as were `captured`, all of which show what the newest frame did.
+
+        What stands for it stands for them too, so nothing runs through any layer; that of which something has left
+        the cache is appended anew. The layers below the merge, which would hold such frames in full, go without.
+        """
+        features = self._ring[-1].expand(len(captured), -1, -1, -1)
+        repeated = getattr(self._reducer, "repeated", None)
+        if repeated is None:
+            return self.append(features, captured)
+        evicted, rebased = self._make_room(len(captured), 0)
+        state = repeated(self._state, len(captured))
+        if state is None:
+            done = self.append(features, captured)
+            return replace(done, evicted=done.evicted + evicted, rebased=done.rebased or rebased)
+        self.cache.deep.absorb(*state.absorbed)
+        self.cache.deep.see(*state.last_seen)
+        self._state = state
+        self._advance(features, captured)
+        return Appended(features[..., 0].numel(), 0, evicted, rebased)
+
+    def _advance(self, features: Tensor, captured: Sequence[float]) -> None:
+        """Count frames (T, H, W, C) that are in the memory now."""
+        frames, rows, columns, _ = features.shape
         first = self.frames
         self.frames += frames
-        self._seen += count
+        self._seen += frames * rows * columns
         cells = [rows * columns] * frames
         self._captured.extend(zip(range(first, self.frames), captured, cells, strict=True))
         while self._captured[0][0] < self._oldest_frame():
             self._captured.popleft()
         self._ring.extend(features)
-        return Appended(count, len(tokens), evicted, rebased)
 
     def view(self, window_s: float | None = None, fresh_frames: int | None = None) -> View:
         """The memory as it is now, or what of it was to be seen in the `window_s` seconds before the newest frame.
@@ -211,6 +214,11 @@ class StreamSession:
                 band.restore(_below(tensors, f"band.{number}."))
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise StateError(f"the saved memory is not whole: {error!r}") from error
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the newest frame's cells."""
+        return self._grid
 
     @property
     def span_seconds(self) -> float:

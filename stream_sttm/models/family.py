@@ -168,6 +168,17 @@ class VideoLLM(ABC):
     def encode(self, pixels: Any) -> Tensor:
         """Vision tower and projector: features (T', H', W', C), T' = T / frames_per_token rounded up."""
 
+    def encode_regions(
+        self, pixels: Any, changed: Tensor | None, kept: Any | None
+    ) -> tuple[Tensor, Any | None]:
+        """As `encode`, but only for the cells `changed` (H', W') of every token frame; the others are as in `kept`.
+
+        `kept` is what the call for the clip before gave beside the features, None where all is to be encoded. A family
+        that can't, like this one, encodes all and keeps nothing.
+        """
+        del changed, kept
+        return self.encode(pixels), None
+
     # positions
 
     @abstractmethod
@@ -329,8 +340,10 @@ def _check_layout(text: Any, name: str) -> None:
         raise UnsupportedModel(
             f"model {name!r} has layers of kind {', '.join(sorted(kinds))}; only full attention runs"
         )
-    rope = (getattr(text.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
+    rotary = getattr(text.config, "rope_parameters", None) or {}
+    rope = rotary.get("rope_type", "default")
+    is_of_one_length = rope == "longrope" and rotary["short_factor"] == rotary["long_factor"]
+    if rope in ("dynamic", "longrope") and not is_of_one_length:
         raise UnsupportedModel(
             f"model {name!r} scales its rotary embedding with length ({rope}), which a rolling cache can't follow"
         )

@@ -176,6 +176,11 @@ class Announcements:
         """Where Home Assistant says that it has started."""
         return f"{self._endpoint.discovery}/status"
 
+    def may_be(self, topic: str) -> bool:
+        """Whether `topic` is one for announcements, ours or another's."""
+        prefix = f"{self._endpoint.discovery}/device/"
+        return topic.startswith(prefix) and topic.endswith("/config")
+
     def forget(self) -> None:
         """Tell everything anew next time: Home Assistant or the broker has been started anew."""
         self._told.clear()
@@ -191,7 +196,7 @@ class Announcements:
             components = {str(key): dict(each) for key, each in device["cmps"].items()}
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return
-        if is_ours and topic.startswith(f"{self._endpoint.discovery}/device/"):
+        if is_ours and self.may_be(topic):
             self._known[topic] = components | self._known.get(topic, {})
 
     def due(self, wanted: Mapping[str, Device]) -> list[Message]:

@@ -21,7 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from stream_sttm import urls
-from stream_sttm.errors import SinkError, SinkRefused
+from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
 from stream_sttm.sinks.mqtt_message import Incoming, Message
 from stream_sttm.sinks.mqtt_url import Endpoint
 
@@ -95,7 +95,7 @@ class Link:
             pass
         finally:
             self._watch = None
-        lost = self._lost or SinkError(f"{self._broker}: connection lost")
+        lost = self._lost or SinkHungUp(f"{self._broker}: connection lost")
         self._give_up(lost)
         return lost
 

@@ -208,8 +208,6 @@ def _check(asked: Asked, longest: int) -> None:
         raise Refused(
             f"question: has {len(text)} characters; at most {longest} are taken", asked.id
         )
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise Refused("question: is no valid Unicode; send UTF-8", asked.id)
 
 
 def _is_on(payload: bytes) -> bool:

@@ -55,6 +55,12 @@ class Topics:
         """A query's own topic on one stream."""
         return self.of_stream(stream, "query", query, *rest)
 
+    def told(self, item: Answer | Event, *, published_at: float) -> list[Message]:
+        """What is published of an answer or an event, once."""
+        if isinstance(item, Answer):
+            return [self.answer(item, published_at=published_at)]
+        return self.event(item, published_at=published_at)
+
     def answer(self, answer: Answer, *, published_at: float) -> Message:
         """An answer where its readers look for it."""
         question = answer.question
