@@ -1,4 +1,4 @@
-"""stream-sttm serve | ask | check | discover | demo: what a person types."""
+"""stream-sttm serve | ask | check | token | discover | demo: what a person types."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+import yaml
+from pydantic import ValidationError
+
 from stream_sttm import __version__
+from stream_sttm.api.tokens import new_token
 from stream_sttm.config import Settings
 from stream_sttm.configfile import load
 from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
+from stream_sttm.httpconfig import Scope, TokenSettings
 from stream_sttm.types import AnswerType
 
 _log = logging.getLogger("stream_sttm")
@@ -87,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
         help="environment variable that holds the bearer token, if one is needed",
     )
     ask.set_defaults(run=_ask)
+
+    token = commands.add_parser("token", help="make a bearer token, and what to configure for it")
+    token.add_argument("name", help="who is to hold it")
+    token.add_argument(
+        "--scope",
+        action="append",
+        choices=[scope.value for scope in Scope],
+        help="what it allows; repeat it; read and ask if left out",
+    )
+    token.add_argument(
+        "--stream", action="append", help="a stream that it is limited to; repeat it"
+    )
+    token.set_defaults(run=_token)
 
     check = commands.add_parser("check", help="report every fault of a configuration at once")
     check.add_argument("config", metavar="FILE")
@@ -193,6 +211,24 @@ def _ask(options: argparse.Namespace) -> int:
         raise StreamSTTMError(str(body.get("error", reply.reason_phrase)))
     sure = body["confidence"]
     print(body["answer"] if sure is None else f"{body['answer']} ({100 * sure:.0f} %)")
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    token, hashed = new_token()
+    told: dict[str, object] = {"name": options.name, "hash": hashed}
+    if options.scope:
+        told["scopes"] = options.scope
+    if options.stream:
+        told["streams"] = options.stream
+    try:
+        TokenSettings.model_validate(told)
+    except ValidationError as error:
+        raise ConfigError(f"token: {error.errors()[0]['msg']}") from error
+    print(
+        f"The token, which is shown this once: {token}\n\nFor the configuration:\n", file=sys.stderr
+    )
+    print(yaml.safe_dump({"http": {"tokens": [told]}}, sort_keys=False), end="")
     return 0
 
 
