@@ -124,7 +124,8 @@ def _answer(tree: dict[str, Any]) -> Answer:
     question = tree["question"]
     form = question["form"]
     form |= {"type": AnswerType(form["type"]), "choices": tuple(form["choices"])}
-    question |= {"form": _made(Form, form)}
+    turns = tuple((asked, answered) for asked, answered in question.get("turns", ()))
+    question |= {"form": _made(Form, form), "turns": turns}
     tree |= {"question": _made(Question, question), "tokens": _made(TokenCounts, tree["tokens"])}
     return _made(Answer, tree | {"span": tuple(tree["span"])})
 

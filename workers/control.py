@@ -174,8 +174,9 @@ class Control:
         rules_differ = old.sources != new.sources
         for name, stream in new.streams.items():
             was = old.streams.get(name)
-            if was is None or not changes.keeps_memory(was, stream):
-                parts.analysis.change(partial(_opened, name, stream))
+            if was != stream:
+                is_anew = was is not None and not changes.keeps_memory(was, stream)
+                parts.analysis.change(partial(_opened, name, stream, is_anew))
         async with asyncio.TaskGroup() as group:  # one that takes its time to close delays no other
             for name in (name for name in old.streams if name not in new.streams):
                 group.create_task(parts.streams.forget(name), name=f"forget[{name}]")
@@ -217,9 +218,11 @@ class Control:
         return [(stream, query)]
 
 
-def _opened(name: str, settings: StreamSettings, engine: Engine) -> Iterable[Outcome]:
-    """Let the engine begin a stream anew, with an empty memory."""
-    ended = engine.close(name)
+def _opened(
+    name: str, settings: StreamSettings, is_anew: bool, engine: Engine
+) -> Iterable[Outcome]:
+    """Let the engine know a stream as it is now; `is_anew`: with an empty memory."""
+    ended = engine.close(name) if is_anew else []
     engine.open(name, fps=settings.fps, regions=settings.encodes_regions)
     return ended
 
