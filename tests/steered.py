@@ -39,6 +39,7 @@ class Steered:
         self.asked: list[Question] = []
         self.triggered: list[tuple[str, str]] = []
         self.resent = 0
+        self.sightings: list[bytes] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self._stats = Stats()
@@ -67,6 +68,9 @@ class Steered:
         self.asked.append(question)
         await self.gate.wait()
         return replace(make_answer("two"), question=question)
+
+    def sighted(self, payload: bytes) -> None:
+        self.sightings.append(payload)
 
     async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
         if stream not in self.states:

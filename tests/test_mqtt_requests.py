@@ -265,6 +265,19 @@ async def test_switches_and_triggers_are_done_and_their_states_told(broker: Mosq
             assert "no stream 'nobody'" in errors(reader, "test/nobody/enabled/error")[0]
 
 
+async def test_what_frigate_tells_is_heard_and_never_replied_to(broker: Mosquitto) -> None:
+    service = Steered()
+    with broker.reader("#") as reader:
+        async with listening(f"{broker.url}?frigate=cams/frigate", service) as sink:
+            await publish(broker, "cams/frigate/events", '{"type": "new"}')
+            await publish(broker, "cams/frigate/reviews", b"\xff garbage")
+            await publish(broker, "cams/frigate/stats", "{}")
+            await until(lambda: len(service.sightings) == 2)
+            assert outcome(sink, "refused") == 0
+        assert service.sightings == [b'{"type": "new"}', b"\xff garbage"]
+        assert not [m for m in reader.messages() if m["topic"].endswith("/error")]
+
+
 async def test_whoever_connects_may_have_all_states_told_anew(broker: Mosquitto) -> None:
     service = Steered()
     with broker.reader() as reader:

@@ -62,7 +62,12 @@ class MqttSink:
             discovery = self._endpoint.discovery
             foreign = () if discovery is None else (discovery,)
             self._requests = Requests(
-                self._topics, self.commands, foreign=foreign, reply=self._reply, count=self._count
+                self._topics,
+                self.commands,
+                foreign=foreign,
+                frigate=self._endpoint.frigate,
+                reply=self._reply,
+                count=self._count,
             )
             self._telling = Telling(self._endpoint, self.commands, self._retained)
         metrics.MQTT_CONNECTED.labels(self.name).set(0)

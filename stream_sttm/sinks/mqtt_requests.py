@@ -17,7 +17,7 @@ from uuid import uuid4
 from pydantic import ConfigDict, Field, ValidationError
 
 from stream_sttm.errors import QuestionRejected, StreamSTTMError, TooManyQuestions
-from stream_sttm.queryconfig import FormSettings
+from stream_sttm.queryconfig import AskSettings
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt_message import Incoming, Message
 from stream_sttm.sinks.mqtt_topics import OFF, ON, Topics, as_json
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _READ = ("+/ask", "+/enabled/set", "+/query/+/enabled/set", "+/query/+/trigger")
 
 
-class Asked(FormSettings):
+class Asked(AskSettings):
     """A question as a message; `id` becomes part of the answer's topic."""
 
     model_config = ConfigDict(strict=True)
@@ -39,7 +39,6 @@ class Asked(FormSettings):
     id: str | None = Field(
         None, pattern=f"^{_NAME.pattern}$", description="Its id; else one is made."
     )
-    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Longest answer in tokens.")
     timeout: float | None = Field(
         None, gt=0, le=300, allow_inf_nan=False, description="Seconds to wait for the answer."
     )
@@ -56,6 +55,7 @@ class Refused(Exception):  # noqa: N818 - what is refused is a message
 class Requests:
     """Does what messages ask, by the service's `commands`; `foreign` are prefixes that no reply may go under.
 
+    `frigate` is the prefix of Frigate's topics, where these are to be heard.
     `reply` publishes; `count` is told each outcome: done, refused, or dropped where too many come at once.
     """
 
@@ -65,11 +65,14 @@ class Requests:
         commands: Commands,
         *,
         foreign: tuple[str, ...],
+        frigate: str | None,
         reply: Callable[[Message], Awaitable[None]],
         count: Callable[[str], None],
     ) -> None:
         self._topics, self._commands = topics, commands
         self._foreign = (topics.prefix, *foreign)
+        # what Frigate tells is no request: it is heard, and never replied to
+        self._sightings = [] if frigate is None else [f"{frigate}/events", f"{frigate}/reviews"]
         self._send, self._count = reply, count
         self._ids: deque[str] = deque(maxlen=_IDS)
         self._working: set[asyncio.Task[None]] = set()
@@ -77,14 +80,18 @@ class Requests:
     @property
     def subscriptions(self) -> list[str]:
         """What has to be subscribed to."""
-        return [f"{self._topics.prefix}/{topic}" for topic in _READ]
+        return [*(f"{self._topics.prefix}/{topic}" for topic in _READ), *self._sightings]
 
     def concerns(self, message: Incoming) -> bool:
         """Whether `message` is one to do."""
-        return not message.is_retained and bool(self._parts(message.topic))
+        is_one = message.topic in self._sightings or bool(self._parts(message.topic))
+        return is_one and not message.is_retained
 
     def begin(self, message: Incoming, group: asyncio.TaskGroup) -> None:
         """Do what `message` asks in a task of `group`; refused, then dropped, where too much is being done."""
+        if message.topic in self._sightings:
+            self._commands.sighted(message.payload)
+            return
         if len(self._working) >= 2 * _AT_ONCE:
             self._count("dropped")
             return
@@ -132,6 +139,9 @@ class Requests:
             max_new_tokens=asked.max_new_tokens or self._commands.answering.max_new_tokens,
             timeout=asked.timeout,
             form=asked.form,
+            window_s=asked.window_s,
+            fresh_frames=asked.fresh_frames,
+            priority=asked.priority,
         )
         self._ids.append(question.id)
         try:

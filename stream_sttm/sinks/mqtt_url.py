@@ -1,7 +1,7 @@
 """What an MQTT sink's URL says: where the broker is, how to log in, which protocol, prefix and extras.
 
 `mqtt://user:password@host:1883/prefix`, or mqtts:// with `?ca=FILE&cert=FILE&key=FILE`; for both `protocol=5`,
-`discovery=homeassistant`, `node=NAME`, `snapshots=SECONDS`. Knows nothing of what is published.
+`discovery=homeassistant`, `node=NAME`, `snapshots=SECONDS`, `frigate=PREFIX`. Knows nothing of what is published.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ MAX_PREFIX_CHARS = 200
 _DEFAULT_PORT = {"mqtt": 1883, "mqtts": 8883}
 _PROTOCOLS = {"311": "3.1.1", "3.1.1": "3.1.1", "5": "5"}
 _FILES = ("ca", "cert", "key")
-_OPTIONS = [*_FILES, "protocol", "discovery", "node", "snapshots"]
+_OPTIONS = [*_FILES, "protocol", "discovery", "node", "snapshots", "frigate"]
 _NODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A broker and what is wanted of it; `discovery` is Home Assistant's prefix, `snapshots` seconds, None for none."""
+    """A broker and what is wanted of it, None for nothing.
+
+    `discovery` and `frigate` are prefixes of Home Assistant's and of Frigate's topics, `snapshots` seconds.
+    """
 
     host: str
     port: int
@@ -38,6 +41,7 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     discovery: str | None = None
     snapshots: float | None = None
+    frigate: str | None = None
 
     @property
     def broker(self) -> str:
@@ -60,7 +64,7 @@ def parse(url: str) -> Endpoint:
         )
     options = _options(parts)
     prefix = _prefix(unquote(parts.path).strip("/") or DEFAULT_PREFIX, "mqtt prefix")
-    discovery = options.get("discovery")
+    discovery, frigate = options.get("discovery"), options.get("frigate")
     return Endpoint(
         host=parts.hostname,
         port=parts.port or _DEFAULT_PORT[parts.scheme],
@@ -72,6 +76,7 @@ def parse(url: str) -> Endpoint:
         tls=_tls(options) if parts.scheme == "mqtts" else None,
         discovery=None if discovery is None else _prefix(discovery, "mqtt discovery prefix"),
         snapshots=_seconds(options.get("snapshots")),
+        frigate=None if frigate is None else _prefix(frigate, "mqtt frigate prefix"),
     )
 
 
