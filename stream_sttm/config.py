@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
+from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -117,6 +118,7 @@ class MemorySettings(Section):
         "auto",
         description="Numbers that keys and values are kept in: the model's own, or 8 bits with a scale per token and head.",
     )
+    recall: RecallSettings = RecallSettings()
 
 
 class AnsweringSettings(Section):

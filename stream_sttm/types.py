@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_sttm.errors import StreamSTTMError
+
+Recall = Literal["never", "auto", "always"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +46,8 @@ class Clip:
 class Question:
     """Something asked of one stream's memory; `query` names the standing query it came from, if any.
 
-    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit.
+    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `recall`: whether the
+    past that the memory has lost is looked through for it, None for what the configuration says.
     """
 
     id: str
@@ -54,16 +57,21 @@ class Question:
     max_new_tokens: int
     query: str | None = None
     timeout: float | None = None
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens."""
+    """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens.
+
+    Of the visual ones `recalled` had left the memory and were brought back.
+    """
 
     visual: int
     visual_before_merge: int
     question: int
     answer: int
+    recalled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,7 @@ class Answer:
             "tokens": {
                 "visual": self.tokens.visual,
                 "visual_before_merge": self.tokens.visual_before_merge,
+                "recalled": self.tokens.recalled,
                 "question": self.tokens.question,
                 "answer": self.tokens.answer,
             },

@@ -19,15 +19,17 @@ from stream_sttm.engine.slots import CacheShape
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """What running answers read: every band's view, found by layer."""
+    """What running answers read: every band's view, found by layer; without its first `hidden` slots."""
 
     bands: tuple[BandView, ...]
+    hidden: int = 0
 
     def shared(self, layer: int) -> Shared:
         """Keys, values and bias of one layer."""
         band = next(band for band in reversed(self.bands) if layer >= band.first)
         keys, values = band.keys[layer - band.first], band.values[layer - band.first]
-        return Shared(keys.numbers(), values.numbers(), band.bias)
+        whole = Shared(keys.numbers(), values.numbers(), band.bias)
+        return whole.behind(self.hidden) if self.hidden else whole
 
     @property
     def tokens(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,8 +21,9 @@ from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSetting
 from stream_sttm.engine import attention
 from stream_sttm.engine.admission import check
 from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.intake import archives_for, in_batches, set_aside
 from stream_sttm.engine.memory_file import SavedMemory, misfit
-from stream_sttm.engine.plan import plan_for
+from stream_sttm.engine.plan import plan_for, reducer_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.errors import (
@@ -35,13 +36,19 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
 
 _log = logging.getLogger(__name__)
 # Of the plan, what a saved memory does not depend on.
-_FREE_TO_CHANGE = ("retention", "evict_share", "fresh_frames", "question_tokens", "rebase_at")
+_FREE_TO_CHANGE = (
+    "retention",
+    "evict_share",
+    "fresh_frames",
+    "question_tokens",
+    "rebase_at",
+    "recall",
+)
 
 
 class Engine:
@@ -67,11 +74,14 @@ class Engine:
         self._streams: dict[str, float] = {}
         self._sessions: dict[str, StreamSession] = {}
         self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
+        self._archives = archives_for(self.plan.recall)
         self._batches: dict[int, AnswerBatch] = {}
         self._numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
-        self._reducer(1.0)  # a wrong option is a fault at start, not at the first frame
+        reducer_for(
+            model, self._reducer_settings, 1.0
+        )  # a wrong option is a fault at start, not at the first frame
 
     @property
     def is_idle(self) -> bool:
@@ -87,6 +97,8 @@ class Engine:
         self._streams.pop(stream, None)
         self._sessions.pop(stream, None)
         self._lost.pop(stream, None)
+        if self._archives is not None:
+            self._archives.drop(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
 
@@ -211,6 +223,7 @@ class Engine:
         metrics.KV_TOKENS.labels(stream).set(len(session.cache.deep))
         metrics.KV_BYTES.labels(stream).set(session.cache.nbytes)
         metrics.MEMORY_SPAN.labels(stream).set(session.span_seconds)
+        metrics.ARCHIVE_BYTES.labels(stream).set(session.archive.nbytes if session.archive else 0)
         if self.model.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.model.device)
             metrics.GPU_MEMORY.labels("free").set(free)
@@ -224,15 +237,20 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batch = AnswerBatch(self.model, session.view(), questions)
-        finished = batch.step()
+        batches = in_batches(self.model, session, questions)
+        numbers = [self._opened(batch) for batch in batches]
+        return self._answers(numbers[0], batches[0].step())
+
+    def _opened(self, batch: AnswerBatch) -> int:
         number = next(self._numbers)
         self._batches[number] = batch
         self._scheduler.opened(number)
-        return self._answers(number, finished)
+        return number
 
     def _answers(self, number: int, finished: Sequence[Finished]) -> list[Answer]:
         batch = self._batches[number]
+        for more in set_aside(self.model, batch):
+            self._opened(more)
         if not batch.questions:
             del self._batches[number]
             self._scheduler.closed(number)
@@ -245,6 +263,8 @@ class Engine:
             answers.append(
                 Answer(done.question, done.text, batch.view.span, done.tokens, self.model.name, now)
             )
+            if self._archives is not None:
+                self._archives.note(answers[-1])
         return answers
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
@@ -284,20 +304,8 @@ class Engine:
     def _new_session(self, stream: str) -> StreamSession:
         fps = self._streams.get(stream, 1.0)
         rate = fps / self.model.frames_per_token
-        return StreamSession(self.model, self._reducer(rate), self.plan, stream=stream, fps=fps)
-
-    def _reducer(self, rate: float) -> Reducer:
-        """The configured reducer for a stream with `rate` token frames per second."""
-        options = dict(self._reducer_settings.options)
-        name = self._reducer_settings.name
-        if name in ("sttm", "sttm_streaming"):
-            options.setdefault("spatial_threshold", self.model.tuned.spatial_threshold)
-            options.setdefault("temporal_threshold", self.model.tuned.temporal_threshold)
-        if seconds := options.get("refresh_every"):
-            options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
-        budget = options.get("budget")
-        if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
-            budget = dict(budget)
-            budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
-            options["budget"] = budget
-        return build_reducer(name, options)
+        reducer = reducer_for(self.model, self._reducer_settings, rate)
+        session = StreamSession(self.model, reducer, self.plan, stream=stream, fps=fps)
+        if self._archives is not None:
+            session.archive = self._archives.of_new_memory(stream)
+        return session

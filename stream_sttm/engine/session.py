@@ -10,51 +10,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
+from stream_sttm.engine.archive import Archive
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot, RollingCache
 from stream_sttm.engine.eviction import staying
+from stream_sttm.engine.gaze import NOW
 from stream_sttm.engine.plan import MemoryPlan
+from stream_sttm.engine.recall import Past, kept
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import TimeAxis
+from stream_sttm.engine.view import Appended, View
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
 from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What one window did to a memory, in visual tokens."""
-
-    before_merge: int
-    after_merge: int
-    evicted: int
-    rebased: bool
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A memory at one moment, ready for questions.
-
-    `starts`: per band, where text begins on the time axis and on the other axes, as stored. `visual` tokens are seen
-    in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame.
-    """
-
-    prefix: tuple[Any, ...]
-    bounds: tuple[int, ...]
-    starts: tuple[tuple[int, int], ...]
-    visual: int
-    before_merge: int
-    span: tuple[float, float]
 
 
 class StreamSession:
@@ -81,6 +58,9 @@ class StreamSession:
         self._seen = 0  # cells of all frames so far; a camera may change its picture's size
         self._captured: deque[tuple[int, float, int]] = deque()  # frame, wall clock, cells
         self._ring: deque[Tensor] = deque(maxlen=max(1, plan.fresh_frames))
+        self.archive: Archive | None = (
+            None  # where what is appended is kept for recall, if anywhere
+        )
         self._pin()
 
     def _pin(self) -> None:
@@ -121,6 +101,9 @@ class StreamSession:
             self.cache.deep.absorb(*state.absorbed)
         if len(tokens):
             self._through(self.cache.deep, tokens)
+        past = None
+        if self.archive is not None and len(tokens):
+            past = kept(self._model, self._axis, self.cache.bands, (whole, tokens), self._grid)
         self.cache.deep.see(*state.last_seen)
         if self._plan.prune_shallow and self._plan.merge_at > 0:
             t, y, x = tokens.boxes[:, :3].unbind(1)
@@ -135,6 +118,9 @@ class StreamSession:
         while self._captured[0][0] < self._oldest_frame():
             self._captured.popleft()
         self._ring.extend(features)
+        if self.archive is not None:
+            serial = self.cache.deep.emitted - len(tokens)
+            self.archive.add(past, first=serial, captured=(captured[0], captured[-1]))
         return Appended(count, len(tokens), evicted, rebased)
 
     def view(self) -> View:
@@ -160,6 +146,32 @@ class StreamSession:
             visual=visual + extra,
             before_merge=sum(cells for _, _, cells in self._captured),
             span=(self._captured[0][1], self._captured[-1][1]),
+        )
+
+    def past(self, view: View) -> Past | None:
+        """What the questions to a view may recall, None where nothing is kept or nothing has left the memory."""
+        plan = self._plan.recall
+        if self.archive is None or plan is None:
+            return None
+        gone = self.archive.gone(self.cache.deep.index.serials)
+        if gone is None:
+            return None
+        newest = self._captured[-1][1]
+        now = next(frame for frame, at, _ in self._captured if at >= newest - NOW)
+        is_now = []
+        for band, shown in zip(self.cache.bands, view.prefix[0].bands, strict=True):
+            seen = band.last_seen if band is self.cache.deep else shown.index.frames
+            is_now.append(seen[: len(shown.index)].to(self._model.device) >= now)
+        return Past(
+            stream=self.stream,
+            model=self._model,
+            plan=plan,
+            axis=self._axis,
+            grid=self._grid,
+            view=view,
+            gone=gone,
+            is_now=tuple(is_now),
+            size_bias=self._plan.size_bias,
         )
 
     def saved(self) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class Defaults:
 
     `positions`: "own" keeps for each visual token the position it would have unmerged, "contiguous" renumbers the
     survivors. `horizon`: the positions a memory may span. `at_layer`, `size_bias`, `fresh_frames` as in the settings.
+    `recall_from`: a question asks of the past that pays at least this share of its attention to what is there no more.
     A checkpoint may bring its own under the key `stream_sttm` of its config.json.
     """
 
@@ -39,6 +40,7 @@ class Defaults:
     fresh_frames: int = 1
     positions: Literal["own", "contiguous"] = "own"
     horizon: int | None = None
+    recall_from: float = 0.6
 
 
 class VideoLLM(ABC):
