@@ -17,6 +17,7 @@ from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
 from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
+from stream_sttm.types import Recall
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -147,6 +148,10 @@ class QuerySettings(Section):
     max_new_tokens: int | None = Field(
         None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
     )
+    recall: Recall | None = Field(
+        None,
+        description="Whether it sees what has left the memory: never, auto, always; null: memory.recall.when.",
+    )
 
 
 class HttpSettings(Section):
@@ -254,7 +259,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         faults = contradictions(
-            self.model_dump(include={"streams", "queries"}), self.answering.max_question_chars
+            self.model_dump(include={"streams", "queries", "memory"}),
+            self.answering.max_question_chars,
         )
         if faults:
             raise ValueError("\n".join(faults))
@@ -279,6 +285,10 @@ def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str
                 faults.append(
                     f"queries.{urls.shown(name)}.streams: there is no stream {urls.shown(stream)!r}{hint}"
                 )
+        if at(query, ["recall"]) == "always" and at(tree, ["memory", "recall", "when"]) == "never":
+            faults.append(
+                f"queries.{urls.shown(name)}.recall: always, but memory.recall.when is never, so nothing is kept"
+            )
         ask = at(query, ["ask"])
         longest = (
             int(max_question_chars)

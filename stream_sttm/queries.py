@@ -82,6 +82,7 @@ class StandingQueries:
             asked_at=now,
             max_new_tokens=query.max_new_tokens or self._answering.max_new_tokens,
             query=name,
+            recall=query.recall,
         )
 
 

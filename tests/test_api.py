@@ -23,7 +23,7 @@ from stream_sttm.errors import (
 )
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, StreamState, StreamStatus
+from stream_sttm.types import Answer, Recall, StreamState, StreamStatus
 from tests.answers import make_answer, make_status, until
 from workers import gateway
 
@@ -55,11 +55,16 @@ class EchoService:
         return self.pictures.get(stream)
 
     async def ask(
-        self, stream: str, text: str, *, max_new_tokens: int | None = None, timeout: float
+        self,
+        stream: str,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        timeout: float,
+        recall: Recall | None = None,
     ) -> Answer:
-        self.asked.append(
-            {"stream": stream, "text": text, "limit": max_new_tokens, "timeout": timeout}
-        )
+        told = {"stream": stream, "text": text, "limit": max_new_tokens, "timeout": timeout}
+        self.asked.append(told if recall is None else {**told, "recall": recall})
         if self.never_answers:
             await asyncio.Event().wait()
         if self.error is not None:

@@ -20,7 +20,7 @@ from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
 from stream_sttm.queries import StandingQueries
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Recall, Unanswered
 from workers.channel import Channel
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,15 @@ class Analysis:
                 if not future.done():
                     future.set_exception(_stopping())
 
-    async def ask(self, stream: str, text: str, *, max_new_tokens: int, timeout: float) -> Answer:
+    async def ask(
+        self,
+        stream: str,
+        text: str,
+        *,
+        max_new_tokens: int,
+        timeout: float,
+        recall: Recall | None = None,
+    ) -> Answer:
         """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
         if self._is_stopping:
             raise _stopping()
@@ -73,6 +81,7 @@ class Analysis:
             asked_at=self._clock(),
             max_new_tokens=max_new_tokens,
             timeout=timeout,
+            recall=recall,
         )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future

@@ -29,7 +29,7 @@ from stream_sttm.sources import open_source
 from stream_sttm.sources.access import Access
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, Clip, Frame, StreamState, StreamStatus
+from stream_sttm.types import Answer, Clip, Frame, Recall, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
@@ -84,6 +84,7 @@ class LocalService:
         *,
         max_new_tokens: int | None = None,
         timeout: float,
+        recall: Recall | None = None,
     ) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
         if stream not in self._statuses:
@@ -99,6 +100,7 @@ class LocalService:
             text,
             max_new_tokens=min(max_new_tokens or limits.max_new_tokens, limits.max_new_tokens),
             timeout=min(timeout, limits.timeout),
+            recall=recall,
         )
 
     def readiness(self) -> tuple[bool, str]:

@@ -40,7 +40,7 @@ from stream_sttm.errors import (
 )
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import MAX_LIMIT, AnswerStore
-from stream_sttm.types import StreamStatus
+from stream_sttm.types import Recall, StreamStatus
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
@@ -82,6 +82,9 @@ class AskRequest(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Longest answer in tokens.")
     timeout: float | None = Field(
         None, gt=0, le=300, allow_inf_nan=False, description="Seconds to wait for the answer."
+    )
+    recall: Recall | None = Field(
+        None, description="Whether to look for what has left the memory; null: as configured."
     )
 
 
@@ -140,6 +143,7 @@ def _add_asking(app: FastAPI, service: Service, answering: AnsweringSettings) ->
                     asked.question,
                     max_new_tokens=asked.max_new_tokens,
                     timeout=timeout,
+                    recall=asked.recall,
                 )
         except TimeoutError as error:
             raise QuestionExpired(f"no answer within {timeout:g} s") from error

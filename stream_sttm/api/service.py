@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from stream_sttm.types import Answer, StreamStatus
+from stream_sttm.types import Answer, Recall, StreamStatus
 
 
 class Service(Protocol):
@@ -32,7 +32,13 @@ class Service(Protocol):
         ...
 
     async def ask(
-        self, stream: str, text: str, *, max_new_tokens: int | None = None, timeout: float
+        self,
+        stream: str,
+        text: str,
+        *,
+        max_new_tokens: int | None = None,
+        timeout: float,
+        recall: Recall | None = None,
     ) -> Answer:
         """The answer to a question asked now; raises QuestionError where there is none within `timeout` seconds."""
         ...

@@ -19,6 +19,11 @@ def check(
         raise QuestionRejected(
             f"the question has {len(question.text)} characters; at most {limits.max_question_chars} are taken"
         )
+    if question.recall == "always" and plan.recall is None:
+        raise QuestionRejected(
+            "the question is to recall what has left the memory, but nothing of that is kept; "
+            "set memory.recall.when to auto or always"
+        )
     tokens = len(model.ask(question.text)) + question.max_new_tokens
     if tokens > plan.question_tokens:
         raise QuestionRejected(

@@ -91,6 +91,7 @@ class Engine:
     def open(self, stream: str, *, fps: float) -> None:
         """Make a stream known; its memory is allocated with its first clip."""
         self._streams[stream] = fps
+        metrics.RECALLED_TOKENS.labels(stream)  # none yet is a number too
 
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOW = 3.0  # seconds up to the newest frame; what was last seen before them is not there any more
+NOW = 3.0  # seconds up to the newest frame, at most half a memory; what they do not show is not there any more
 
 
 class Gaze:

@@ -105,6 +105,11 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
     )
 
 
+def with_room(horizon: int) -> int:
+    """The horizon that leaves a memory `horizon` positions beside those for what is recalled."""
+    return -int(-horizon // (1 - _RECALL_SHARE))
+
+
 def _recall_plan(recall: RecallSettings, horizon: int) -> RecallPlan | None:
     """None where nothing is ever recalled, which then costs nothing: no archive, and the whole horizon."""
     if recall.when == "never":

@@ -156,8 +156,8 @@ class StreamSession:
         gone = self.archive.gone(self.cache.deep.index.serials)
         if gone is None:
             return None
-        newest = self._captured[-1][1]
-        now = next(frame for frame, at, _ in self._captured if at >= newest - NOW)
+        since = self._captured[-1][1] - min(NOW, self.span_seconds / 2)
+        now = next(frame for frame, at, _ in self._captured if at >= since)
         is_now = []
         for band, shown in zip(self.cache.bands, view.prefix[0].bands, strict=True):
             seen = band.last_seen if band is self.cache.deep else shown.index.frames
