@@ -1,0 +1,149 @@
+"""Recall as the engine's caller sees it: what a question wishes for, what it gets, and what it costs nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.engine.engine import Engine
+from stream_sttm.engine.plan import plan_for
+from stream_sttm.errors import QuestionRejected
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.recallconfig import RecallSettings
+from stream_sttm.types import Answer, Clip, Frame, Lost, Outcome, Question, Recall
+
+STREAM, SIDE = "recalling", 48
+
+
+def _clip(index: int, side: int = SIDE) -> Clip:
+    generator = np.random.default_rng(index)
+    frames = [
+        Frame(STREAM, generator.integers(0, 255, (side, side, 3), dtype=np.uint8), at, at)
+        for at in (float(2 * index), 2 * index + 1.0)
+    ]
+    return Clip(STREAM, index, tuple(frames))
+
+
+def _engine(model: VideoLLM, when: Recall, **recall: object) -> Engine:
+    settings = RecallSettings.model_validate({"when": when, "tokens": 64, **recall})
+    engine = Engine(
+        model,
+        reducer=ReducerSettings(name="none"),
+        memory=MemorySettings(
+            window_tokens=96, shallow_tokens=96, horizon=1920, fresh_frames=0, recall=settings
+        ),
+        answering=AnsweringSettings(max_new_tokens=6),
+        clock=lambda: 0.0,
+    )
+    engine.open(STREAM, fps=1)
+    return engine
+
+
+def _run(engine: Engine) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    while not engine.is_idle:
+        outcomes += engine.step()
+    return outcomes
+
+
+def _show(engine: Engine, clips: int, first: int = 0) -> None:
+    for index in range(first, first + clips):
+        engine.observe(_clip(index))
+        _run(engine)
+
+
+def _ask(engine: Engine, *wishes: Recall | None) -> dict[str, Answer]:
+    for place, recall in enumerate(wishes):
+        text = "what was there?" if place % 2 else "is it still there now?"
+        engine.ask(Question(f"q{place}", STREAM, text, 0.0, 6, recall=recall))
+    answers = [outcome for outcome in _run(engine) if isinstance(outcome, Answer)]
+    return {answer.question.id: answer for answer in answers}
+
+
+def test_a_question_gets_as_much_of_the_past_as_it_wishes_for(tiny_model: VideoLLM) -> None:
+    before = REGISTRY.get_sample_value("stream_sttm_recalled_tokens_total", {"stream": STREAM}) or 0
+    engine = _engine(tiny_model, "always")
+    _show(engine, 30)
+    kept = REGISTRY.get_sample_value("stream_sttm_archive_bytes", {"stream": STREAM})
+    assert kept is not None
+    assert kept > 0
+    answers = _ask(engine, None, "always", "never")
+    assert [answers[f"q{n}"].tokens.recalled for n in range(3)] == [64, 64, 0]
+    assert answers["q0"].tokens.visual == answers["q2"].tokens.visual + 64
+    assert answers["q0"].as_dict(published_at=0.0)["tokens"]["recalled"] == 64
+    assert answers["q0"].span[0] < answers["q2"].span[0]
+    assert answers["q0"].span[1] == answers["q2"].span[1] == 59.0
+    after = REGISTRY.get_sample_value("stream_sttm_recalled_tokens_total", {"stream": STREAM})
+    assert after == before + 128
+
+
+def test_what_others_recall_changes_no_answer(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model, "always")
+    _show(engine, 30)
+    together = _ask(engine, "always", "never", "always", "never")
+    alone = [
+        _ask(engine, *["never"] * n, wish)[f"q{n}"] for n, wish in enumerate(("always", "never"))
+    ]
+    assert [together["q0"].text, together["q1"].text] == [one.text for one in alone]
+    assert [together["q2"].text, together["q3"].text] == [one.text for one in alone]
+
+
+@pytest.mark.parametrize("is_sought", [True, False])
+def test_on_its_own_a_question_recalls_only_where_it_looks_back(
+    tiny_model: VideoLLM, is_sought: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tiny_model.tuned
+    engine = _engine(tiny_model, "auto")
+    _show(engine, 30)
+    share = -1.0 if is_sought else 2.0
+    monkeypatch.setattr(tiny_model, "tuned", replace(tuned, recall_from=share))
+    answers = _ask(engine, None, None, "never")
+    assert [answers[f"q{n}"].tokens.recalled > 0 for n in range(3)] == [is_sought, is_sought, False]
+
+
+def test_without_recall_nothing_is_kept_and_the_whole_horizon_is_the_memorys(
+    tiny_model: VideoLLM,
+) -> None:
+    engine = _engine(tiny_model, "never")
+    _show(engine, 12)
+    assert engine.plan.recall is None
+    assert engine.plan.horizon == 1920
+    assert REGISTRY.get_sample_value("stream_sttm_archive_bytes", {"stream": STREAM}) == 0
+    assert _ask(engine, None, "auto")["q1"].tokens.recalled == 0
+    with pytest.raises(QuestionRejected, match=r"set memory.recall.when to auto or always"):
+        engine.ask(Question("q", STREAM, "what?", 0.0, 6, recall="always"))
+    plan = plan_for(
+        tiny_model,
+        ReducerSettings(),
+        MemorySettings(horizon=1600, recall=RecallSettings(when="auto")),
+    )
+    assert plan.recall is not None
+    assert (plan.horizon, plan.recall.room) == (1200, 400)
+
+
+def test_the_past_outlives_a_memory_that_was_lost(tiny_model: VideoLLM, tmp_path: Path) -> None:
+    engine = _engine(tiny_model, "always", dir=str(tmp_path))
+    _show(engine, 4)
+    assert _ask(engine, None)["q0"].tokens.recalled > 0
+    encode = tiny_model.encode
+    try:
+        tiny_model.encode = None  # type: ignore[method-assign,assignment]
+        engine.observe(_clip(4))
+        assert [type(outcome) for outcome in _run(engine)] == [Lost]
+    finally:
+        tiny_model.encode = encode  # type: ignore[method-assign]
+    _show(engine, 1, first=5)
+    answer = _ask(engine, None)["q0"]
+    assert answer.tokens.recalled == 64
+    assert answer.span[0] < 8, "it was shown before the memory was lost"
+    assert answer.span[1] == 11.0
+    assert list(tmp_path.iterdir()) == []
+    engine.close(STREAM)
+    engine.open(STREAM, fps=1)
+    _show(engine, 1)
+    assert _ask(engine, None)["q0"].tokens.recalled == 0
