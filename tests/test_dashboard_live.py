@@ -41,6 +41,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
                     }
                 },
                 sinks=[broker.url],
+                state={"dir": str(folder / "state"), "save_every": 1},
                 http={"host": "127.0.0.1", "port": 0, "token": TOKEN},
             ) as service,
             Prometheus(folder, target=service.http.base_url.netloc.decode(), token=TOKEN) as it,

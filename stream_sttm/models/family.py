@@ -293,8 +293,10 @@ def _check_layout(text: Any, name: str) -> None:
         raise UnsupportedModel(
             f"model {name!r} has layers of kind {', '.join(sorted(kinds))}; only full attention runs"
         )
-    rope = (getattr(text.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
+    rotary = getattr(text.config, "rope_parameters", None) or {}
+    rope = rotary.get("rope_type", "default")
+    is_of_one_length = rope == "longrope" and rotary["short_factor"] == rotary["long_factor"]
+    if rope in ("dynamic", "longrope") and not is_of_one_length:
         raise UnsupportedModel(
             f"model {name!r} scales its rotary embedding with length ({rope}), which a rolling cache can't follow"
         )
