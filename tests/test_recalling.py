@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSetting
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.errors import QuestionRejected
+from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.recallconfig import RecallSettings
+from stream_sttm.sources.scene import Scene
+from stream_sttm.sources.truth import PAST
 from stream_sttm.types import Answer, Clip, Frame, Lost, Outcome, Question, Recall
 
 STREAM, SIDE = "recalling", 48
@@ -147,3 +151,36 @@ def test_the_past_outlives_a_memory_that_was_lost(tiny_model: VideoLLM, tmp_path
     engine.open(STREAM, fps=1)
     _show(engine, 1)
     assert _ask(engine, None)["q0"].tokens.recalled == 0
+
+
+def test_what_only_the_past_shows_is_told_by_whoever_recalls_it() -> None:
+    """Things that were gone long before the memory begins, asked of a drawn scene by their place and colour."""
+    engine = Engine(
+        load_model("demo"),
+        reducer=ReducerSettings.model_validate(
+            {"spatial_threshold": 0.97, "temporal_threshold": 0.97}
+        ),
+        memory=MemorySettings(
+            window_tokens=128, shallow_tokens=2048, recall=RecallSettings(when="auto")
+        ),
+    )
+    scene, seconds = Scene(3), 70
+    engine.open("drawn", fps=2)
+    for index in range(seconds):
+        frames = [Frame("drawn", scene.render(at, 96), at, at) for at in (index, index + 0.5)]
+        engine.observe(Clip("drawn", index, tuple(frames)))
+        _run(engine)
+    begin = seconds - engine._sessions["drawn"].span_seconds - 2
+    asked = [
+        one
+        for one in scene.questions(0.0, seconds - 0.5)
+        if one.kind in PAST and one.age is not None and seconds - one.age < begin
+    ]
+    right = dict.fromkeys(("never", "always"), 0)
+    for wish in right:
+        for place, one in enumerate(asked):
+            engine.ask(Question(str(place), "drawn", one.text, time.time(), 40, recall=wish))  # type: ignore[arg-type]
+            [answer] = [outcome for outcome in _run(engine) if isinstance(outcome, Answer)]
+            right[wish] += answer.text == one.truth
+            assert (answer.tokens.recalled > 0) == (wish == "always")
+    assert right["always"] > right["never"]
