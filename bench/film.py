@@ -40,7 +40,7 @@ class Film:
             for at, items in groupby(self.asked, key=lambda one: one[0])
         ]
         is_begun = False
-        for clip in self._clips():
+        for clip in self.clips():
             while is_begun and rounds and clip.captured_at > rounds[0].at:
                 yield rounds.pop(0)
             if not rounds:
@@ -57,7 +57,8 @@ class Film:
         height, width, _ = frame.image.shape
         return height, width
 
-    def _clips(self) -> Iterator[Clip]:
+    def clips(self) -> Iterator[Clip]:
+        """The file's windows; raises SourceError where it can't be read."""
         sampler, first = Sampler(self.fps, CLIP_FRAMES), None
         for frame in self._frames():
             first = frame.pts if first is None else first

@@ -76,19 +76,20 @@ def watch(model: VideoLLM, arms: Sequence[Arm], footage: Footage) -> list[Sheet]
         for arm, engine in engines:
             if isinstance(part, Clip):
                 engine.observe(part)
-                _finished(engine.step())
+                finished(engine.step())
             elif part.items:
-                sheets.append(_ask(engine, arm, footage.name, part))
+                sheets.append(ask(engine, arm, footage.name, part))
     return sheets
 
 
-def _ask(engine: Engine, arm: Arm, clip: str, asked: Round) -> Sheet:
+def ask(engine: Engine, arm: Arm, clip: str, asked: Round) -> Sheet:
+    """One arm's answers to a round, which must come."""
     started = time.perf_counter()
     for place, item in enumerate(asked.items):
         engine.ask(Question(str(place), STREAM, item.text, time.time(), item.longest))
     answers: dict[str, Answer] = {}
     while len(answers) < len(asked.items):
-        for outcome in _finished(engine.step()):
+        for outcome in finished(engine.step()):
             if isinstance(outcome, Answer):
                 answers[outcome.question.id] = outcome
     seconds = (time.perf_counter() - started) / len(asked.items)
@@ -110,11 +111,12 @@ def _ask(engine: Engine, arm: Arm, clip: str, asked: Round) -> Sheet:
     )
 
 
-def _finished(outcomes: Sequence[Outcome]) -> Sequence[Answer | Observed]:
+def finished(outcomes: Sequence[Outcome]) -> Sequence[Answer | Observed]:
     """The outcomes, none of which may be a failure."""
     good: list[Answer | Observed] = []
     for outcome in outcomes:
         if isinstance(outcome, Lost | Unanswered):
             raise StreamSTTMError(str(outcome.error)) from outcome.error
-        good.append(outcome)
+        if isinstance(outcome, Answer | Observed):
+            good.append(outcome)
     return good

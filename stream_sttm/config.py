@@ -15,9 +15,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
-from stream_sttm.types import Recall
+from stream_sttm.types import MAX_FRESH_FRAMES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -105,7 +106,7 @@ class MemorySettings(Section):
     fresh_frames: int | None = Field(
         None,
         ge=0,
-        le=4,
+        le=MAX_FRESH_FRAMES,
         description="Newest frames shown unmerged to a question; null: the model's own default.",
     )
     positions: Literal["own", "contiguous"] | None = Field(
@@ -136,24 +137,6 @@ class AnsweringSettings(Section):
     max_batch: int = Field(16, ge=1, description="Questions of one stream answered together.")
 
 
-class QuerySettings(Section):
-    """One standing question."""
-
-    streams: list[str] = Field(min_length=1, description="Names of the streams it is asked of.")
-    ask: str = Field(min_length=1, max_length=100_000, description="The question, in words.")
-    every: float = Field(10.0, gt=0, description="Seconds of stream between two answers.")
-    announce: Literal["always", "on_change"] = Field(
-        "on_change", description="Publish every answer, or only one that differs from the last."
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
-    )
-    recall: Recall | None = Field(
-        None,
-        description="Whether it sees what has left the memory: never, auto, always; null: memory.recall.when.",
-    )
-
-
 class HttpSettings(Section):
     """The HTTP interface."""
 
@@ -178,10 +161,33 @@ class StoreSettings(Section):
     """Where answers are kept."""
 
     path: str = Field(
-        "answers.db", description="SQLite file; ':memory:' keeps them for this run only."
+        "answers.db",
+        min_length=1,
+        description="SQLite file, postgresql://user:password@host/database, or ':memory:' for this run only. Beside PostgreSQL, events and switches are kept in events.db.",
     )
     keep_days: float | None = Field(
-        None, gt=0, description="Days after which an answer is deleted; null: kept for ever."
+        None,
+        gt=0,
+        description="Days after which an answer or event is deleted; null: kept for ever.",
+    )
+    keep_snapshots: int = Field(
+        1000, ge=0, description="Pictures of how events began that are kept, the newest."
+    )
+
+
+class OutboxSettings(Section):
+    """Answers that wait for a sink which can't be reached."""
+
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="SQLite file; null: beside store.path, '-outbox' to its name, or in memory where there is no such file.",
+    )
+    capacity: int = Field(
+        50_000, ge=1, description="Answers that may wait for one sink; the oldest gives way."
+    )
+    max_age: float = Field(
+        86_400.0, gt=0, description="Seconds after which an answer that waits is given up."
     )
 
 
@@ -237,10 +243,17 @@ class Settings(BaseSettings):
         default_factory=dict, description="The standing questions, by name."
     )
     sinks: list[Url] = Field(
-        default_factory=list, description="Where answers go: mqtt(s)://host:port/prefix."
+        default_factory=list,
+        description="Where answers go: mqtt(s)://host:port/prefix, or a webhook, http(s)://host/path#secret=...",
     )
     http: HttpSettings = HttpSettings()
     store: StoreSettings = StoreSettings()
+    outbox: OutboxSettings = OutboxSettings()
+    watch_file: float | None = Field(
+        1.0,
+        gt=0,
+        description="Seconds between two looks at this file for a change; null: read anew by SIGHUP or the API alone.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
     )

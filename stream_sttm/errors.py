@@ -20,9 +20,16 @@
     │   ├── NoVideoYet           the stream has shown no frame so far
     │   ├── QuestionExpired      not answered in time
     │   └── Stopping             the service is about to end
+    ├── ControlError             the service can't do what it is told to
+    │   ├── UnknownQuery         no standing query of that name
+    │   ├── UnknownEvent         no event of that id, or no picture of it any more
+    │   ├── NotPossible          its configuration or state is against it
+    │   └── NotReady             it has not started yet: worth trying again
+    ├── NotASighting             a message that should be Frigate's is not
     ├── StateError               a saved memory can't be written, read or used
     ├── StoreError               the answer store can't be read or written
     └── SinkError                an answer could not be handed over: worth trying again
+        ├── SinkHungUp           the other side hung up while it was given this: tried again, but watched
         └── SinkRefused          this one will never be taken: given up
 
 A message is one line: what, where, what to do. Third-party exceptions are mapped in the file that imports the
@@ -102,12 +109,40 @@ class NoVideoYet(QuestionError):  # noqa: N818
     """The stream has shown no frame so far."""
 
 
+class AnswerUnfinished(QuestionError):  # noqa: N818
+    """The answer did not come to its end within its tokens."""
+
+
 class QuestionExpired(QuestionError):  # noqa: N818
     """Not answered in time."""
 
 
 class Stopping(QuestionError):  # noqa: N818
     """The service is about to end and answers nothing any more."""
+
+
+class ControlError(StreamSTTMError):
+    """The service can't do what it is told to."""
+
+
+class UnknownQuery(ControlError):  # noqa: N818
+    """No standing query of that name."""
+
+
+class UnknownEvent(ControlError):  # noqa: N818
+    """No event of that id, or no picture of it any more."""
+
+
+class NotPossible(ControlError):  # noqa: N818
+    """The configuration or state of what is meant is against it."""
+
+
+class NotReady(ControlError):  # noqa: N818
+    """The service has not started yet: worth trying again."""
+
+
+class NotASighting(StreamSTTMError):  # noqa: N818
+    """A message that should be Frigate's is not."""
 
 
 class StateError(StreamSTTMError):
@@ -120,6 +155,10 @@ class StoreError(StreamSTTMError):
 
 class SinkError(StreamSTTMError):
     """An answer could not be handed over: worth trying again."""
+
+
+class SinkHungUp(SinkError):  # noqa: N818
+    """The other side hung up while it was given this: tried again, but watched."""
 
 
 class SinkRefused(SinkError):  # noqa: N818

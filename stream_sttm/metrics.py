@@ -52,6 +52,11 @@ STAGE_DURATION = Histogram(
     ["stage"],
     buckets=_STAGE,
 )
+VISION_TOKENS = Counter(
+    _P + "vision_tokens_total",
+    "Visual tokens before merging, by what the vision tower had to do for them: encoded, reused.",
+    ["stream", "work"],
+)
 VISUAL_TOKENS = Counter(
     _P + "visual_tokens_total",
     "Visual tokens by kind: before_merge, after_merge.",
@@ -105,7 +110,7 @@ ADMISSION_REJECTED = Counter(
 # answers
 ANSWERS = Counter(
     _P + "answers_total",
-    "Questions by outcome: answered, rejected, expired, failed.",
+    "Questions by outcome: answered, late, rejected, expired, failed.",
     ["stream", "query", "outcome"],
 )
 EVENT_TO_ANSWER = Histogram(
@@ -120,6 +125,30 @@ TIME_TO_ANSWER = Histogram(
     ["stream"],
     buckets=_LATENCY,
 )
+UNCLEAR = Counter(
+    _P + "unclear_answers_total",
+    "Answers of a query with events that said neither, or not certainly enough.",
+    ["stream", "query"],
+)
+EVENTS = Counter(
+    _P + "events_total",
+    "Tellings of events by kind: new, update, end.",
+    ["stream", "query", "kind"],
+)
+TRIGGERS = Counter(
+    _P + "triggers_total",
+    "Calls for an answer from outside, by source (manual, frigate) and result: asked, waiting, unheard, garbage.",
+    ["source", "result"],
+)
+RELOADS = Counter(
+    _P + "config_reloads_total",
+    "Times the configuration was read anew, by result: applied, unchanged, refused.",
+    ["result"],
+)
+CONFIG_CURRENT = Gauge(
+    _P + "config_is_current",
+    "1 while the configuration last read is in force, 0 if it was refused.",
+)
 # outputs
 MQTT_CONNECTED = Gauge(
     _P + "mqtt_connected", "1 while connected to the MQTT broker, else 0.", ["broker"]
@@ -129,6 +158,16 @@ MQTT_DROPPED = Counter(
     _P + "mqtt_dropped_total",
     "Messages given up for the MQTT broker, by reason.",
     ["broker", "reason"],
+)
+DEAD_LETTERS = Counter(
+    _P + "dead_letters_total",
+    "What a webhook would not take, by where it went: kept, lost.",
+    ["sink", "result"],
+)
+MQTT_REQUESTS = Counter(
+    _P + "mqtt_requests_total",
+    "Questions and commands that came over MQTT, by outcome: done, refused, dropped.",
+    ["broker", "outcome"],
 )
 STORE_ERRORS = Counter(_P + "store_errors_total", "Answers that could not be written to the store.")
 FEED_DROPPED = Counter(

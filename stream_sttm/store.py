@@ -1,25 +1,24 @@
-"""Answers in SQLite: written once each, read back newest first, deleted when too old.
+"""Answers in SQLite: written once each, read back newest first, searched, exported, deleted when too old.
 
-One connection behind a lock, so calls may come from any thread; they block, so an event loop makes them through
-`asyncio.to_thread`. The schema grows by appending to `MIGRATIONS`. Knows nothing of queries, sinks or HTTP.
+Calls may come from any thread; they block, so an event loop makes them through `asyncio.to_thread`. The schema grows
+by appending to `MIGRATIONS`. store_postgres.py keeps the same promises for a fleet. Knows nothing of queries or HTTP.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from stream_sttm.errors import StoreError
-from stream_sttm.types import Answer
+from stream_sttm import eventlog
+from stream_sttm.sqlitefile import Purpose, SqliteFile
+from stream_sttm.types import Answer, AnswerType
 
-_log = logging.getLogger(__name__)
 MIGRATIONS = (
     """
     CREATE TABLE answers (
@@ -42,13 +41,36 @@ MIGRATIONS = (
     CREATE INDEX answers_by_query ON answers (query, seq);
     CREATE INDEX answers_by_age ON answers (answered_at);
     """,
+    """
+    ALTER TABLE answers ADD COLUMN answer_type TEXT NOT NULL DEFAULT 'text';
+    ALTER TABLE answers ADD COLUMN structured TEXT NOT NULL DEFAULT 'null';
+    ALTER TABLE answers ADD COLUMN confidence REAL;
+    """,
+    """
+    CREATE VIRTUAL TABLE answers_text USING fts5 (
+        question, answer, content = 'answers', content_rowid = 'seq'
+    );
+    INSERT INTO answers_text (answers_text) VALUES ('rebuild');
+    CREATE TRIGGER answers_text_added AFTER INSERT ON answers BEGIN
+        INSERT INTO answers_text (rowid, question, answer)
+        VALUES (new.seq, new.question, new.answer);
+    END;
+    CREATE TRIGGER answers_text_deleted AFTER DELETE ON answers BEGIN
+        INSERT INTO answers_text (answers_text, rowid, question, answer)
+        VALUES ('delete', old.seq, old.question, old.answer);
+    END;
+    """,
+    eventlog.SCHEMA,
 )
-_COLUMNS = (
+COLUMNS = (
     "id",
     "stream",
     "query",
     "question",
     "answer",
+    "answer_type",
+    "structured",
+    "confidence",
     "news",
     "frame_time",
     "window",
@@ -58,82 +80,52 @@ _COLUMNS = (
     "tokens",
     "model",
 )
+JSON_COLUMNS = ("structured", "window", "tokens")
+MAX_LIMIT = 1000
+PRUNED_AT_ONCE = 1000  # rows; so that a long prune lets writers through in between
+_PURPOSE = Purpose("store", "store.path", "make room or set store.keep_days")
+_LISTED = ", ".join(f'"{column}"' for column in COLUMNS)
 _ADD = (
-    f"INSERT INTO answers ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{c}' for c in _COLUMNS)})"
+    f"INSERT INTO answers ({_LISTED}) VALUES ({', '.join(f':{c}' for c in COLUMNS)})"
     " ON CONFLICT (id) DO NOTHING"
 )
 _PRUNE = "DELETE FROM answers WHERE seq IN (SELECT seq FROM answers WHERE answered_at < ? LIMIT ?)"
-_PRUNED_AT_ONCE = 1000  # rows; so that a long prune lets writers through in between
-MAX_LIMIT = 1000
+_CLAUSES = {  # what narrows a search, by the field of Wanted or the cursor that asks for it
+    "stream": "stream = ?",
+    "query": "query = ?",
+    "answer_type": "answer_type = ?",
+    "since": "answered_at >= ?",
+    "until": "answered_at < ?",
+    "text": "seq IN (SELECT rowid FROM answers_text WHERE answers_text MATCH ?)",
+    "before": "seq < ?",
+    "after": "seq > ?",
+}
 
 
-class AnswerStore:
-    """The answers kept in the SQLite file `path` (`:memory:` for this run only); opened and migrated at once.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which answers are looked for; None is no limit. `since` is in, `until` out, both wall clock of the answer.
 
-    `busy_timeout` is how many seconds a call may wait for another process's lock. Every method raises StoreError.
+    `text`: words that question and answer hold together, in any order and either case.
     """
 
-    def __init__(self, path: str | Path, *, busy_timeout: float = 5.0) -> None:
-        self._path = str(path)
-        self._busy_timeout = busy_timeout
-        self._lock = threading.Lock()
-        self._open()
+    stream: str | None = None
+    query: str | None = None
+    answer_type: AnswerType | None = None
+    since: float | None = None
+    until: float | None = None
+    text: str | None = None
 
-    def _open(self) -> None:
-        with self._mapped():
-            self._db = sqlite3.connect(
-                self._path,
-                timeout=self._busy_timeout,
-                check_same_thread=False,
-                isolation_level=None,
-            )
-        try:
-            with self._mapped():
-                self._db.row_factory = sqlite3.Row
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                self._migrate()
-        except StoreError:
-            self._db.close()
-            raise
-        self._file = self._identity()
 
-    def _identity(self) -> tuple[int, int] | None:
-        """What tells the file at the path from any other; None where there is none."""
-        try:
-            found = Path(self._path).stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+ALL = Wanted()
 
-    def _follow(self) -> None:
-        """Begin a new file where somebody took this one away; SQLite itself would go on writing to nowhere."""
-        if self._file is None or self._identity() == self._file:
-            return
-        self._db.close()
-        self._file = (-1, -1)  # none, until opening works
-        self._open()
-        _log.warning("store %s: the file was taken away; a new one is begun", self._path)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing, any other call after it raises StoreError."""
-        with self._lock, self._mapped():
-            self._db.close()
+class Store(AbstractContextManager["Store"], Protocol):
+    """Where answers are kept; every method blocks, may be called from any thread, and raises StoreError."""
 
     def add(self, answer: Answer, *, published_at: float | None = None) -> bool:
         """Keep `answer`; False where one of its id is kept already."""
-        row = answer.as_dict(published_at=time.time() if published_at is None else published_at)
-        row["window"] = json.dumps(row["window"])
-        row["tokens"] = json.dumps(row["tokens"])
-        with self._lock, self._mapped():
-            self._follow()
-            return self._db.execute(_ADD, row).rowcount == 1
+        ...
 
     def recent(
         self,
@@ -143,77 +135,139 @@ class AnswerStore:
         limit: int = 50,
         before: int | None = None,
     ) -> list[dict[str, Any]]:
-        """The newest answers first, as `Answer.as_dict` with `seq`; `before` is the `seq` to go on from."""
-        wanted = {"stream = ?": stream, "query = ?": query, "seq < ?": before}
-        given = {clause: value for clause, value in wanted.items() if value is not None}
-        where = f" WHERE {' AND '.join(given)}" if given else ""
-        select = f"SELECT seq, {', '.join(_COLUMNS)} FROM answers{where} ORDER BY seq DESC LIMIT ?"
-        values = [*given.values(), max(0, min(limit, MAX_LIMIT))]
-        with self._lock, self._mapped():
-            rows = self._db.execute(select, values).fetchall()
-        return [_answer(row) for row in rows]
+        """The newest answers of a stream, a query or both; see `find`."""
+        ...
+
+    def find(
+        self, wanted: Wanted, *, limit: int = 50, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest first, as `Answer.as_dict` with `seq`; `before` is the `seq` to go on from."""
+        ...
+
+    def export(self, wanted: Wanted = ALL) -> Iterator[dict[str, Any]]:
+        """All of them, oldest first, a page at a time; what is added meanwhile comes too, nothing twice."""
+        ...
+
+    def prune(self, *, older_than: float) -> int:
+        """Delete what was answered before the wall clock `older_than`; the number of answers deleted."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; a second call does nothing, any other call after it raises StoreError."""
+        ...
+
+
+class AnswerStore:
+    """The answers kept in the SQLite file `path` (`:memory:` for this run only); opened and migrated at once.
+
+    `busy_timeout` is how many seconds a call may wait for another process's lock. Every method raises StoreError.
+    """
+
+    def __init__(self, path: str | Path, *, busy_timeout: float = 5.0) -> None:
+        self._file = SqliteFile(path, _PURPOSE, MIGRATIONS, busy_timeout=busy_timeout)
+
+    @property
+    def file(self) -> SqliteFile:
+        """The file itself, for the tables beside the answers."""
+        return self._file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing, any other call after it raises StoreError."""
+        self._file.close()
+
+    def add(self, answer: Answer, *, published_at: float | None = None) -> bool:
+        """Keep `answer`; False where one of its id is kept already."""
+        row = row_of(answer, published_at)
+        with self._file.writing() as db:
+            return db.execute(_ADD, row).rowcount == 1
+
+    def recent(
+        self,
+        *,
+        stream: str | None = None,
+        query: str | None = None,
+        limit: int = 50,
+        before: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """The newest answers of a stream, a query or both; see `find`."""
+        return self.find(Wanted(stream=stream, query=query), limit=limit, before=before)
+
+    def find(
+        self, wanted: Wanted, *, limit: int = 50, before: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The newest first, as `Answer.as_dict` with `seq`; `before` is the `seq` to go on from."""
+        return self._select(wanted, "DESC", limit=limit, before=before)
+
+    def export(self, wanted: Wanted = ALL) -> Iterator[dict[str, Any]]:
+        """All of them, oldest first, a page at a time; what is added meanwhile comes too, nothing twice."""
+        return pages(lambda after: self._select(wanted, "ASC", limit=MAX_LIMIT, after=after))
 
     def prune(self, *, older_than: float) -> int:
         """Delete what was answered before the wall clock `older_than`; the number of answers deleted."""
         deleted = 0
         while True:
-            with self._lock, self._mapped():
-                count = self._db.execute(_PRUNE, (older_than, _PRUNED_AT_ONCE)).rowcount
+            with self._file.writing() as db:
+                count = db.execute(_PRUNE, (older_than, PRUNED_AT_ONCE)).rowcount
             deleted += count
-            if count < _PRUNED_AT_ONCE:
+            if count < PRUNED_AT_ONCE:
                 return deleted
 
-    def _migrate(self) -> None:
-        """Bring the schema to this version, all steps or none; several processes may try at once."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > len(MIGRATIONS):
-                raise StoreError(
-                    f"store {self._path}: was written by a newer version of stream-sttm;"
-                    " name another file in store.path or upgrade"
-                )
-            for step in MIGRATIONS[version:]:
-                for statement in filter(str.strip, step.split(";")):
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        except BaseException:
-            if self._db.in_transaction:  # some errors have rolled back already
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    @contextmanager
-    def _mapped(self) -> Iterator[None]:
-        """Turn what sqlite3 raises into StoreError: what, where, what to do."""
-        try:
-            yield
-        except (sqlite3.Error, UnicodeEncodeError) as error:
-            raise StoreError(f"store {self._path}: {_explain(error, self._path)}") from error
+    def _select(
+        self, wanted: Wanted, order: str, *, limit: int, **cursor: int | None
+    ) -> list[dict[str, Any]]:
+        asked = asked_for(wanted, cursor)
+        if "text" in asked:
+            asked["text"] = _match(asked["text"])
+        where = " AND ".join(_CLAUSES[name] for name in asked) or "TRUE"
+        select = f"SELECT seq, {_LISTED} FROM answers WHERE {where} ORDER BY seq {order} LIMIT ?"
+        with self._file.reading() as db:
+            rows = db.execute(select, [*asked.values(), max(0, min(limit, MAX_LIMIT))]).fetchall()
+        return [_answer(row) for row in rows]
 
 
-def _explain(error: Exception, path: str) -> str:
-    """What went wrong and what to do about it, in one line."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    folder = Path(path).absolute().parent
-    if "unable to open" in text:
-        if not folder.is_dir():
-            return f"the folder {folder} does not exist; create it or change store.path"
-        return f"can't be opened; check that {folder} is writable and the path is a file"
-    advice = {
-        "readonly": "can't be written; check its permissions",
-        "locked": "is locked by another process; stop that one or change store.path",
-        "full": "the disk is full; make room or set store.keep_days",
-        "not a database": "is no SQLite file; move it away or change store.path",
-        "malformed": "is damaged; move it away, a new one is made at the next start",
-        "closed": "is closed",
+def row_of(answer: Answer, published_at: float | None) -> dict[str, Any]:
+    """An answer as the columns of a table."""
+    row = answer.as_dict(published_at=time.time() if published_at is None else published_at)
+    return {name: row[name] for name in COLUMNS} | {
+        name: json.dumps(row[name]) for name in JSON_COLUMNS
     }
-    return next((advice[word] for word in advice if word in text), text)
+
+
+def asked_for(wanted: Wanted, cursor: dict[str, int | None]) -> dict[str, Any]:
+    """What a search is narrowed by: field or cursor, and its value."""
+    fields = {
+        "stream": wanted.stream,
+        "query": wanted.query,
+        "answer_type": None if wanted.answer_type is None else wanted.answer_type.value,
+        "since": wanted.since,
+        "until": wanted.until,
+        "text": wanted.text,
+        **cursor,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def pages(read: Callable[[int], list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Row after row of what `read(after)` gives, page after page until one is empty."""
+    after = 0
+    while rows := read(after):
+        yield from rows
+        after = rows[-1]["seq"]
+
+
+def _match(text: str) -> str:
+    """The words of `text` as FTS5 understands them: each a string of its own, so no character is an operator."""
+    words = text.replace("\0", " ").encode(errors="replace").decode().split()
+    return " ".join('"' + word.replace('"', '""') + '"' for word in words) or '""'
 
 
 def _answer(row: sqlite3.Row) -> dict[str, Any]:
     answer = dict(row)
     answer["news"] = bool(answer["news"])
-    answer["window"] = json.loads(answer["window"])
-    answer["tokens"] = json.loads(answer["tokens"])
-    return answer
+    return answer | {name: json.loads(answer[name]) for name in JSON_COLUMNS}

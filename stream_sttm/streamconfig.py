@@ -67,10 +67,23 @@ class StreamSettings(Section):
     max_pixels: int = Field(
         36_000_000, ge=1024, description="Most pixels of a camera's own picture; 8K has 33 million."
     )
+    max_still: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Seconds after which a picture is encoded anew as a whole though little or nothing has changed; 0: always.",
+    )
+    regions: bool = Field(
+        True,
+        description="Whether meanwhile what has changed is encoded alone, where the model's family can; keeps its vision tower's keys and values.",
+    )
     stall_after: float = Field(
         4.0,
         gt=0,
         description="Seconds without a sign of life after which the camera counts as stalled and is reopened.",
+    )
+    frigate: str | None = Field(
+        None, min_length=1, description="Name of the camera in Frigate; null: the stream's own."
     )
 
     @property
@@ -78,6 +91,11 @@ class StreamSettings(Section):
         """The source's URLs in our own spelling, from best to last resort."""
         given = [self.source] if isinstance(self.source, str) else self.source
         return tuple(spelling.plain(one) for one in given)
+
+    @property
+    def encodes_regions(self) -> bool:
+        """Whether what has changed of a picture may be encoded alone."""
+        return self.regions and self.max_still > 0
 
     @property
     def is_pushed(self) -> bool:

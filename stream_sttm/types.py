@@ -1,4 +1,4 @@
-"""The nouns that cross borders: frames and clips in, questions and answers out, status beside them.
+"""The nouns that cross borders: frames and clips in, questions, answers and events out, status beside them.
 
 Plain frozen data, no torch, no sockets. Fields ending in `_at` are wall-clock seconds since the epoch; `pts`
 is the stream's own clock in seconds, monotonic for as long as the stream is configured, reconnects included.
@@ -30,11 +30,17 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips."""
+    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips.
+
+    `same_as`: index of an earlier clip whose last frame shows what each of these does, None where there is none;
+    `changed` (rows, columns): but for these blocks, which tile the picture, None where that holds everywhere.
+    """
 
     stream: str
     index: int
     frames: tuple[Frame, ...]
+    same_as: int | None = None
+    changed: NDArray[np.bool_] | None = field(default=None, compare=False)
 
     @property
     def captured_at(self) -> float:
@@ -42,12 +48,42 @@ class Clip:
         return self.frames[-1].captured_at
 
 
+class AnswerType(StrEnum):
+    """What kind of answer a question wants."""
+
+    TEXT = "text"
+    YES_NO = "yes_no"
+    CHOICE = "choice"
+    NUMBER = "number"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an answer must look like: its type, what may be chosen, or a JSON schema as text."""
+
+    type: AnswerType = AnswerType.TEXT
+    choices: tuple[str, ...] = ()
+    json_schema: str = ""
+
+
+FREE_TEXT = Form()
+
+MAX_FRESH_FRAMES = 4
+
+Structured = bool | float | str | dict[str, Any] | list[Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """Something asked of one stream's memory; `query` names the standing query it came from, if any.
 
-    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `recall`: whether the
-    past that the memory has lost is looked through for it, None for what the configuration says.
+    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `window_s`: seconds
+    before the newest frame of which it is asked, None for all that is remembered. `fresh_frames`: newest frames shown
+    unmerged, None for what the memory is set to. `recall`: whether the past that the memory has lost is looked through
+    for it, None for what the memory is set to; with a `window_s` it never is. Of those that wait, the greatest
+    `priority` is answered first. `turns`: what was asked and answered before in the same conversation, oldest first.
+    With `is_streamed`, a free answer is told as it is written.
     """
 
     id: str
@@ -57,7 +93,18 @@ class Question:
     max_new_tokens: int
     query: str | None = None
     timeout: float | None = None
+    form: Form = FREE_TEXT
+    window_s: float | None = None
+    fresh_frames: int | None = None
     recall: Recall | None = None
+    priority: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
+    is_streamed: bool = False
+
+    @property
+    def look(self) -> tuple[float | None, int | None]:
+        """What it looks at: questions that agree in it can be answered from one view."""
+        return self.window_s, self.fresh_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +123,11 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question's answer, with the span of video (wall clock) that the memory held when it was asked."""
+    """A question's answer, with the span of video (wall clock) that the memory held when it was asked.
+
+    `structured` is the answer as data where the question's form asks for more than text; `confidence`, from 0 to 1,
+    is the probability of what was said among all that might have been, None where nothing says.
+    """
 
     question: Question
     text: str
@@ -85,6 +136,8 @@ class Answer:
     model: str
     answered_at: float
     news: bool = True
+    structured: Structured = None
+    confidence: float | None = None
 
     @property
     def captured_at(self) -> float:
@@ -100,6 +153,9 @@ class Answer:
             "query": question.query,
             "question": question.text,
             "answer": self.text,
+            "answer_type": question.form.type.value,
+            "structured": self.structured,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
             "news": self.news,
             "frame_time": self.captured_at,
             "window": list(self.span),
@@ -115,6 +171,66 @@ class Answer:
             },
             "model": self.model,
         }
+
+
+class EventKind(StrEnum):
+    """What is told of an event: that it begins, goes on, or is over."""
+
+    NEW = "new"
+    UPDATE = "update"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a standing query watches for, from its start to its end on one stream; told again at each change.
+
+    One that has begun has one `end`, with the same `id`, before the query begins another on that stream. `state` is
+    what was answered, `confidence` that answer's, `answer_id` the id of the answer that this telling rests on, `span`
+    the video (wall clock) from the first frame that showed it to the newest. `escalated`: it went on for so long that
+    it was told once more; `has_snapshot`: a picture of its start was taken.
+    """
+
+    id: str
+    kind: EventKind
+    stream: str
+    query: str
+    started_at: float
+    updated_at: float
+    ended_at: float | None
+    state: Structured
+    confidence: float | None
+    answer_id: str
+    span: tuple[float, float]
+    escalated: bool = False
+    has_snapshot: bool = False
+
+    def as_dict(self, *, published_at: float) -> dict[str, Any]:
+        """The one JSON shape of an event, for every sink, the HTTP interface and the store."""
+        return {
+            "id": self.id,
+            "kind": self.kind.value,
+            "stream": self.stream,
+            "query": self.query,
+            "started_at": self.started_at,
+            "updated_at": self.updated_at,
+            "ended_at": self.ended_at,
+            "state": self.state,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
+            "answer_id": self.answer_id,
+            "span": list(self.span),
+            "escalated": self.escalated,
+            "snapshot": f"/api/v1/events/{self.id}/snapshot.jpg" if self.has_snapshot else None,
+            "event_to_answer_ms": round((published_at - self.updated_at) * 1000, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """The picture with which the event of that id began."""
+
+    event: str
+    frame: Frame
 
 
 class StreamState(StrEnum):
@@ -177,4 +293,12 @@ class Unanswered:
     error: StreamSTTMError
 
 
-Outcome = Answer | Observed | Lost | Unanswered
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The words of an answer that is still being written, all of them so far."""
+
+    question: Question
+    text: str
+
+
+Outcome = Answer | Observed | Lost | Unanswered | Progress

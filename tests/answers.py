@@ -6,7 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from stream_sttm.types import Answer, Question, StreamState, StreamStatus, TokenCounts
+from stream_sttm.types import (
+    FREE_TEXT,
+    Answer,
+    Event,
+    EventKind,
+    Form,
+    Question,
+    StreamState,
+    StreamStatus,
+    Structured,
+    TokenCounts,
+)
 
 
 def make_answer(
@@ -17,12 +28,26 @@ def make_answer(
     query: str | None = "look",
     news: bool = True,
     answered_at: float | None = None,
+    form: Form = FREE_TEXT,
+    structured: Structured = None,
 ) -> Answer:
     """An answer with the id `q<number>`."""
     now = time.time() if answered_at is None else answered_at
-    question = Question(f"q{number}", stream, "Is it red?", now - 0.2, 8, query)
+    question = Question(f"q{number}", stream, "Is it red?", now - 0.2, 8, query, form=form)
     tokens = TokenCounts(visual=40, visual_before_merge=196, question=9, answer=2)
-    return Answer(question, text, (now - 10.0, now - 0.5), tokens, "demo", now, news)
+    return Answer(question, text, (now - 10.0, now - 0.5), tokens, "demo", now, news, structured)
+
+
+def make_event(
+    kind: EventKind = EventKind.NEW, *, number: int = 1, stream: str = "cam", query: str = "look"
+) -> Event:
+    """An event with the id `e<number>`."""
+    now = time.time()
+    ended_at = now if kind is EventKind.END else None
+    span = (now - 5.0, now - 0.5)
+    return Event(
+        f"e{number}", kind, stream, query, now - 5, now, ended_at, True, 0.93, f"q{number}", span
+    )
 
 
 def make_status(

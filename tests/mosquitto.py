@@ -77,7 +77,8 @@ class Mosquitto:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop it with `how`; returns once it is gone."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+            if how is not signal.SIGKILL:  # which ends it frozen, before it does anything more
+                self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(how)
             self._process.wait(_PATIENCE)
             self._process = None
@@ -122,8 +123,12 @@ class Reader:
 
     def messages(self) -> list[dict[str, Any]]:
         """Every message received: topic, payload, qos, retain (1 where it was kept by the broker)."""
-        lines = self._output.read_text().split("\n")[:-1]
+        lines = self._output.read_text(errors="replace").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def count(self) -> int:
+        """How many messages there are, without reading them."""
+        return self._output.read_bytes().count(b"\n{")
 
     def payloads(self, topic: str) -> list[str]:
         """The payloads received on `topic`, in order."""

@@ -65,6 +65,11 @@ class Service:
         self.http.close()
         self.stop(signal.SIGKILL)
 
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The process, once there is one."""
+        return self._process
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it; returns the exit status."""
         assert self._process is not None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from stream_sttm.config import AnsweringSettings, MemorySettings, QuerySettings
+from stream_sttm.config import AnsweringSettings, MemorySettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import (
     NoVideoYet,
@@ -22,7 +26,20 @@ from stream_sttm.errors import (
 )
 from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
-from stream_sttm.types import Answer, Clip, Frame
+from stream_sttm.queryconfig import QuerySettings
+from stream_sttm.types import (
+    Answer,
+    Clip,
+    Event,
+    EventKind,
+    Evidence,
+    Frame,
+    Observed,
+    Outcome,
+    Question,
+    Structured,
+    TokenCounts,
+)
 from workers.analysis import ON_DEMAND, Analysis
 from workers.channel import Channel
 
@@ -52,7 +69,8 @@ class Running:
         )
 
     async def ask(self, stream: str, text: str, timeout: float = 20) -> Answer:
-        return await self.analysis.ask(stream, text, max_new_tokens=8, timeout=timeout)
+        question = Question(uuid4().hex, stream, text, time.time(), 8, timeout=timeout)
+        return await self.analysis.ask(question)
 
     async def show(self, stream: str, clips: int) -> None:
         for index in range(clips):
@@ -170,3 +188,137 @@ async def test_a_stream_without_clips_does_not_hold_up_another() -> None:
     async with _running() as running:
         await running.show("yard", 4)
         assert (await running.ask("yard", "how many objects are there?")).question.stream == "yard"
+
+
+async def test_streams_come_and_go_while_others_go_on() -> None:
+    async with _running() as running:
+        await running.show("door", 2)
+        running.analysis.forget("door")
+        await running.show("yard", 2)
+        with pytest.raises(UnknownStream):
+            await running.ask("door", "hi")
+        running.analysis.change(lambda engine: engine.open("door", fps=2) or ())
+        running.analysis.watch("door", running.clips["door"])
+        await running.show("door", 1)
+        async with asyncio.timeout(20):
+            while "door" not in running.engine._sessions:  # noqa: ASYNC110 - a poll
+                await asyncio.sleep(0.01)
+        assert (await running.ask("door", "is there a red circle?")).span[1] == 5000.5
+        assert (await running.ask("yard", "is there a red circle?")).text
+
+
+# --- events, with an engine that says what it is told
+
+
+class Saying:
+    """An engine of the same shape that answers every question with the next of `says`."""
+
+    def __init__(self, *says: Structured) -> None:
+        self.says = list(says)
+        self.waiting: list[Outcome] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting
+
+    def observe(self, clip: Clip) -> None:
+        self.captured_at = clip.captured_at
+        self.waiting.append(Observed(clip, 1, 1))
+
+    def ask(self, question: Question) -> None:
+        says, span = self.says.pop(0), (self.captured_at - 1, self.captured_at)
+        tokens = TokenCounts(1, 1, 1, 1)
+        self.waiting.append(
+            Answer(question, str(says), span, tokens, "", 0.0, structured=says, confidence=0.9)
+        )
+
+    def step(self) -> list[Outcome]:
+        done, self.waiting = self.waiting, []
+        return done
+
+
+class Told:
+    """What an analysis with such an engine and one query delivers while clips come."""
+
+    def __init__(self, query: QuerySettings, *says: Structured) -> None:
+        self.engine, self.items = Saying(*says), list[object]()
+        self.queries = StandingQueries({"person": query}, LIMITS)
+
+    async def after(
+        self, clips: list[Clip], clock: Callable[[], float] = time.time
+    ) -> list[object]:
+        channel: Channel[Clip] = Channel(len(clips))
+        for clip in clips:
+            channel.offer(clip)
+        with ThreadPoolExecutor(1) as thread:
+            analysis = Analysis(
+                self.engine,  # type: ignore[arg-type]
+                self.queries,
+                thread=thread,
+                deliver=self.items.append,
+                clock=clock,
+            )
+            task = asyncio.create_task(analysis.run({"door": channel}))
+            idle = 0
+            async with asyncio.timeout(20):
+                while idle < 5:  # five looks in a row: nothing is on its way any more
+                    await asyncio.sleep(0.01)
+                    is_busy = len(channel) or self.engine.waiting or analysis.seconds_in_step()
+                    idle = 0 if is_busy else idle + 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return self.items
+
+
+def _person(**more: object) -> QuerySettings:
+    told = {"streams": ["door"], "ask": "anyone?", "type": "yes_no", "every": 1, **more}
+    return QuerySettings.model_validate(told)
+
+
+def _clips(count: int) -> list[Clip]:
+    return [_clip("door", index) for index in range(count)]
+
+
+async def test_an_event_is_told_with_the_frame_that_its_first_answer_rests_on() -> None:
+    told = await Told(_person(), False, True, True, False).after(_clips(4))
+    events = [one for one in told if isinstance(one, Event)]
+    assert [event.kind for event in events] == [EventKind.NEW, EventKind.END]
+    assert events[0].has_snapshot
+    (evidence,) = [one for one in told if isinstance(one, Evidence)]
+    assert evidence.event == events[0].id
+    assert evidence.frame.captured_at == events[0].started_at == 5001.5
+    before = told[: told.index(events[0])]
+    assert isinstance(before[-1], Evidence)  # at hand by the time that the event is told
+    assert isinstance(before[-2], Answer)
+
+
+async def test_an_answer_that_says_nothing_clear_is_counted_and_changes_nothing() -> None:
+    name, labels = "stream_sttm_unclear_answers_total", {"stream": "door", "query": "person"}
+    before = REGISTRY.get_sample_value(name, labels) or 0.0
+    told = await Told(_person(), True, None, None).after(_clips(3))
+    assert [one.kind for one in told if isinstance(one, Event)] == [EventKind.NEW]
+    assert REGISTRY.get_sample_value(name, labels) == before + 2
+
+
+async def test_a_late_answer_that_is_to_be_dropped_reaches_nobody() -> None:
+    told = Told(_person(deadline=1, late="drop"), True)
+    times = itertools.chain([100.0], itertools.repeat(200.0))
+    assert await told.after(_clips(1), clock=lambda: next(times)) == []
+    assert told.engine.says == []
+
+
+async def test_a_still_clip_is_no_call_of_the_kind_change() -> None:
+    """As a gate for change marks it; without one every clip shows something new."""
+
+    @dataclass(frozen=True)
+    class Gated(Clip):
+        same_as: int | None = None
+
+    marks = [None, 0, 0, None, 3]
+    clips = [
+        Gated("door", c.index, c.frames, mark) for c, mark in zip(_clips(5), marks, strict=True)
+    ]
+    query = _person(every=None, on_event=["change"], min_gap=0)
+    told = await Told(query, False, False).after(list(clips))
+    answers = [one for one in told if isinstance(one, Answer)]
+    assert [answer.captured_at for answer in answers] == [5000.5, 5003.5]

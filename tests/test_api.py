@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from stream_sttm.api.app import create_app
-from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     NoVideoYet,
     QuestionExpired,
@@ -21,117 +18,21 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyQuestions,
 )
-from stream_sttm.sinks.feed import Feed
-from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, Recall, StreamState, StreamStatus
+from stream_sttm.types import (
+    FREE_TEXT,
+    AnswerType,
+    Form,
+)
 from tests.answers import make_answer, make_status, until
-from workers import gateway
+from tests.served import Served, line_of, serving
 
 TOKEN = "a-token-of-täsT"
-
-
-class EchoService:
-    """A service whose answers are the questions, until it is told to fail."""
-
-    model = "echo"
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.error: Exception | None = None
-        self.never_answers = False
-        self.is_ready = True
-        self.pictures = {"door": b"\xff\xd8picture\xff\xd9"}
-
-    def streams(self) -> list[StreamStatus]:
-        return [make_status("door"), make_status("yard", StreamState.CONNECTING, "no answer")]
-
-    def queries(self) -> list[dict[str, Any]]:
-        return [{"name": "look", "streams": ["door"], "ask": "Who?", "every": 2.0}]
-
-    def readiness(self) -> tuple[bool, str]:
-        return self.is_ready, "" if self.is_ready else "the model is being loaded"
-
-    def snapshot(self, stream: str) -> bytes | None:
-        return self.pictures.get(stream)
-
-    async def ask(
-        self,
-        stream: str,
-        text: str,
-        *,
-        max_new_tokens: int | None = None,
-        timeout: float,
-        recall: Recall | None = None,
-    ) -> Answer:
-        told = {"stream": stream, "text": text, "limit": max_new_tokens, "timeout": timeout}
-        self.asked.append(told if recall is None else {**told, "recall": recall})
-        if self.never_answers:
-            await asyncio.Event().wait()
-        if self.error is not None:
-            raise self.error
-        return make_answer(text, stream=stream, query=None)
-
-
-class Served:
-    """A running interface, what lies behind it, and a client for it."""
-
-    def __init__(self, folder: Path, *, token: str | None, keepalive: float) -> None:
-        self.service = EchoService()
-        self.store = AnswerStore(folder / "answers.db")
-        self.feed = Feed(history=8)
-        self.app = create_app(
-            self.service,
-            store=self.store,
-            feed=self.feed,
-            answering=AnsweringSettings(max_question_chars=100, timeout=5),
-            token=token,
-            keepalive=keepalive,
-        )
-        self.client: httpx.AsyncClient
-        self.port = 0
-
-    async def ask(self, question: object = "Who?", **more: Any) -> httpx.Response:
-        body = {"stream": "door", "question": question, **more}
-        return await self.client.post("/api/v1/ask", json=body)
-
-
-@asynccontextmanager
-async def serving(
-    folder: Path, *, token: str | None = None, keepalive: float = 15.0
-) -> AsyncIterator[Served]:
-    served = Served(folder, token=token, keepalive=keepalive)
-    bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    work = gateway.run(
-        served.app, "127.0.0.1", 0, ready=bound.set_result, closing=served.feed.close
-    )
-    task = asyncio.create_task(work)
-    try:
-        served.port = await bound
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{served.port}", timeout=20, trust_env=False
-        ) as served.client:
-            yield served
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        served.store.close()
 
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     async with serving(tmp_path) as one:
         yield one
-
-
-def line_of(response: httpx.Response, status: int) -> str:
-    """The error line of a response, which must be the whole of its JSON."""
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert list(body) == ["error"]
-    assert "\n" not in body["error"]
-    assert "Traceback" not in body["error"]
-    return str(body["error"])
 
 
 async def test_question_is_answered_as_json(served: Served) -> None:
@@ -141,16 +42,71 @@ async def test_question_is_answered_as_json(served: Served) -> None:
     assert body["answer"] == "Wer ist da? 😀"
     assert body["stream"] == "door"
     assert set(body) == set(make_answer().as_dict(published_at=0))
-    assert served.service.asked == [
-        {"stream": "door", "text": "Wer ist da? 😀", "limit": 5, "timeout": 3}
-    ]
+    (asked,) = served.service.asked
+    assert (asked.stream, asked.text, asked.form) == ("door", "Wer ist da? 😀", FREE_TEXT)
+    assert (asked.max_new_tokens, asked.timeout) == (5, 3)
 
 
 async def test_timeout_and_length_default_to_the_configuration(served: Served) -> None:
     await served.ask()
-    assert served.service.asked == [
-        {"stream": "door", "text": "Who?", "limit": None, "timeout": 5.0}
+    (asked,) = served.service.asked
+    assert (asked.max_new_tokens, asked.timeout) == (64, 5)
+
+
+async def test_answer_is_told_as_it_is_written_where_events_are_accepted(served: Served) -> None:
+    body = {"stream": "door", "question": "one two three"}
+    headers = {"Accept": "text/event-stream"}
+    response = await served.client.post("/api/v1/ask", json=body, headers=headers)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [
+        (lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: ")))
+        for lines in (block.split("\n") for block in response.text.strip().split("\n\n"))
     ]
+    assert [kind for kind, _ in events][-1] == "answer"
+    assert len(events) > 2
+    assert "".join(told["text"] for kind, told in events if kind == "text") != ""
+    assert events[-1][1]["answer"] == "one two three"
+    assert served.service.asked[0].is_streamed
+
+
+async def test_error_of_an_answer_told_as_it_is_written_is_an_event(served: Served) -> None:
+    served.service.error = QuestionExpired("no answer within 5 s")
+    body = {"stream": "door", "question": "Who?"}
+    headers = {"Accept": "text/event-stream"}
+    response = await served.client.post("/api/v1/ask", json=body, headers=headers)
+    assert response.text == 'event: error\ndata: {"error": "no answer within 5 s"}\n\n'
+
+
+async def test_several_streams_are_asked_at_once(served: Served) -> None:
+    body = {"streams": ["door", "yard", "door"], "question": "Who?"}
+    response = await served.client.post("/api/v1/ask", json=body)
+    assert [one["stream"] for one in response.json()["answers"]] == ["door", "yard"]
+
+
+async def test_ask_names_one_stream_or_several(served: Served) -> None:
+    for body in ({"question": "Who?"}, {"question": "Who?", "stream": "door", "streams": ["door"]}):
+        response = await served.client.post("/api/v1/ask", json=body)
+        assert "name one stream, or several as streams" in line_of(response, 422)
+    body = {"streams": ["door", "dor"], "question": "Who?"}
+    assert "'dor'" in line_of(await served.client.post("/api/v1/ask", json=body), 404)
+
+
+async def test_form_span_and_conversation_reach_the_service(served: Served) -> None:
+    turns = [{"question": "Who?", "answer": "A man."}]
+    await served.ask(
+        type="choice",
+        choices=["open", "shut"],
+        window_s=5,
+        fresh_frames=2,
+        recall="always",
+        priority=3,
+        turns=turns,
+    )
+    (asked,) = served.service.asked
+    assert asked.form == Form(AnswerType.CHOICE, ("open", "shut"))
+    assert (asked.window_s, asked.fresh_frames, asked.priority) == (5, 2, 3)
+    assert asked.recall == "always"
+    assert asked.turns == (("Who?", "A man."),)
 
 
 async def test_unknown_stream_is_named_with_the_nearest_one(served: Served) -> None:
@@ -171,7 +127,7 @@ async def test_unknown_stream_is_named_with_the_nearest_one(served: Served) -> N
         ({"stream": "door", "question": "\ud800"}, "question: is no valid Unicode"),
         ({"stream": "door", "question": 7}, "body.question: Input should be a valid string"),
         ({"stream": "door"}, "body.question: Field required"),
-        ({"question": "Who?"}, "body.stream: Field required"),
+        ({"question": "Who?"}, "body: Value error, name one stream"),
         ({"stream": "door", "question": "Who?", "max_new_tokens": 0}, "body.max_new_tokens"),
         ({"stream": "door", "question": "Who?", "max_new_tokens": "5"}, "body.max_new_tokens"),
         ({"stream": "door", "question": "Who?", "timeout": -1}, "body.timeout"),

@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stream_sttm import config, registry
-from stream_sttm.config import QuerySettings, Settings, StreamSettings
+from stream_sttm.config import Settings, StreamSettings
 from stream_sttm.configfile import load
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
 
 FOLDER = Path(__file__).parent.parent / "config"

@@ -8,23 +8,35 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 
 from stream_sttm import metrics
 from stream_sttm.errors import SinkError, SinkRefused
+from stream_sttm.eventlog import EventLog
 from stream_sttm.sinks import Sink
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sinks.mqtt import MqttSink
 from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, StreamState, StreamStatus
-from tests.answers import make_answer, make_status, until
+from stream_sttm.types import (
+    Answer,
+    Event,
+    EventKind,
+    Evidence,
+    Frame,
+    StreamState,
+    StreamStatus,
+)
+from tests.answers import make_answer, make_event, make_status, until
 from tests.mosquitto import Mosquitto
 from workers import delivery
 from workers.channel import Channel
 from workers.delivery import Limits
+from workers.outlets import Outlets
 
 
 class MemorySink:
@@ -51,6 +63,9 @@ class MemorySink:
     async def send(self, answer: Answer) -> None:
         await self._take(answer.question.id)
 
+    async def send_event(self, event: Event) -> None:
+        await self._take(f"{event.id} {event.kind.value}")
+
     async def report(self, status: StreamStatus) -> None:
         await self._take(f"{status.stream} {status.state.value}")
 
@@ -70,13 +85,15 @@ QUICK = Limits(first_pause=0.001, longest_pause=0.01, drain=0.2)
 class Delivery:
     """A running delivery and what it delivers to."""
 
-    def __init__(self, store: AnswerStore, feed: Feed) -> None:
-        self.channel: Channel[Answer | StreamStatus] = Channel(5000)
+    def __init__(self, store: AnswerStore, feed: Feed, limits: Limits) -> None:
+        self.channel: Channel[delivery.Outgoing] = Channel(5000)
         self.store = store
+        self.log = EventLog(store.file)
+        self.outlets = Outlets(limits)
         self.feed = feed
         self.task: asyncio.Task[None]
 
-    def put(self, *items: Answer | StreamStatus) -> None:
+    def put(self, *items: delivery.Outgoing) -> None:
         for item in items:
             self.channel.offer(item)
 
@@ -97,8 +114,16 @@ async def running(
     *sinks: Sink, limits: Limits = QUICK, path: str | Path = ":memory:"
 ) -> AsyncIterator[Delivery]:
     with AnswerStore(path, busy_timeout=0.01) as store:
-        one = Delivery(store, Feed())
-        work = delivery.run(one.channel, store=one.store, sinks=sinks, feed=one.feed, limits=limits)
+        one = Delivery(store, Feed(), limits)
+        work = delivery.run(
+            one.channel,
+            store=one.store,
+            sinks=sinks,
+            feed=one.feed,
+            limits=limits,
+            events=one.log,
+            outlets=one.outlets,
+        )
         one.task = asyncio.create_task(work)
         try:
             yield one
@@ -335,3 +360,54 @@ async def test_dead_broker_does_not_delay_a_living_one(broker: Mosquitto) -> Non
             delivered.put_answers(*range(50))
             await until(lambda: len(reader.payloads("test/cam/query/look/answer")) == 50)
             assert waiting(dead.name) == 51
+
+
+# --- events
+
+
+def snapshots(log: EventLog) -> list[str]:
+    return [row["id"] for row in log.recent() if row["snapshot"]]
+
+
+async def test_an_event_reaches_store_feed_and_sinks_and_its_picture_the_store_alone() -> None:
+    sink = MemorySink("a")
+    async with running(sink) as one, one.feed.subscribe() as reader:
+        new = make_event(number=1)
+        end = replace(new, kind=EventKind.END, ended_at=new.updated_at)
+        picture = Frame("cam", np.zeros((8, 8, 3), np.uint8), 0.0, new.started_at)
+        one.put(new, Evidence(new.id, picture), end)
+        told = [await anext(reader), await anext(reader)]
+        assert [(each["type"], each["kind"], each["id"]) for each in told] == [
+            ("event", "new", "e1"), ("event", "end", "e1"),
+        ]  # fmt: skip
+        await until(lambda: sink.taken == ["e1 new", "e1 end"])
+        await until(lambda: snapshots(one.log) == ["e1"])
+        assert one.log.event("e1")["kind"] == "end"
+        assert one.log.snapshot("e1").startswith(b"\xff\xd8")
+
+
+async def test_sinks_come_and_go_without_touching_another() -> None:
+    first, second = MemorySink("a"), MemorySink("b")
+    async with running(first) as one:
+        one.put_answers(1)
+        await until(lambda: first.taken == ["q1"])
+        await one.outlets.add(second)
+        one.put_answers(2)
+        await until(lambda: second.taken == ["q2"])
+        await one.outlets.remove(second)
+        assert not second.is_inside
+        one.put_answers(3)
+        await until(lambda: first.taken == ["q1", "q2", "q3"])
+        assert second.taken == ["q2"]
+        assert first.is_inside
+    assert not first.is_inside
+
+
+async def test_a_sink_that_hangs_is_taken_away_in_time() -> None:
+    stuck = MemorySink("stuck", is_open=False)
+    async with running(stuck) as one:
+        one.put_answers(1)
+        await until(lambda: stuck.attempts == 1)
+        async with asyncio.timeout(10):
+            await one.outlets.remove(stuck)
+        assert not stuck.is_inside

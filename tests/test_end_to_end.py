@@ -38,13 +38,13 @@ def _answers(reader: Reader, stream: str = "cam", query: str = "look") -> list[d
 def test_camera_to_mqtt_and_http_and_back_after_the_camera_died(
     tmp_path: Path, broker: Mosquitto, camera: RtspCamera
 ) -> None:
-    with broker.reader() as reader:
+    with broker.reader("#") as reader:
         source = f"rtsp://{USER}:{PASSWORD}@{camera.address}"
         with Service(
             tmp_path,
             streams={"cam": {"source": source, "fps": 2, "stall_after": 2}},
             queries={"look": QUERY},
-            sinks=[broker.url],
+            sinks=[f"{broker.url}?discovery=homeassistant"],
         ) as service:
             until(lambda: len(_answers(reader)) >= 3, "three answers on MQTT")
             answer = _answers(reader)[-1]
@@ -69,6 +69,23 @@ def test_camera_to_mqtt_and_http_and_back_after_the_camera_died(
                 capture_output=True, check=True, timeout=60,
             )  # fmt: skip
             assert json.loads(curl.stdout)["answer"]
+            # On demand over MQTT, by mosquitto's own client.
+            asked = '{"question": "is there a red circle?", "id": "mine"}'
+            publish = ["mosquitto_pub", "-p", str(broker.port), "-t", "test/cam/ask", "-m", asked]
+            subprocess.run(publish, check=True, timeout=60)
+            until(lambda: reader.payloads("test/cam/ask/mine/answer"), "the answer on MQTT")
+            mine = json.loads(reader.payloads("test/cam/ask/mine/answer")[0])
+            assert (mine["id"], mine["query"], mine["answer"] in ("yes", "no")) == (
+                "mine",
+                None,
+                True,
+            )
+            until(lambda: reader.payloads("test/stats"), "the numbers on MQTT")
+            stats = json.loads(reader.payloads("test/stats")[-1])
+            assert stats["streams"]["cam"]["frames_received"] > 0
+            announced = reader.payloads("homeassistant/device/test_cam/config")
+            assert "answer_look" in json.loads(announced[-1])["cmps"]
+
             stored = service.get("/api/v1/answers?stream=cam&query=look")["answers"]
             assert {row["id"] for row in stored} >= {row["id"] for row in _answers(reader)[:3]}
 

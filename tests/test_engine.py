@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
@@ -88,6 +90,135 @@ def test_a_question_never_encodes_video_again(
     monkeypatch.setattr(tiny_model, "encode", refuse)
     engine.ask(_question("door", "what is there?"))
     assert [type(outcome) for outcome in _run(engine)] == [Answer]
+
+
+class Tower:
+    """A model's vision tower that counts the windows it saw."""
+
+    def __init__(self, model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.windows = 0
+        self._encode = model.encode
+        monkeypatch.setattr(model, "encode", self)
+
+    def __call__(self, pixels: Any) -> torch.Tensor:
+        self.windows += 1
+        return self._encode(pixels)
+
+
+def _vision_tokens(stream: str) -> tuple[float, ...]:
+    """Of a stream's visual tokens, how many were encoded and how many reused."""
+    found = (
+        REGISTRY.get_sample_value(
+            "stream_sttm_vision_tokens_total", {"stream": stream, "work": work}
+        )
+        for work in ("encoded", "reused")
+    )
+    return tuple(count or 0.0 for count in found)
+
+
+def test_a_clip_that_shows_nothing_new_never_sees_the_vision_tower_and_is_counted(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Tower(tiny_model, monkeypatch)
+    engine = _engine(tiny_model)
+    before = _vision_tokens("door")
+    outcomes = []
+    for index in range(4):
+        engine.observe(replace(_clip("door", index), same_as=0 if index else None))
+        outcomes += _run(engine)
+    assert tower.windows == 1
+    seen = [outcome for outcome in outcomes if isinstance(outcome, Observed)]
+    assert [one.after_merge for one in seen][1:] == [0, 0, 0]
+    [count] = {one.before_merge for one in seen}
+    assert _vision_tokens("door") == (before[0] + count, before[1] + 3 * count)
+    engine.ask(_question("door", "what is there?"))
+    [answer] = _run(engine)
+    assert isinstance(answer, Answer)
+    assert answer.span == (900.0 + (tiny_model.frames_per_token - 1), 904.0)
+
+
+def test_a_clip_whose_original_was_dropped_on_its_way_is_encoded_and_stands_in_for_it(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Tower(tiny_model, monkeypatch)
+    engine = _engine(tiny_model)
+    clips = [_clip("door", index) for index in range(6)]
+    seen = []
+    for clip in (clips[0], *(replace(clip, same_as=1) for clip in clips[2:5])):  # 1 is missing
+        engine.observe(clip)
+        _run(engine)
+        seen.append(tower.windows)
+    assert seen == [1, 2, 2, 2]
+
+
+def _pictures(index: int, *, changed: bool) -> Clip:
+    """A window of a still picture, or of one with a bright spot in it, marked as the gate does."""
+    plain = _clip("door", index)
+    image = plain.frames[0].image.copy()
+    if changed:
+        image[8:16, 8:16] = 255
+    where = np.zeros((6, 6), np.bool_)
+    where[1, 1] = True
+    frames = tuple(replace(frame, image=image) for frame in plain.frames)
+    return replace(plain, frames=frames, changed=where if changed else None)
+
+
+def test_where_little_has_changed_a_family_that_can_encodes_that_alone(
+    tiny_model: VideoLLM,
+) -> None:
+    can = type(tiny_model).encode_regions is not VideoLLM.encode_regions
+    for regions in (True, False):
+        engine = _engine(tiny_model)
+        engine.open("door", fps=2, regions=regions)
+        engine.observe(_pictures(0, changed=False))
+        [whole] = _run(engine)
+        assert isinstance(whole, Observed)
+        before = _vision_tokens("door")
+        engine.observe(replace(_pictures(1, changed=True), same_as=0))
+        [part] = _run(engine)
+        encoded, reused = (
+            now - then for now, then in zip(_vision_tokens("door"), before, strict=True)
+        )
+        assert isinstance(part, Observed)
+        assert encoded + reused == whole.before_merge == part.before_merge
+        assert (0 < encoded < whole.before_merge / 2) == (can and regions)
+        engine.observe(replace(_clip("door", 2), same_as=1))  # and on from there
+        [still] = _run(engine)
+        assert isinstance(still, Observed)
+        assert _vision_tokens("door")[1] == before[1] + reused + whole.before_merge
+
+
+def test_where_the_clip_it_builds_on_was_dropped_all_is_encoded(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model)
+    engine.open("door", fps=2, regions=True)
+    engine.observe(_pictures(0, changed=False))
+    _run(engine)
+    before = _vision_tokens("door")
+    engine.observe(replace(_pictures(2, changed=True), same_as=1))
+    [outcome] = _run(engine)
+    assert isinstance(outcome, Observed)
+    assert _vision_tokens("door") == (before[0] + outcome.before_merge, before[1])
+
+
+def test_after_a_lost_or_removed_memory_a_clip_that_shows_nothing_new_is_encoded(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = Tower(tiny_model, monkeypatch)
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    engine.close("door")
+    engine.open("door", fps=2)
+    for index in (1, 2):
+        engine.observe(replace(_clip("door", index), same_as=0))
+        _run(engine)
+    assert tower.windows == 2
+    saved = engine.saved("door")
+    assert saved is not None
+    engine.restore(saved)
+    engine.observe(replace(_clip("door", 3), same_as=0))
+    _run(engine)
+    assert tower.windows == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from stream_sttm import metrics
-from stream_sttm.sinks.feed import Event, Feed, Subscription
+from stream_sttm.sinks.feed import Feed, Subscription, Told
 from tests.answers import make_answer, make_status
 
 
@@ -14,11 +14,11 @@ def publish(feed: Feed, *numbers: int) -> None:
         feed.publish(make_answer(number=number), published_at=0.0)
 
 
-async def rest(subscription: Subscription) -> list[Event]:
+async def rest(subscription: Subscription) -> list[Told]:
     return [event async for event in subscription]
 
 
-def ids(events: list[Event]) -> list[str]:
+def ids(events: list[Told]) -> list[str]:
     return [event["id"] for event in events]
 
 

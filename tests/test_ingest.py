@@ -37,7 +37,7 @@ class Watched:
 
     def __init__(self, clips):
         self.clips, self.statuses, self.frames, self.taken = clips, [], [], []
-        self.details = []
+        self.details, self.still = [], []
         self.task = None
 
     def report(self, status):
@@ -79,6 +79,7 @@ async def ingesting(
             clips=watched.clips,
             report=watched.report,
             on_frame=watched.frames.append,
+            on_still=lambda _, since: watched.still.append(since),
             backoff=backoff,
             opener=opener,
         )
@@ -205,6 +206,24 @@ async def test_a_break_is_told_and_the_stream_opened_again_with_time_going_on(pl
         assert times[-1] < 5  # the gap is as long as it was, not what the camera's clock says
         clips = [await cam.clips.receive() for _ in range(3)]
         assert [len(clip.frames) for clip in clips] == [2, 1, 2]  # no clip spans the break
+
+
+async def test_clips_that_show_nothing_new_say_so_and_after_a_break_nothing_is_known(play):
+    times = [n / 10 for n in range(8)]
+    url = play([*times, SourceUnavailable("cut off")], [*times, "hang"])
+    async with asyncio.timeout(30), ingesting(url, stall_after=20, takes=True) as cam:
+        assert await until(lambda: len(cam.taken) == 8)
+    assert [clip.index for clip in cam.taken] == list(range(8))
+    assert [clip.same_as for clip in cam.taken] == [None, 0, 0, 0, None, 4, 4, 4]
+    assert cam.still == [None, 1000.2, 1000.2, 1000.2, None, None, *[1000.2] * 3]
+
+
+async def test_with_max_still_of_zero_every_clip_is_new(play):
+    url = play([*(n / 10 for n in range(8)), "hang"])
+    async with ingesting(url, stall_after=20, takes=True, max_still=0) as cam:
+        assert await until(lambda: len(cam.taken) == 4)
+    assert {clip.same_as for clip in cam.taken} == {None}
+    assert cam.still == []
 
 
 async def test_a_clock_that_goes_back_does_not_take_the_streams_time_back(play):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stream_sttm.config import Settings
+from stream_sttm.errors import NotPossible
 from stream_sttm.metrics import STORE_ERRORS
+from stream_sttm.sinks.commands import Commands
 from tests.answers import make_answer, make_status
-from workers import local
+from workers import delivery, local
+from workers.faults import faults_of
 
 
 async def test_an_answer_that_delivery_has_no_room_for_is_counted_and_told(
@@ -24,3 +29,58 @@ async def test_an_answer_that_delivery_has_no_room_for_is_counted_and_told(
         STORE_ERRORS._value.get() == before + 1
     )  # the status made room first, and a newer one follows
     assert "an answer was lost, delivery is 2 behind" in caplog.text
+
+
+SETTINGS = {
+    "streams": {"cam": {"source": "scene://hall"}},
+    "queries": {"look": {"streams": ["cam"], "ask": "What is there?"}},
+}
+
+
+async def test_sinks_see_what_is_configured_and_are_refused_what_is_not_there_yet() -> None:
+    service = local.LocalService(Settings.model_validate(SETTINGS))
+    commands: Commands = service
+    assert list(commands.standing()) == ["look"]
+    assert commands.is_query_enabled("look", "cam")
+    assert commands.stats()["streams"]["cam"]["state"] == "connecting"
+    assert not commands.is_switchable
+    with pytest.raises(NotPossible, match=r"set streams\.cam\.enabled"):
+        await commands.set_stream_enabled("cam", False)
+    with pytest.raises(NotPossible, match=r"set queries\.look\.streams"):
+        await commands.set_query_enabled("look", "cam", False)
+    with pytest.raises(NotPossible, match="ask a question of its own"):
+        await commands.trigger("look", "cam")
+    commands.resend()
+    assert len(service.outbox) == 1
+
+
+@pytest.mark.parametrize(
+    ("store", "outbox", "expected"),
+    [
+        ("answers.db", None, "answers-outbox.db"),
+        ("answers.db", "elsewhere.db", "elsewhere.db"),
+        (":memory:", None, None),
+        (":memory:", "waiting.db", "waiting.db"),
+        ("postgresql://u:p@h/db", None, None),
+        ("answers.db", "no/such/folder/x.db", None),
+    ],
+)
+def test_the_outbox_lies_beside_the_store_unless_told_otherwise(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+    outbox: str | None,
+    expected: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = {"store": {"path": store}, "outbox": {"path": outbox}, "sinks": ["mqtt://h"]}
+    backlog = delivery.backlog_of(Settings.model_validate(told))
+    if backlog is not None:
+        backlog.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ([expected] if expected else [])
+    assert delivery.backlog_of(Settings.model_validate(told | {"sinks": []})) is None
+
+
+def test_two_sinks_of_one_name_are_a_fault() -> None:
+    told = ["mqtt://h/a", "mqtt://h/b", "mqtt://u:p@h:1883/a?protocol=5"]
+    assert faults_of({"sinks": told}) == ["sinks.2: is the same broker and prefix as sinks.0"]

@@ -17,6 +17,7 @@ from stream_sttm.errors import ModelError, UnsupportedModel
 from stream_sttm.models import DEMO, load_model
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.tokens import VisualTokens
+from tests import tiny_models
 
 
 @pytest.fixture
@@ -174,3 +175,80 @@ def test_a_checkpoint_brings_its_own_defaults_and_unknown_ones_are_refused(tmp_p
     config.write_text(json.dumps({**settings, "stream_sttm": {"horizn": 99}}))
     with pytest.raises(ModelError, match="horizn"):
         load_model(str(tmp_path / "model"))
+
+
+# regions
+
+
+@pytest.fixture
+def towered(tmp_path_factory: pytest.TempPathFactory) -> VideoLLM:
+    return load_model(str(tiny_models.qwen2_5_vl(tmp_path_factory.mktemp("regions"))))
+
+
+def _still(count: int, seed: int = 7) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    frame = torch.randint(0, 255, (1, 3, 40, 56), dtype=torch.uint8, generator=generator)
+    return frame.repeat(count, 1, 1, 1)
+
+
+@torch.inference_mode()
+def test_a_family_encodes_all_where_nothing_is_known(model: VideoLLM) -> None:
+    pixels = model.preprocess(_frames(4))
+    features, kept = model.encode_regions(pixels, None, None)
+    assert torch.allclose(features, model.encode(pixels), atol=1e-5)
+    assert (kept is None) == (type(model).encode_regions is VideoLLM.encode_regions)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@torch.inference_mode()
+def test_encoding_every_region_equals_encoding_all(towered: VideoLLM, count: int) -> None:
+    before, now = towered.preprocess(_still(2)), towered.preprocess(_frames(count))
+    features, kept = towered.encode_regions(before, None, None)
+    every = torch.ones(features.shape[1:3], dtype=torch.bool)
+    parts, after = towered.encode_regions(now, every, kept)
+    assert torch.allclose(parts, towered.encode(now), atol=1e-5)
+    _, whole = towered.encode_regions(now, None, None)
+    assert after is not None
+    for layer, pair in whole.layers.items():
+        for ours, wanted in zip(after.layers[layer], pair, strict=True):
+            assert torch.allclose(ours, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@torch.inference_mode()
+def test_any_regions_of_a_picture_that_stands_still_come_out_as_they_were(
+    towered: VideoLLM, count: int
+) -> None:
+    features, kept = towered.encode_regions(towered.preprocess(_still(2)), None, None)
+    generator = torch.Generator().manual_seed(1)
+    for share in (0.0, 0.2, 0.7):
+        some = torch.rand(features.shape[1:3], generator=generator) < share
+        parts, kept = towered.encode_regions(towered.preprocess(_still(count)), some, kept)
+        assert torch.allclose(parts, features.expand_as(parts), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_changed_region_is_far_nearer_to_the_truth_with_its_surroundings_than_alone(
+    towered: VideoLLM,
+) -> None:
+    """Few patches change: what they become is nearly what encoding all gives; the others stay as they were."""
+    still, moved = _still(2), _still(2)
+    moved[:, :, 8:16, 16:24] = 255
+    old, kept = towered.encode_regions(towered.preprocess(still), None, None)
+    truth = towered.encode(towered.preprocess(moved))
+    changed = (towered.preprocess(still)[0] != towered.preprocess(moved)[0]).any(1)
+    cells = changed.reshape(-1, 4).any(1).reshape(old.shape[1:3])
+    assert 0 < int(cells.sum()) < cells.numel() / 2
+    parts, _ = towered.encode_regions(towered.preprocess(moved), cells, kept)
+    assert torch.equal(parts[0][~cells], old[0][~cells])
+    wrong = (parts - truth)[0][cells].norm() / (old - truth)[0][cells].norm()
+    assert float(wrong) < 0.35
+
+
+@torch.inference_mode()
+def test_a_picture_of_another_size_is_encoded_as_a_whole(towered: VideoLLM) -> None:
+    _, kept = towered.encode_regions(towered.preprocess(_still(2)), None, None)
+    wide = towered.preprocess(_frames(2).repeat(1, 1, 1, 2))
+    none = torch.zeros(5, 7, dtype=torch.bool)
+    features, _ = towered.encode_regions(wide, none, kept)
+    assert torch.allclose(features, towered.encode(wide), atol=1e-5)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.archive import Archive
+from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.plan import MemoryPlan, RecallPlan
 from stream_sttm.engine.recall import Past, in_turn
 from stream_sttm.engine.session import StreamSession
@@ -60,7 +61,7 @@ def _past(session: StreamSession) -> Past:
 
 def _logits(model: VideoLLM, view: View, text: str) -> Tensor:
     seen: list[Tensor] = []
-    batch = AnswerBatch(model, view, [_question(text)])
+    batch = AnswerBatch(model, view, [_question(text)], Forms(model))
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
@@ -244,13 +245,14 @@ def test_questions_that_look_back_are_set_aside_and_the_others_are_answered(
     session = _recalling(tiny_model, plan)
     _feed(session, _video(tiny_model, FRAMES), WINDOW)
     asked = [_question(), _question("a much longer one: what is there now?", recall="never")]
-    plain = AnswerBatch(tiny_model, session.view(), asked)
+    known = Forms(tiny_model)
+    plain = AnswerBatch(tiny_model, session.view(), asked, known)
     gaze = _past(session).gaze(2)
     tuned = tiny_model.tuned
     try:
         for recall_from, leaving in ((0.0, asked[:1]), (1.1, [])):
             tiny_model.tuned = replace(tuned, recall_from=recall_from)
-            batch = AnswerBatch(tiny_model, session.view(), asked, past=_past(session))
+            batch = AnswerBatch(tiny_model, session.view(), asked, known, past=_past(session))
             done = batch.step()
             while batch.questions:
                 done += batch.step()
@@ -293,3 +295,45 @@ def test_a_gaze_is_the_share_of_attention_that_goes_to_what_is_not_there_any_mor
         wanted.append(weights[:, : len(is_past)][:, is_past].sum(1).mean())
     assert float(gaze.shares[0]) == pytest.approx(float(torch.stack(wanted).mean()), rel=1e-4)
     assert float(gaze.shares[1]) == 0
+
+
+def test_frames_that_repeat_bring_nothing_into_the_archive_and_what_is_too_old_leaves_it(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _recalling(tiny_model, replace(SMALL, merge_at=2), "sttm_streaming")
+    session.archive = archive = Archive("cam", most_bytes=1 << 24, max_age=20.0)
+    _feed(session, _video(tiny_model, FRAMES), WINDOW)
+    before = len(archive), archive.nbytes, session.cache.deep.emitted
+    session.repeat([FRAMES / 2, FRAMES / 2 + 0.5])
+    assert (len(archive), archive.nbytes, session.cache.deep.emitted) == before
+    session.repeat([30.0])
+    assert 0 < len(archive) < before[0]
+    assert archive.span is not None
+    assert archive.span[0] >= 30 - 20 - WINDOW / 2
+
+
+def test_what_stands_still_is_there_now_in_every_layer_however_long(tiny_model: VideoLLM) -> None:
+    session = _recalling(tiny_model, replace(SMALL, merge_at=2), "sttm_streaming")
+    _feed(session, _video(tiny_model, FRAMES), WINDOW)
+    shallow = session.cache.bands[0]
+    for at in range(FRAMES // 2, FRAMES // 2 + 10):
+        session.repeat([float(at)])
+    is_newest = shallow.index.frames == FRAMES - 1
+    below, above = _past(session).is_now
+    assert below.tolist() == is_newest.tolist()
+    assert bool(below.any())
+    assert 0 < int(above.sum()) <= CELLS
+
+
+def test_a_follow_up_is_searched_for_by_its_own_words_in_the_light_of_those_before(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _recalling(tiny_model)
+    _feed(session, _video(tiny_model, FRAMES), WINDOW)
+    past, turns = _past(session), (("what was in the road?", "a red car"),)
+    alone = past._words(_question("and then?"), (0, 2))
+    behind = past._words(_question("and then?", turns=turns), (0, 2))
+    assert [one.shape for one in behind] == [one.shape for one in alone]
+    closing = len(tiny_model._closing)
+    torch.testing.assert_close(behind[0][:, -closing:], alone[0][:, -closing:])
+    assert not torch.allclose(behind[1], alone[1])

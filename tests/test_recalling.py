@@ -19,7 +19,19 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.truth import PAST
-from stream_sttm.types import Answer, Clip, Frame, Lost, Outcome, Question, Recall
+from stream_sttm.types import (
+    Answer,
+    AnswerType,
+    Clip,
+    Form,
+    Frame,
+    Lost,
+    Outcome,
+    Progress,
+    Question,
+    Recall,
+    Unanswered,
+)
 
 STREAM, SIDE = "recalling", 48
 
@@ -95,6 +107,74 @@ def test_what_others_recall_changes_no_answer(tiny_model: VideoLLM) -> None:
     ]
     assert [together["q0"].text, together["q1"].text] == [one.text for one in alone]
     assert [together["q2"].text, together["q3"].text] == [one.text for one in alone]
+
+
+def test_a_question_about_the_last_seconds_recalls_nothing(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model, "always")
+    _show(engine, 30)
+    plain = Question("all", STREAM, "what was there?", 0.0, 6)
+    looks = {
+        "last": replace(plain, id="last", window_s=3.0),
+        "wishing": replace(plain, id="wishing", window_s=3.0, recall="always"),
+        "fresh": replace(plain, id="fresh", fresh_frames=2),
+        "all": plain,
+    }
+    for question in looks.values():
+        engine.ask(question)
+    got = {one.question.id: one for one in _run(engine) if isinstance(one, Answer)}
+    assert {id_: got[id_].tokens.recalled for id_ in looks} == {
+        "last": 0,
+        "wishing": 0,
+        "fresh": 64,
+        "all": 64,
+    }
+    assert all(got[id_].span[0] >= 56 for id_ in ("last", "wishing"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form(AnswerType.YES_NO),
+        Form(AnswerType.CHOICE, ("one red car", "one red van")),
+        Form(AnswerType.NUMBER),
+    ],
+    ids=lambda form: form.type,
+)
+def test_an_answer_from_the_past_has_its_form(tiny_model: VideoLLM, form: Form) -> None:
+    engine = _engine(tiny_model, "auto")
+    _show(engine, 30)
+    for recall in ("always", "never"):
+        engine.ask(Question(recall, STREAM, "what was it?", 0.0, 24, form=form, recall=recall))  # type: ignore[arg-type]
+    answers = {one.question.id: one for one in _run(engine) if isinstance(one, Answer)}
+    assert {id_: one.tokens.recalled for id_, one in answers.items()} == {"always": 64, "never": 0}
+    assert all(one.structured is not None for one in answers.values())
+
+
+def test_an_answer_from_the_past_is_told_as_it_is_written(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model, "always")
+    _show(engine, 30)
+    engine.ask(Question("q", STREAM, "what was there?", 0.0, 6, is_streamed=True))
+    *told, last = _run(engine)
+    assert isinstance(last, Answer)
+    assert last.tokens.recalled == 64
+    assert all(isinstance(one, Progress) for one in told)
+    assert len(told) == last.tokens.answer - 1
+
+
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_who_can_not_be_answered_is_told_so_once(
+    tiny_model: VideoLLM, is_at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(tiny_model, "auto")
+    _show(engine, 30)
+    for place, recall in enumerate(("always", "never", "always")):
+        engine.ask(Question(f"q{place}", STREAM, "what?", 0.0, 6, recall=recall))  # type: ignore[arg-type]
+    outcomes = [] if is_at_once else engine.step()
+    monkeypatch.setattr(tiny_model, "logits", lambda _: 1 / 0)
+    outcomes += _run(engine)
+    assert [type(outcome) for outcome in outcomes] == [Unanswered] * 3
+    asked = [outcome.question.id for outcome in outcomes if isinstance(outcome, Unanswered)]
+    assert sorted(asked) == ["q0", "q1", "q2"]
 
 
 @pytest.mark.parametrize("is_sought", [True, False])

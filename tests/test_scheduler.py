@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,3 +112,35 @@ def test_a_removed_stream_leaves_nothing_behind() -> None:
     assert [q.id for q in scheduler.forget("a")] == ["1"]
     assert isinstance(scheduler.next(0.0), Ask)
     assert scheduler.is_idle
+
+
+def test_higher_priority_is_answered_first_and_age_decides_among_equals() -> None:
+    scheduler = _scheduler(max_batch=1)
+    for name, priority in (("1", 0), ("2", 5), ("3", 5), ("4", -1)):
+        scheduler.add_question(replace(_question("a", name), priority=priority))
+    order = []
+    while isinstance(work := scheduler.next(0.0), Ask):
+        order += [question.id for question in work.questions]
+    assert order == ["2", "3", "1", "4"]
+
+
+def test_questions_that_look_at_different_spans_are_not_answered_from_one_view() -> None:
+    scheduler = _scheduler()
+    for name, window in (("1", None), ("2", 5.0), ("3", None), ("4", 5.0)):
+        scheduler.add_question(replace(_question("a", name), window_s=window))
+    first, second = scheduler.next(0.0), scheduler.next(0.0)
+    assert isinstance(first, Ask)
+    assert isinstance(second, Ask)
+    assert [[q.id for q in work.questions] for work in (first, second)] == [["1", "3"], ["2", "4"]]
+
+
+def test_questions_of_higher_priority_go_first_and_equals_in_their_order() -> None:
+    scheduler = Scheduler(max_waiting=9, max_batch=2)
+    for name, stream, priority in (
+        ("a", "yard", 0), ("b", "door", 0), ("c", "door", 5), ("d", "door", 0), ("e", "yard", -1),
+    ):  # fmt: skip
+        scheduler.add_question(Question(name, stream, "?", 0.0, 8, priority=priority))
+    taken = [scheduler.next(0.0) for _ in range(4)]
+    assert [[q.id for q in work.questions] for work in taken if isinstance(work, Ask)] == [
+        ["c", "b"], ["a", "e"], ["d"],
+    ]  # fmt: skip

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
+from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.slots import Format
+from stream_sttm.engine.view import Appended, View
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
@@ -80,7 +82,7 @@ def _question(text: str, most: int = 12) -> Question:
 
 
 def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
-    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts])
+    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts], Forms(model))
     done = batch.step()
     while batch.questions:
         done += batch.step()
@@ -89,7 +91,7 @@ def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, 
 
 def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
     seen: list[Tensor] = []
-    batch = AnswerBatch(model, session.view(), [_question(text, most=1)])
+    batch = AnswerBatch(model, session.view(), [_question(text, most=1)], Forms(model))
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
@@ -216,7 +218,9 @@ def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoL
     finished: list[dict[str, str]] = []
     for session, is_busy in ((calm, False), (busy, True)):
         _feed(session, video[:6], 2)
-        batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+        batch = AnswerBatch(
+            tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+        )
         done = batch.step()
         start = 6
         while batch.questions:
@@ -257,7 +261,9 @@ def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(
     whole = _answers(tiny_model, session, *texts)
     monkeypatch.setattr(answering, "PIECE", 20)
     assert _answers(tiny_model, session, *texts) == whole
-    batch = AnswerBatch(tiny_model, session.view(), [_question(text) for text in texts])
+    batch = AnswerBatch(
+        tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+    )
     batch.step()
     assert batch._suffix.length == 20 // len(texts)
 
@@ -300,6 +306,99 @@ def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(
         assert serials
         assert all(serial in alive for serial in serials)
     assert session.cache.deep.evicted > 0
+
+
+def _again(session: StreamSession, frames: int = 2) -> Appended:
+    first = session.frames
+    return session.repeat([float(first + i) / 2 for i in range(frames)])
+
+
+def test_frames_that_repeat_the_newest_write_nothing_and_are_counted_where_they_are_seen(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 4), 2)
+    lengths = [len(band) for band in session.cache.bands]
+    written = [band.written for band in session.cache.bands]
+    for _ in range(5):
+        assert _again(session) == Appended(2 * CELLS, 0, 0, False)
+    assert [len(band) for band in session.cache.bands] == lengths
+    assert [band.written for band in session.cache.bands] == written
+    assert (session.frames, session.span_seconds) == (14, 13 / 2)
+    deep = session.cache.deep
+    assert float(deep.sizes[: len(deep)].sum()) == 14 * CELLS
+    shown = deep.last_seen[: len(deep)][torch.isin(deep.index.serials, session._state.serials)]
+    assert set(shown.tolist()) == {13}
+    assert session.view().before_merge == 14 * CELLS
+    assert _answers(tiny_model, session, "what is there?")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("fresh", [0, 2])
+def test_however_long_a_picture_stands_it_is_represented_and_nothing_leaves_the_horizon(
+    tiny_model: VideoLLM, policy: str, fresh: int
+) -> None:
+    plan = replace(
+        PLAN,
+        window_tokens=6 * CELLS,
+        shallow_tokens=6 * CELLS,
+        horizon=300,
+        rebase_at=400,
+        retention=build_policy(policy),
+        fresh_frames=fresh,
+    )
+    session = _session(tiny_model, plan)
+    video = _video(tiny_model, 8, seed=4)
+    anew = 0
+    for start in range(0, 8, 2):
+        _feed(session, video[start : start + 2], 2)
+        for _ in range(30):
+            anew += _again(session).after_merge
+            alive = set(session.cache.deep.index.serials.tolist())
+            assert {*session._state.serials.tolist()} <= alive
+            ends = [
+                session._axis.end(band, (ROWS, COLUMNS), frame=session.frames, count=0)
+                for band in session.cache.bands
+            ]
+            for band, end in zip(session.cache.bands, ends, strict=True):
+                assert end - int(band.index.times[0]) <= plan.horizon
+    assert anew > 0
+    assert _answers(tiny_model, session, "what is there?")
+
+
+def test_a_reducer_that_merges_with_nothing_gets_repeated_frames_in_full(
+    tiny_model: VideoLLM,
+) -> None:
+    video = _video(tiny_model, 4)
+    repeated, shown = (_session(tiny_model, reducer="none") for _ in range(2))
+    for session in (repeated, shown):
+        _feed(session, video, 2)
+    _again(repeated)
+    _feed(shown, video[-1:].expand(2, -1, -1, -1), 2)
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(repeated, layer), _layer(shown, layer), strict=True):
+            assert torch.equal(ours, wanted)
+
+
+def test_what_comes_after_repeated_frames_stands_where_it_would_have_stood(
+    tiny_model: VideoLLM,
+) -> None:
+    """Merged before the first layer, repeating a frame is exactly the same as showing it again."""
+    video = _video(tiny_model, 6)
+    still = torch.cat([video[:4], video[3:4].expand(6, -1, -1, -1), video[4:]])
+    repeated, shown = (_session(tiny_model, replace(PLAN, merge_at=0)) for _ in range(2))
+    _feed(shown, still, 2)
+    _feed(repeated, video[:4], 2)
+    for _ in range(3):
+        _again(repeated)
+    _feed(repeated, video[4:], 2)
+    assert len(repeated.cache.deep) == len(shown.cache.deep)
+    for layer in range(len(tiny_model.layers)):
+        for ours, wanted in zip(_layer(repeated, layer), _layer(shown, layer), strict=True):
+            assert torch.allclose(ours, wanted, atol=2e-5)
+    deep = repeated.cache.deep
+    assert torch.equal(deep.last_seen, shown.cache.deep.last_seen)
+    assert torch.equal(deep.sizes, shown.cache.deep.sizes)
 
 
 def test_fresh_view_shows_the_newest_frames_whole_and_none_twice(tiny_model: VideoLLM) -> None:
@@ -467,3 +566,55 @@ def test_rotations_are_counted_per_token_and_stay_few(tiny_model: VideoLLM) -> N
         assert int(deep.turns[len(deep) - 1]) == 0 or len(deep) == 1
     assert session.cache.bands[0].offset > 0
     assert 1 <= seen <= 4
+
+
+def test_window_of_a_question_hides_what_was_last_seen_before_it(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 20), cut=2)
+    whole, last = session.view(), session.view(window_s=2.0)  # two frames a second
+    seen = session.cache.deep.last_seen[: len(session.cache.deep)]
+    assert last.visual == int((seen >= 15).sum())
+    assert last.visual < whole.visual
+    assert last.before_merge == 5 * CELLS
+    assert last.span == (whole.span[1] - 2.0, whole.span[1])
+    hidden = torch.isinf(_bias(last))
+    assert hidden.nonzero()[:, 0].tolist() == (seen < 15).nonzero()[:, 0].tolist()
+
+
+def test_window_longer_than_the_memory_changes_no_logit(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 6), cut=2)
+    expected = _first_logits(tiny_model, session, "what is there?")
+    view = session.view(window_s=100.0)
+    session.view = lambda: view  # type: ignore[method-assign,assignment]
+    assert torch.equal(_first_logits(tiny_model, session, "what is there?"), expected)
+
+
+def test_what_a_window_hides_is_not_looked_at(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 12), cut=2)
+    view = session.view(window_s=2.0)
+    session.view = lambda: view  # type: ignore[method-assign,assignment]
+    expected = _first_logits(tiny_model, session, "what is there?")
+    hidden = torch.isinf(_bias(view)).nonzero()[:, 0]
+    for layer in range(view.bounds[-1], len(tiny_model.layers)):
+        shared = view.prefix[0].shared(layer)
+        shared.values[:, :, hidden + shared.values.shape[2] - len(_bias(view))] = 1e3
+    assert len(hidden)
+    assert torch.equal(_first_logits(tiny_model, session, "what is there?"), expected)
+
+
+def test_question_may_ask_for_fresh_frames_of_its_own(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 8), cut=2)
+    assert session.view().visual < session.view(fresh_frames=2).visual
+    assert len(session.view(fresh_frames=2).prefix) == 2
+    # a fresh view never shows more than the question is about
+    assert session.view(window_s=0.4, fresh_frames=4).visual >= CELLS
+
+
+def _bias(view: View) -> Tensor:
+    bias = view.prefix[0].shared(view.bounds[-1]).bias
+    pinned = bias.shape[0] - len(view.prefix[0].bands[-1].index)
+    part: Tensor = bias[pinned:]
+    return part

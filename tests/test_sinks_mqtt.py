@@ -17,8 +17,9 @@ import pytest
 
 from stream_sttm import metrics
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
-from stream_sttm.sinks import mqtt, open_sink
-from stream_sttm.sinks.mqtt import MAX_PAYLOAD_BYTES, MqttSink
+from stream_sttm.sinks import mqtt_link, open_sink
+from stream_sttm.sinks.mqtt import MqttSink
+from stream_sttm.sinks.mqtt_link import MAX_PAYLOAD_BYTES
 from stream_sttm.types import StreamState
 from tests.answers import make_answer, make_status, until
 from tests.mosquitto import PASSWORD, USER, MakeBroker, Mosquitto, free_port
@@ -44,8 +45,9 @@ async def test_answer_arrives_as_json_and_its_state_as_retained_text(broker: Mos
     }
     assert {m["qos"] for m in reader.messages()} == {1}
     with broker.reader() as late:
-        await until(lambda: len(late.messages()) == 2)
+        await until(lambda: len(late.messages()) == 3)
         assert late.payloads("test/cam/query/look/state") == ["yes, a red car"]
+        assert late.payloads("test/cam/query/look/attributes") == [published]
         assert late.payloads("test/available") == ["stopped"]
 
 
@@ -118,7 +120,7 @@ async def test_reconnect_tells_all_retained_topics_anew(broker: Mosquitto) -> No
         broker.start()
         await until(lambda: is_connected(sink))
         with broker.reader() as late:
-            await until(lambda: len(late.messages()) == 6)
+            await until(lambda: len(late.messages()) == 7)
             assert {
                 m["topic"]: m["payload"] for m in late.messages() if m["payload"][0] != "{"
             } == {
@@ -164,7 +166,7 @@ async def test_attempts_that_a_silent_broker_let_hang_are_gone_when_it_wakes(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each would hold a socket, and a last will that says `offline` of a service that runs."""
-    monkeypatch.setattr(mqtt, "_CONNACK", 0.3)
+    monkeypatch.setattr(mqtt_link, "_CONNACK", 0.3)
     caplog.set_level(logging.INFO)
     with broker.reader() as reader:
         async with MqttSink(broker.url, timeout=0.3) as sink:
@@ -318,7 +320,17 @@ async def test_tls_is_checked_against_the_named_authority(
         ("mqtt://host/%23", "not allowed"),
         ("mqtt://host/a//b", "not allowed"),
         ("mqtt://host/" + "x" * 300, "at most 200"),
-        ("mqtt://u:geheim@host/a?retain=1", "no options"),
+        ("mqtt://u:geheim@host/a?retain=1", "has no option 'retain'"),
+        ("mqtt://u:geheim@host/a?geheim@x=1", "has no option '***'"),
+        ("mqtt://u:geheim@host/a?protocol=", "protocol: has no value"),
+        ("mqtt://u:geheim@host/a?protocol=4", "is 311 (MQTT 3.1.1) or 5"),
+        ("mqtt://u:geheim@host/a?protocol=5&protocol=311", "an option twice"),
+        ("mqtt://u:geheim@host/a?discovery=a/%2B", "not allowed"),
+        ("mqtt://u:geheim@host/a?node=a/b", "node: takes letters"),
+        ("mqtt://u:geheim@host/a?snapshots=often", "snapshots: is a number of seconds"),
+        ("mqtt://u:geheim@host/a?ca=/tmp/x", "ca: belongs to mqtts://"),
+        ("mqtts://u:geheim@host/a?key=/tmp/x", "key: belongs to cert=FILE"),
+        ("mqtts://u:geheim@host/a?cert=/no/such", "can't use cert=/no/such: No such file"),
         ("mqtts://u:geheim@host/a?ca=/no/such/file", "can't read ca=/no/such/file"),
     ],
 )
@@ -332,4 +344,5 @@ def test_url_that_can_not_work_is_refused_in_one_line(url: str, words: str) -> N
 def test_prefix_and_ports_have_defaults() -> None:
     plain, secure = MqttSink("mqtt://broker"), MqttSink("mqtts://broker/")
     assert (plain.name, secure.name) == ("broker:1883", "broker:8883")
-    assert plain._prefix == secure._prefix == "stream_sttm"
+    assert plain._topics.prefix == secure._topics.prefix == "stream_sttm"
+    assert MqttSink("mqtt://broker/home/cams/").name == "broker:1883/home/cams"

@@ -162,3 +162,30 @@ def test_streams_of_the_property_tests_really_merge() -> None:
         for seed in range(20)
     ]
     assert 0.1 < sum(shares) / len(shares) < 0.7
+
+
+@quick
+@given(seeds, options, cuts, st.integers(1, 4))
+def test_repeating_the_last_frame_equals_showing_it_again(
+    seed: int, chosen: dict[str, Any], sizes: list[int], frames: int
+) -> None:
+    reducer = SttmStreaming(**chosen)
+    state: StreamState | None = None
+    for clip in windows(features := moving_field(seed, frames=FRAMES), sizes):
+        _, state = reducer(clip, state)
+    assert state is not None
+    repeated = reducer.repeated(state, frames)
+    tokens, shown = reducer(features[-1:].expand(frames, -1, -1, -1), state)
+    every = chosen["refresh_every"]
+    if every and any(t % every == 0 for t in range(FRAMES, FRAMES + frames)):
+        assert repeated is None
+        return
+    assert repeated is not None
+    assert len(tokens) == 0
+    for name, part in repeated.saved().items():
+        torch.testing.assert_close(part, shown.saved()[name])
+    for ours, wanted in zip(
+        (*repeated.absorbed, *repeated.last_seen), (*shown.absorbed, *shown.last_seen), strict=True
+    ):
+        assert torch.equal(ours, wanted)
+    assert reducer.repeated(state.expire(state.serials[:1]), frames) is None

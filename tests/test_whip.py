@@ -30,8 +30,8 @@ from stream_sttm.sources.whip import Publishers
 from stream_sttm.store import AnswerStore
 from tests.browser import CHROMIUM, PAGE, browsing
 from tests.leaks import open_files, threads, until
+from tests.served import EchoService
 from tests.service import Service
-from tests.test_api import EchoService
 from tests.test_ingest import ingesting
 from workers import gateway
 

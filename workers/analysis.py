@@ -1,8 +1,8 @@
-"""Clips and questions in, answers out: the one place where the network side meets the engine.
+"""Clips and questions in, answers and events out: the one place where the network side meets the engine.
 
 The engine runs in a thread of its own, one bounded step at a time; between two steps, and only then, the event loop
-hands it clips and questions. Each stream has at most one clip in the engine, so a slow engine shows as a full channel
-at that stream's ingest and never as a growing queue here.
+hands it clips and questions, and makes what changes are due. Each stream has at most one clip in the engine, so a slow
+engine shows as a full channel at that stream's ingest and never as a growing queue here.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,11 +19,25 @@ from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
 from stream_sttm.queries import StandingQueries
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Recall, Unanswered
+from stream_sttm.types import (
+    Answer,
+    Clip,
+    Event,
+    EventKind,
+    Evidence,
+    Frame,
+    Lost,
+    Observed,
+    Outcome,
+    Progress,
+    Question,
+    Unanswered,
+)
 from workers.channel import Channel
 
 _log = logging.getLogger(__name__)
 ON_DEMAND = "on_demand"  # the label of questions that no standing query asked
+_FRAMES_BACK = 4  # clips; an answer rests on the newest frame of one of the last
 
 
 class Analysis:
@@ -36,68 +49,103 @@ class Analysis:
         queries: StandingQueries,
         *,
         thread: ThreadPoolExecutor,
-        deliver: Callable[[Answer], None],
+        deliver: Callable[[Answer | Event | Evidence], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine, self._queries = engine, queries
         self._thread, self._deliver, self._clock = thread, deliver, clock
         self._clips: deque[Clip] = deque()
         self._questions: deque[Question] = deque()
+        self._changes: deque[Callable[[Engine], Iterable[Outcome]]] = deque()
+        self._feeds: dict[str, asyncio.Task[None]] = {}
         self._taken: dict[str, asyncio.Event] = {}
+        self._shown: dict[str, deque[Frame]] = {}  # the newest of each of the last clips
         self._asked: dict[str, asyncio.Future[Answer]] = {}
+        self._listening: dict[str, Callable[[str], None]] = {}
         self._wake = asyncio.Event()
         self._stepping: float | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self.has_begun = asyncio.Event()
         self._is_stopping = False
 
     async def run(self, clips: Mapping[str, Channel[Clip]]) -> None:
         """Serve every stream's clips and all questions until cancelled; who still waits then is told so."""
         try:
             async with asyncio.TaskGroup() as group:
+                self._group = group
                 for stream, channel in clips.items():
-                    group.create_task(self._feed(stream, channel), name=f"feed[{stream}]")
+                    self.watch(stream, channel)
                 group.create_task(self._work(), name="engine")
+                self.has_begun.set()
         finally:
             self._is_stopping = True
             for future in self._asked.values():
                 if not future.done():
                     future.set_exception(_stopping())
 
-    async def ask(
-        self,
-        stream: str,
-        text: str,
-        *,
-        max_new_tokens: int,
-        timeout: float,
-        recall: Recall | None = None,
-    ) -> Answer:
-        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't."""
+    def watch(self, stream: str, channel: Channel[Clip]) -> None:
+        """Serve one more stream, which the engine knows; to be called while `run` runs."""
+        assert self._group is not None
+        feed = self._feed(stream, channel)
+        self._feeds[stream] = self._group.create_task(feed, name=f"feed[{stream}]")
+
+    def forget(self, stream: str) -> None:
+        """Serve a stream no more, and have the engine free its memory."""
+        if (feed := self._feeds.pop(stream, None)) is not None:
+            feed.cancel()
+        self._taken.pop(stream, None)
+        self._shown.pop(stream, None)
+        self._clips = deque(clip for clip in self._clips if clip.stream != stream)
+        self.change(lambda engine: engine.close(stream))
+
+    def change(self, how: Callable[[Engine], Iterable[Outcome]]) -> None:
+        """Have the engine changed between two of its steps; what comes of it is settled like a step's outcomes."""
+        self._changes.append(how)
+        self._wake.set()
+
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
+        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't.
+
+        `on_text` is told the words of a streamed answer so far whenever there are more.
+        """
         if self._is_stopping:
             raise _stopping()
-        question = Question(
-            id=uuid.uuid4().hex,
-            stream=stream,
-            text=text,
-            asked_at=self._clock(),
-            max_new_tokens=max_new_tokens,
-            timeout=timeout,
-            recall=recall,
-        )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[question.id] = future
-        self._questions.append(question)
-        self._wake.set()
+        if on_text is not None:
+            self._listening[question.id] = on_text
+        self._put(question)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(question.timeout):
                 return await future
         except TimeoutError:
-            raise QuestionExpired(f"stream {stream!r}: not answered within {timeout:g} s") from None
+            raise QuestionExpired(
+                f"stream {question.stream!r}: not answered within {question.timeout:g} s"
+            ) from None
         finally:
             self._asked.pop(question.id, None)
+            self._listening.pop(question.id, None)
+
+    def call(self, stream: str, query: str) -> bool:
+        """Something calls for a standing query's answer now; False where that has to wait for its turn."""
+        question = self._queries.call(stream, query, self._clock())
+        if question is not None:
+            self._put(question)
+        return question is not None
+
+    def tell(self, events: Iterable[Event]) -> None:
+        """Pass on what became known of events."""
+        for event in events:
+            metrics.EVENTS.labels(event.stream, event.query, event.kind.value).inc()
+            self._deliver(event)
 
     def seconds_in_step(self) -> float:
         """How long the engine has been at its present step, 0 while it waits."""
         return time.monotonic() - self._stepping if self._stepping is not None else 0.0
+
+    def _put(self, question: Question) -> None:
+        self._questions.append(question)
+        self._wake.set()
 
     async def _feed(self, stream: str, channel: Channel[Clip]) -> None:
         """Hand over one stream's clips, each when the one before is in its memory."""
@@ -112,9 +160,12 @@ class Analysis:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if self._engine.is_idle and not (self._clips or self._questions):
+            if self._engine.is_idle and not (self._clips or self._questions or self._changes):
                 self._wake.clear()
                 await self._wake.wait()
+            while self._changes:
+                for outcome in self._changes.popleft()(self._engine):
+                    self._settle(outcome)
             while self._clips:
                 self._engine.observe(self._clips.popleft())
             while self._questions:
@@ -137,13 +188,9 @@ class Analysis:
     def _settle(self, result: Outcome, *, outcome: str = "failed") -> None:
         match result:
             case Observed(clip):
-                self._taken[clip.stream].set()
-                newest = clip.frames[-1]
-                self._questions.extend(
-                    self._queries.due(clip.stream, pts=newest.pts, now=self._clock())
-                )
+                self._observed(clip)
             case Lost(clip):
-                self._taken[clip.stream].set()
+                self._has_taken(clip)
             case Unanswered(question, error):
                 _count(question, "expired" if isinstance(error, QuestionExpired) else outcome)
                 self._queries.settled(question)
@@ -152,20 +199,52 @@ class Analysis:
                     future.set_exception(error)
                 elif question.query is not None:
                     _log.warning("query %s on %s: %s", question.query, question.stream, error)
+            case Progress(question, text):
+                if on_text := self._listening.get(question.id):
+                    on_text(text)
             case Answer():
                 self._answered(result)
 
+    def _has_taken(self, clip: Clip) -> None:
+        if (taken := self._taken.get(clip.stream)) is not None:  # else it was forgotten meanwhile
+            taken.set()
+
+    def _observed(self, clip: Clip) -> None:
+        """Ask what is due with a clip that is now remembered."""
+        self._has_taken(clip)
+        stream, newest, now = clip.stream, clip.frames[-1], self._clock()
+        if stream in self._feeds:
+            self._shown.setdefault(stream, deque(maxlen=_FRAMES_BACK)).append(newest)
+        is_still = getattr(clip, "same_as", None) is not None
+        due = self._queries.due(stream, pts=newest.pts, now=now, has_changed=not is_still)
+        self._questions.extend(due)
+        self.tell(self._queries.lapsed(stream, now))
+
     def _answered(self, answer: Answer) -> None:
         question = answer.question
+        frame = self._newest_under(answer)
+        taken = self._queries.take(answer, self._clock(), has_snapshot=frame is not None)
         # Whoever gave up meanwhile was told so; what was worked out is kept and published all the same.
-        _count(question, "expired" if self._is_abandoned(question) else "answered")
-        self._queries.settled(question)
-        if question.query is not None:
-            answer = replace(answer, news=self._queries.is_news(answer))
-        self._deliver(answer)
+        is_expired = self._is_abandoned(question) or not taken.is_kept
+        _count(question, "expired" if is_expired else "late" if taken.is_late else "answered")
+        if not taken.is_clear:
+            metrics.UNCLEAR.labels(question.stream, question.query).inc()
+        answer = replace(answer, news=taken.is_news)
+        if taken.is_kept:
+            self._deliver(answer)
+        if taken.event is not None:
+            if taken.event.kind is EventKind.NEW and frame is not None:
+                self._deliver(Evidence(taken.event.id, frame))
+            self.tell([taken.event])
         future = self._asked.get(question.id)
         if future is not None and not future.done():
             future.set_result(answer)
+
+    def _newest_under(self, answer: Answer) -> Frame | None:
+        """The newest frame that `answer` can rest on, of those at hand."""
+        shown = self._shown.get(answer.question.stream, ())
+        known = [frame for frame in shown if frame.captured_at <= answer.captured_at]
+        return known[-1] if known else None
 
     def _is_abandoned(self, question: Question) -> bool:
         """Whether somebody asked this and has stopped waiting."""

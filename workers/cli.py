@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -134,15 +135,19 @@ def _settings(path: str, **overrides: Any) -> Settings:
 
 def _serve(options: argparse.Namespace) -> int:
     stop = _Stop()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read anew
     from workers import local
+    from workers.reloading import File
 
-    settings = _settings(options.config, http__port=options.port)
+    load = partial(_settings, options.config, http__port=options.port)
+    file = File(options.config, load)
+    settings = load()
     _log_to_stderr(settings.log_level)
 
     def listening(port: int) -> None:
         _log.info("listening on http://%s:%d", settings.http.host, port)
 
-    return _until_stopped(stop, local.run(settings, ready=listening))
+    return _until_stopped(stop, local.run(settings, ready=listening, file=file))
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -39,10 +39,7 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
                     max_side=640,
                     access=access,
                 )
-    sinks = tree.get("sinks")
-    for index, url in enumerate(sinks if isinstance(sinks, list) else ()):
-        if isinstance(url, str):
-            faults += _fault(f"sinks.{index}", open_sink, url)
+    faults += _faults_of_sinks(tree.get("sinks"))
     reducer = tree.get("reducer")
     if isinstance(reducer, dict):
         faults += _fault("reducer", _check_reducer, reducer)
@@ -54,6 +51,21 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
         faults += _fault("memory.retention", build_policy, name, options)
     elif isinstance(retention, str):
         faults += _fault("memory.retention", build_policy, retention)
+    return faults
+
+
+def _faults_of_sinks(sinks: Any) -> list[str]:
+    faults: list[str] = []
+    names: dict[str, int] = {}
+
+    def check(index: int, url: str) -> None:
+        first = names.setdefault(open_sink(url).name, index)
+        if first != index:
+            raise ConfigError(f"is the same broker and prefix as sinks.{first}")
+
+    for index, url in enumerate(sinks if isinstance(sinks, list) else ()):
+        if isinstance(url, str):
+            faults += _fault(f"sinks.{index}", check, index, url)
     return faults
 
 

@@ -22,13 +22,13 @@ from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError,
 from stream_sttm.sampling import Sampler
 from stream_sttm.sources import Source, open_source
 from stream_sttm.sources.arrival import StreamClock
+from stream_sttm.stillness import StillGate
 from stream_sttm.streamconfig import StreamSettings
 from stream_sttm.types import Clip, Frame, StreamState, StreamStatus
 from workers.channel import Channel
 from workers.patience import USUAL, Backoff, Watchdog
 
 logger = logging.getLogger(__name__)
-
 
 OPEN_LIMIT = 30.0  # seconds for opening, should a source's own timeouts fail
 _TROUBLE = (StreamState.STALLED, StreamState.OFFLINE)
@@ -70,15 +70,16 @@ async def run(  # noqa: PLR0913 - the seams of a stream, each named
     clips: Channel[Clip],
     report: Callable[[StreamStatus], None],
     on_frame: Callable[[Frame], None] = lambda _: None,
+    on_still: Callable[[str, float | None], None] = lambda *_: None,
     backoff: Backoff = USUAL,
     opener: Opener = open_source,
 ) -> None:
     """Keep the stream `name` flowing into `clips` until it is cancelled, or a file's end.
 
-    `report` is told each change of state; `on_frame` gets every frame, for snapshots. Both run in the event loop and
-    must not wait. A live stream never waits for room in `clips`, a file does.
+    `report` is told each change of state, `on_frame` gets every frame, `on_still` since when (wall clock) nothing
+    changes. They run in the event loop and must not wait. A live stream never waits for room, a file does.
     """
-    stream = _Stream(name, settings, clips, report, on_frame, opener)
+    stream = _Stream(name, settings, clips, report, on_frame, on_still, opener)
     failures = 0
     try:
         stream.change(StreamState.CONNECTING)
@@ -97,20 +98,23 @@ async def run(  # noqa: PLR0913 - the seams of a stream, each named
 class _Stream:
     """One stream's way from its source to its clips, over all of its connections."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the seams of a stream, as given to `run`
         self,
         name: str,
         settings: StreamSettings,
         clips: Channel[Clip],
         report: Callable[[StreamStatus], None],
         on_frame: Callable[[Frame], None],
+        on_still: Callable[[str, float | None], None],
         opener: Opener,
     ) -> None:
         self._name, self._settings, self._opener = name, settings, opener
-        self._clips, self._report, self._on_frame = clips, report, on_frame
+        self._clips, self._report = clips, report
+        self._on_frame, self._on_still = on_frame, on_still
         self._url = settings.candidates[0]
         self._better: list[str] = []  # what is wrong with the URLs before this one
         self._sampler = Sampler(settings.fps, settings.clip_frames)
+        self._gate = StillGate(settings.max_still)
         self._status = StreamStatus(name, StreamState.DISABLED, time.time())
         self._clock = StreamClock()
         self._is_live = True
@@ -164,6 +168,7 @@ class _Stream:
             error, state, reason = await self._once()
             if (rest := self._sampler.restart()) is not None:  # a clip never spans a break
                 await self._hand_over(rest)
+            self._begin_anew()
             if error is None:
                 return None
             errors.append(error)
@@ -246,6 +251,7 @@ class _Stream:
             logger.info("ingest[%s]: the camera sends %s %dx%d now", self._name, *kind)
             if (rest := self._sampler.flush()) is not None:
                 await self._hand_over(rest)
+            self._begin_anew()
             self._segment += 1
         self._kind, self._video = kind, {**details, "segment": self._segment}
         if self._status.state is StreamState.ONLINE:  # else it is about to be told
@@ -264,7 +270,15 @@ class _Stream:
         if (clip := self._sampler.add(frame)) is not None:
             await self._hand_over(clip)
 
+    def _begin_anew(self) -> None:
+        """What was shown before a break says nothing of what comes after it."""
+        self._gate.restart()
+        self._on_still(self._name, None)
+
     async def _hand_over(self, clip: Clip) -> None:
+        if self._settings.max_still:
+            clip = await asyncio.to_thread(self._gate.judge, clip)
+            self._on_still(self._name, self._gate.still_since)
         if self._is_live:
             self._clips.offer(clip)
         else:

@@ -24,18 +24,18 @@ _LAST_SAVE = 10.0  # seconds that a stopping service gives to its last save
 
 
 class Keeping:
-    """Saves and restores every stream's memory under `settings.dir`."""
+    """Saves and restores the memory of all `streams`, which may change, under `settings.dir`."""
 
     def __init__(
         self,
         engine: Engine,
         settings: StateSettings,
-        streams: Iterable[str],
+        streams: Callable[[], Iterable[str]],
         *,
         thread: ThreadPoolExecutor,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._engine, self._settings, self._streams = engine, settings, tuple(streams)
+        self._engine, self._settings, self._streams = engine, settings, streams
         self._thread, self._clock = thread, clock
         self._failing: set[str] = set()
 
@@ -48,7 +48,7 @@ class Keeping:
 
         What can't be used is set aside, with one line that says why, and its stream starts empty.
         """
-        for stream in self._streams if self._folder else ():
+        for stream in self._streams() if self._folder else ():
             self._restore(stream)
 
     def _restore(self, stream: str) -> None:
@@ -95,7 +95,7 @@ class Keeping:
 
     async def _save_all(self, folder: Path) -> None:
         loop = asyncio.get_running_loop()
-        for stream in self._streams:
+        for stream in tuple(self._streams()):
             saved = await loop.run_in_executor(self._thread, self._engine.saved, stream)
             if saved is None:
                 continue

@@ -4,104 +4,150 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from stream_sttm import __version__, metrics, registry
+from stream_sttm import metrics, registry
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
-from stream_sttm.config import Settings
-from stream_sttm.engine.engine import Engine
-from stream_sttm.errors import NoVideoYet, UnknownStream
-from stream_sttm.models import load_model
-from stream_sttm.queries import StandingQueries
+from stream_sttm.api.control import routes as control_routes
+from stream_sttm.api.eventlog import routes as event_routes
+from stream_sttm.config import AnsweringSettings, Settings
+from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
+from stream_sttm.eventlog import EventLog
+from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
-from stream_sttm.sources import open_source
-from stream_sttm.sources.access import Access
 from stream_sttm.sources.pictures import jpeg
-from stream_sttm.store import AnswerStore
-from stream_sttm.types import Answer, Clip, Frame, Recall, StreamState, StreamStatus
+from stream_sttm.stats import Stats
+from stream_sttm.toggles import Place, Toggles
+from stream_sttm.types import Answer, Event, Evidence, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
-from workers.keeping import Keeping
-
-if TYPE_CHECKING:
-    from stream_sttm.sources.whip import Publishers
+from workers.control import Control
+from workers.outlets import Outlets
+from workers.reloading import File
+from workers.watching import Watching, publishers_of
 
 _log = logging.getLogger(__name__)
-_CLIPS_AHEAD = 2
-_SMALL_MODEL = 50_000_000  # parameters under which one CPU thread is fastest
+_PICTURES = 16  # frames held for events that begin just now
 _ANSWERS_AHEAD = 4096
 _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for longer is not ready
 
 
 class LocalService:
-    """What the HTTP interface may ask of the running service."""
+    """What the HTTP interface and the sinks may ask of the running service."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        now = time.time()
         self._statuses = {
-            name: StreamStatus(name, StreamState.CONNECTING, now)
-            if stream.enabled
-            else StreamStatus(name, StreamState.DISABLED, now, "disabled in the configuration")
-            for name, stream in settings.streams.items()
+            name: StreamStatus(name, StreamState.CONNECTING, time.time())
+            for name in settings.streams
         }
         self._newest: dict[str, Frame] = {}
+        self._still_since: dict[str, float | None] = {}
+        self._pictures: OrderedDict[str, Frame] = OrderedDict()  # of events that begin just now
+        self._is_on: Callable[[Place], bool] = lambda place: self._configured(place)
         self._analysis: Analysis | None = None
         self._reason = "the model is being loaded"
-        self.outbox: Channel[Answer | StreamStatus] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
+        self._stats = Stats()
+        self.control: Control | None = None
+        self.outbox: Channel[delivery.Outgoing] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
 
     @property
     def model(self) -> str:
         """Name of the model that answers."""
         return self._settings.model
 
+    @property
+    def answering(self) -> AnsweringSettings:
+        """Limits for questions."""
+        return self._settings.answering
+
+    @property
+    def is_switchable(self) -> bool:
+        """Whether streams and queries can be enabled and disabled while the service runs."""
+        return self.control is not None
+
     def streams(self) -> list[StreamStatus]:
         """Every stream's status, in the order of the configuration."""
         return [self._seen(status) for status in self._statuses.values()]
 
     def queries(self) -> list[dict[str, Any]]:
-        """The standing queries as configured."""
+        """The standing queries as configured, with the streams that each is asked of now."""
         return [
-            {"name": name, **query.model_dump()} for name, query in self._settings.queries.items()
+            {
+                "name": name,
+                **query.model_dump(mode="json"),
+                "enabled": any(on := [s for s in query.streams if self._is_on((s, name))]),
+                "asked_of": on,
+            }
+            for name, query in self._settings.queries.items()
         ]
 
-    async def ask(
-        self,
-        stream: str,
-        text: str,
-        *,
-        max_new_tokens: int | None = None,
-        timeout: float,
-        recall: Recall | None = None,
-    ) -> Answer:
+    def standing(self) -> Mapping[str, QuerySettings]:
+        """The standing queries by name."""
+        return self._settings.queries
+
+    def is_query_enabled(self, query: str, stream: str) -> bool:
+        """Whether a query is asked of a stream now."""
+        return stream in self._settings.queries[query].streams and self._is_on((stream, query))
+
+    def stats(self) -> dict[str, Any]:
+        """The service's numbers as JSON."""
+        return self._stats.collect(self.streams(), model=self.model)
+
+    def resend(self) -> None:
+        """Report every stream's status anew."""
+        for status in self.streams():
+            self.outbox.offer(status)
+
+    async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
+        """Watch a stream, or leave it out; holds over restarts."""
+        await self._controlled().set_stream_enabled(stream, is_enabled)
+
+    async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
+        """Ask a query of a stream, or of all of its own, or leave it out; holds over restarts."""
+        await self._controlled().set_query_enabled(query, stream, is_enabled)
+
+    async def trigger(self, query: str, stream: str | None = None) -> None:
+        """Ask a standing query now, whatever its rhythm."""
+        await self._controlled().trigger(query, stream)
+
+    def sighted(self, payload: bytes) -> None:
+        """Take a message of Frigate's topics `events` or `reviews`, garbage included."""
+        self._controlled().sighted(payload)
+
+    def _controlled(self) -> Control:
+        if self.control is None:
+            raise NotReady("the service has not started yet; try again in a moment")
+        return self.control
+
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer a question from a stream's memory; raises QuestionError where it can't be."""
+        stream = question.stream
         if stream not in self._statuses:
             hint = registry.suggest(stream, sorted(self._statuses))
             raise UnknownStream(f"there is no stream {stream!r}{hint}")
-        if not self._settings.streams[stream].enabled:
-            raise NoVideoYet(f"stream {stream!r} is disabled in the configuration")
+        if not self._is_on((stream, "")):
+            raise NoVideoYet(f"stream {stream!r} is disabled")
         if self._analysis is None:
             raise NoVideoYet(self._reason)
         limits = self._settings.answering
-        return await self._analysis.ask(
-            stream,
-            text,
-            max_new_tokens=min(max_new_tokens or limits.max_new_tokens, limits.max_new_tokens),
+        timeout = limits.timeout if question.timeout is None else question.timeout
+        bounded = replace(
+            question,
+            max_new_tokens=min(question.max_new_tokens, limits.max_new_tokens),
             timeout=min(timeout, limits.timeout),
-            recall=recall,
         )
+        return await self._analysis.ask(bounded, on_text)
 
     def readiness(self) -> tuple[bool, str]:
         """Whether questions can be answered, and why not."""
@@ -118,41 +164,101 @@ class LocalService:
         return jpeg(frame.image) if frame is not None else None
 
     def _seen(self, status: StreamStatus) -> StreamStatus:
-        """The status with the time of the newest frame, which changes without a change of state."""
+        """The status with what changes without a change of state: the newest frame's time, since when all is still."""
         frame = self._newest.get(status.stream)
-        return replace(status, last_frame_at=frame.captured_at) if frame is not None else status
+        if frame is None:
+            return status
+        still = {"still_since": self._still_since.get(status.stream)}
+        return replace(status, last_frame_at=frame.captured_at, details={**status.details, **still})
 
     def keep_newest(self, frame: Frame) -> None:
         """Remember a frame for snapshots."""
         self._newest[frame.stream] = frame
+
+    def keep_stillness(self, stream: str, since: float | None) -> None:
+        """Remember since when nothing has changed in a stream's picture."""
+        self._still_since[stream] = since
 
     def report(self, status: StreamStatus) -> None:
         """Take a stream's new status and pass it on."""
         self._statuses[status.stream] = status
         self.outbox.offer(status)
 
+    def deliver(self, item: delivery.Outgoing) -> None:
+        """Pass on an answer or event; a picture is at hand at once, before the store has it."""
+        if isinstance(item, Evidence):
+            self._pictures[item.event] = item.frame
+            if len(self._pictures) > _PICTURES:
+                self._pictures.popitem(last=False)
+        self.outbox.offer(item)
+
+    def event_snapshot(self, event: str) -> bytes | None:
+        """The picture with which an event began a moment ago, None of an older one; called from a thread."""
+        frame = self._pictures.get(event)
+        return jpeg(frame.image) if frame is not None else None
+
+    def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
+        """Take other settings and switches; what became of streams by that is told."""
+        old, self._settings, self._is_on = self._statuses, settings, is_on
+        self._statuses = {
+            name: old.get(name) or StreamStatus(name, StreamState.CONNECTING, time.time())
+            for name in settings.streams
+        }
+        for name in [name for name in old if name not in settings.streams]:
+            self._newest.pop(name, None)
+            self._tell_off(name, "removed from the configuration")
+            del self._statuses[name]
+        for name, status in list(self._statuses.items()):
+            if not is_on((name, "")) and status.state is not StreamState.DISABLED:
+                by = "while running" if settings.streams[name].enabled else "in the configuration"
+                self._tell_off(name, f"disabled {by}")
+
+    def _tell_off(self, stream: str, reason: str) -> None:
+        ingest.show_state(stream, StreamState.DISABLED)
+        self.report(StreamStatus(stream, StreamState.DISABLED, time.time(), reason))
+
+    def _configured(self, place: Place) -> bool:
+        stream, query = place
+        is_watched = self._settings.streams[stream].enabled
+        return is_watched and (not query or self._settings.queries[query].enabled)
+
     def started(self, analysis: Analysis) -> None:
         """The engine runs."""
         self._analysis = analysis
 
 
-async def run(settings: Settings, *, ready: Callable[[int], None] | None = None) -> None:
+async def run(
+    settings: Settings,
+    *,
+    ready: Callable[[int], None] | None = None,
+    file: File | None = None,
+) -> None:
     """Serve `settings` until cancelled; `ready` is told the HTTP port once it listens.
 
-    Raises ConfigError or ModelError where the service can't start; afterwards streams, sinks and the store may fail
-    and recover without ending it.
+    Where they came from a `file`, it is followed. Raises ConfigError or ModelError where the service can't start;
+    afterwards streams, sinks and the store may fail and recover without ending it.
     """
     service = LocalService(settings)
     feed = Feed()
-    store = AnswerStore(settings.store.path)
+    store = delivery.open_store(settings.store.path)
+    own = delivery.file_beside(store)
+    log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
+    control = Control(settings, Toggles(own), file.load if file is not None else None)
+    service.control = control
+    service.show(settings, control.is_on)
     token = settings.http.token.get_secret_value() if settings.http.token else None
     app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
-    publishers = _publishers(settings)
-    app.include_router(whip.routes(publishers))
-    limits = delivery.Limits(
-        keep_answers=settings.store.keep_days * 86_400 if settings.store.keep_days else None
-    )
-    sinks = [open_sink(url) for url in settings.sinks]
+    publishers = publishers_of(settings)
+    for routes in (
+        whip.routes(publishers),
+        control_routes(control),
+        event_routes(log, service.event_snapshot),
+    ):
+        app.include_router(routes)
+    opened = partial(open_sink, commands=service)
+    sinks = {url: opened(url) for url in settings.sinks}
+    limits, backlog = delivery.limits_of(settings), delivery.backlog_of(settings)
+    outlets = Outlets(limits, backlog)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
         async with publishers or nullcontext(), asyncio.TaskGroup() as group:
@@ -163,91 +269,30 @@ async def run(settings: Settings, *, ready: Callable[[int], None] | None = None)
                 name="gateway",
             )
             group.create_task(
-                delivery.run(service.outbox, store=store, sinks=sinks, feed=feed, limits=limits),
+                delivery.run(
+                    service.outbox,
+                    store=store,
+                    sinks=tuple(sinks.values()),
+                    feed=feed,
+                    limits=limits,
+                    events=log,
+                    outlets=outlets,
+                ),
                 name="delivery",
             )
-            group.create_task(_watch(settings, service, thread, publishers), name="watch")
+            watching = Watching(settings, service, control, log, outlets, sinks, opened, file)
+            group.create_task(watching.run(thread, publishers), name="watch")
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
+        await asyncio.to_thread(own.close)
+        if backlog is not None:
+            await asyncio.to_thread(backlog.close)
 
 
-def _publishers(settings: Settings) -> Publishers | None:
-    """Who takes publishers for the streams that wait for one, if there are any; needs the extra `webrtc`."""
-    pushed = [name for name, each in settings.streams.items() if each.enabled and each.is_pushed]
-    if not pushed:
-        return None
-    from stream_sttm.sources.whip import Publishers
-
-    return Publishers(pushed)
-
-
-async def _watch(
-    settings: Settings,
-    service: LocalService,
-    thread: ThreadPoolExecutor,
-    publishers: Publishers | None,
-) -> None:
-    """Load the model, then read every camera and answer."""
-    loop = asyncio.get_running_loop()
-    engine = await loop.run_in_executor(thread, _engine, settings)
-    enabled = {name: stream for name, stream in settings.streams.items() if stream.enabled}
-    keeping = Keeping(engine, settings.state, enabled, thread=thread)
-    await loop.run_in_executor(thread, keeping.restore)
-    queries = StandingQueries(settings.queries, settings.answering)
-    analysis = Analysis(engine, queries, thread=thread, deliver=service.outbox.offer)
-    service.started(analysis)
-    clips: dict[str, Channel[Clip]] = {name: ingest.clip_channel(_CLIPS_AHEAD) for name in enabled}
-    for status in service.streams():
-        if status.stream not in enabled:
-            ingest.show_state(status.stream, status.state)
-            service.report(status)
-    opener = partial(open_source, access=Access.of(settings.sources), publishers=publishers)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(analysis.run(clips), name="analysis")
-        group.create_task(keeping.run(), name="keeping")
-        for name, stream in enabled.items():
-            group.create_task(
-                ingest.run(
-                    name,
-                    stream,
-                    clips=clips[name],
-                    report=service.report,
-                    on_frame=service.keep_newest,
-                    opener=opener,
-                ),
-                name=f"ingest[{name}]",
-            )
-
-
-def _engine(settings: Settings) -> Engine:
-    started = time.perf_counter()
-    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    if model.device.type == "cpu":
-        # Counted per calling thread, and this is the engine's.
-        small = model.parameters < _SMALL_MODEL
-        torch.set_num_threads(settings.threads or (1 if small else os.cpu_count() or 1))
-    engine = Engine(
-        model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
-    )
-    for name, stream in settings.streams.items():
-        engine.open(name, fps=stream.fps)
-    metrics.BUILD_INFO.info({"version": __version__, "model": settings.model})
-    _log.info(
-        "model %s on %s, ready after %.1f s",
-        settings.model,
-        model.device,
-        time.perf_counter() - started,
-    )
-    return engine
-
-
-def _told_lost(item: Answer | StreamStatus) -> None:
+def _told_lost(item: delivery.Outgoing) -> None:
     """An answer that had to make room is lost to store and sinks, so it is counted and told."""
-    if isinstance(item, Answer):
+    if isinstance(item, Answer | Event):
+        stream = item.question.stream if isinstance(item, Answer) else item.stream
         metrics.STORE_ERRORS.inc()
-        _log.error(
-            "stream %s: an answer was lost, delivery is %d behind",
-            item.question.stream,
-            _ANSWERS_AHEAD,
-        )
+        _log.error("stream %s: an answer was lost, delivery is %d behind", stream, _ANSWERS_AHEAD)

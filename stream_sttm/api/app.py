@@ -7,7 +7,7 @@ Knows the service only by `Service`, so it runs without an engine; blocking work
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,18 +16,21 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from stream_sttm import __version__, registry
-from stream_sttm.api import events
+from stream_sttm import __version__
+from stream_sttm.api import asking, events, openai
 from stream_sttm.api.guard import Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     AlreadyPublished,
+    AnswerUnfinished,
     ModelError,
     NotAnOffer,
+    NotPossible,
+    NotReady,
     NoVideoYet,
     QuestionExpired,
     QuestionRejected,
@@ -36,19 +39,25 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyOffers,
     TooManyQuestions,
+    UnknownEvent,
+    UnknownQuery,
     UnknownStream,
 )
 from stream_sttm.sinks.feed import Feed
-from stream_sttm.store import MAX_LIMIT, AnswerStore
-from stream_sttm.types import Recall, StreamStatus
+from stream_sttm.store import MAX_LIMIT, Store
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
+    UnknownQuery: 404,
+    UnknownEvent: 404,
+    NotPossible: 409,
+    NotReady: 503,
     NotAnOffer: 400,
     AlreadyPublished: 409,
     TooManyOffers: 429,
     TooManyQuestions: 429,
     QuestionRejected: 422,
+    AnswerUnfinished: 422,
     NoVideoYet: 503,
     Stopping: 503,
     QuestionExpired: 504,
@@ -73,21 +82,6 @@ Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
-class AskRequest(BaseModel):
-    """A question to a stream's memory."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    stream: str = Field(description="Name of a stream.", examples=["door"])
-    question: str = Field(description="The question, in words.", examples=["Is someone there?"])
-    max_new_tokens: int | None = Field(None, ge=1, le=1024, description="Longest answer in tokens.")
-    timeout: float | None = Field(
-        None, gt=0, le=300, allow_inf_nan=False, description="Seconds to wait for the answer."
-    )
-    recall: Recall | None = Field(
-        None, description="Whether to look for what has left the memory; null: as configured."
-    )
-
-
 class ErrorBody(BaseModel):
     """What went wrong, in one line."""
 
@@ -97,7 +91,7 @@ class ErrorBody(BaseModel):
 def create_app(
     service: Service,
     *,
-    store: AnswerStore,
+    store: Store,
     feed: Feed,
     answering: AnsweringSettings | None = None,
     token: str | None = None,
@@ -108,7 +102,7 @@ def create_app(
     It ends its live events when `feed` is closed, which the caller does as the first step of shutting down.
     """
     errors: dict[int | str, dict[str, Any]] = {
-        code: {"model": ErrorBody} for code in (401, 404, 413, 422, 429, 503, 504)
+        code: {"model": ErrorBody} for code in (401, 404, 409, 413, 422, 429, 503, 504)
     }
     app = FastAPI(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
@@ -118,36 +112,13 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
-    _add_asking(app, service, answering or AnsweringSettings())
+    app.include_router(asking.routes(service, answering or AnsweringSettings()))
+    app.include_router(openai.routes(service, answering or AnsweringSettings()))
     _add_streams(app, service)
     _add_answers(app, store, feed, keepalive)
     _add_health(app, service)
     _add_page(app)
     return app
-
-
-def _add_asking(app: FastAPI, service: Service, answering: AnsweringSettings) -> None:
-    @app.post("/api/v1/ask")
-    async def ask(asked: AskRequest) -> dict[str, Any]:
-        """Ask a stream's memory now and wait for the answer."""
-        _check_question(asked.question, answering.max_question_chars)
-        _status_of(service, asked.stream)
-        is_ready, reason = service.readiness()
-        if not is_ready:
-            raise HTTPException(503, f"not ready: {reason}")
-        timeout = asked.timeout or answering.timeout
-        try:
-            async with asyncio.timeout(timeout):
-                answer = await service.ask(
-                    asked.stream,
-                    asked.question,
-                    max_new_tokens=asked.max_new_tokens,
-                    timeout=timeout,
-                    recall=asked.recall,
-                )
-        except TimeoutError as error:
-            raise QuestionExpired(f"no answer within {timeout:g} s") from error
-        return answer.as_dict(published_at=time.time())
 
 
 def _add_streams(app: FastAPI, service: Service) -> None:
@@ -160,12 +131,12 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/streams/{name}")
     async def show_stream(name: Name) -> dict[str, Any]:
         """One stream's state."""
-        return _status_of(service, name).as_dict()
+        return asking.status_of(service, name).as_dict()
 
     @app.get("/api/v1/streams/{name}/snapshot.jpg", response_class=Response)
     async def show_snapshot(name: Name) -> Response:
         """A stream's newest picture."""
-        _status_of(service, name)
+        asking.status_of(service, name)
         picture = await asyncio.to_thread(service.snapshot, name)
         if picture is None:
             raise NoVideoYet(f"stream {name!r} has shown no frame yet")
@@ -177,7 +148,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         return {"queries": service.queries()}
 
 
-def _add_answers(app: FastAPI, store: AnswerStore, feed: Feed, keepalive: float) -> None:
+def _add_answers(app: FastAPI, store: Store, feed: Feed, keepalive: float) -> None:
     @app.get("/api/v1/answers")
     async def list_answers(
         stream: Filter = None,
@@ -196,7 +167,7 @@ def _add_answers(app: FastAPI, store: AnswerStore, feed: Feed, keepalive: float)
     async def stream_events(
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
-        """Answers and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
+        """Answers, events and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
         is_number = last_event_id is not None and last_event_id.isdecimal()
         after = int(last_event_id or 0) if is_number else None
         return StreamingResponse(
@@ -250,32 +221,23 @@ def _add_page(app: FastAPI) -> None:
         add(file, media_type)
 
 
-def _status_of(service: Service, name: str) -> StreamStatus:
-    streams = {status.stream: status for status in service.streams()}
-    if name not in streams:
-        near = registry.suggest(name[:64], sorted(streams))
-        raise UnknownStream(f"there is no stream {name[:64]!r}{near}")
-    return streams[name]
-
-
-def _check_question(text: str, longest: int) -> None:
-    if not text.strip():
-        raise QuestionRejected("question: is empty; write what you want to know")
-    if len(text) > longest:
-        raise QuestionRejected(f"question: has {len(text)} characters; at most {longest} are taken")
-    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON may escape half a character
-        raise QuestionRejected("question: is no valid Unicode; send UTF-8")
-
-
-async def _on_error(_: Request, error: Exception) -> Response:
-    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+def _refused(request: Request, status: int, line: str, headers: Mapping[str, str]) -> Response:
+    """An error in the shape that is used to be seen on its path, with when to come back where that helps."""
     wait = _RETRY_AFTER.get(status)
-    return refusal(status, str(error), {"Retry-After": wait} if wait else None)
+    headers = {**headers, **({"Retry-After": wait} if wait else {})}
+    if request.url.path.startswith(openai.PATHS):
+        return JSONResponse(openai.error_body(status, " ".join(line.split())), status, headers)
+    return refusal(status, line, headers)
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
+    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    return _refused(request, status, str(error), {})
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return refusal(422, "; ".join(_fault(item) for item in error.errors()[:5]))
+    return _refused(request, 422, "; ".join(_fault(item) for item in error.errors()[:5]), {})
 
 
 def _fault(item: dict[str, Any]) -> str:
@@ -285,13 +247,11 @@ def _fault(item: dict[str, Any]) -> str:
     return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
 
 
-async def _on_http(_: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # what the framework makes of a body that no parser can read
-        return refusal(422, "body: can't be read; send JSON in UTF-8")
-    wait = _RETRY_AFTER.get(error.status_code)
-    headers = {**(error.headers or {}), **({"Retry-After": wait} if wait else {})}
-    return refusal(error.status_code, str(error.detail), headers)
+        return _refused(request, 422, "body: can't be read; send JSON in UTF-8", {})
+    return _refused(request, error.status_code, str(error.detail), error.headers or {})
 
 
 async def _on_defect(_: Request, error: Exception) -> Response:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from stream_sttm.types import Answer, Recall, StreamStatus
+from stream_sttm.types import Answer, Question, StreamStatus
 
 
 class Service(Protocol):
@@ -31,14 +32,9 @@ class Service(Protocol):
         """The stream's newest picture as JPEG, None before the first; called from a thread."""
         ...
 
-    async def ask(
-        self,
-        stream: str,
-        text: str,
-        *,
-        max_new_tokens: int | None = None,
-        timeout: float,
-        recall: Recall | None = None,
-    ) -> Answer:
-        """The answer to a question asked now; raises QuestionError where there is none within `timeout` seconds."""
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
+        """The answer to a question asked now; raises QuestionError where there is none within its timeout.
+
+        `on_text` is told the words of a streamed answer so far, as they come.
+        """
         ...

@@ -42,6 +42,7 @@ SERVES_BEST = {
     "fresh_frames": 1,
     "positions": "own",
     "horizon": 480,
+    "instruct": False,
 }
 MATRIX_RATE = 2.5  # of the learning rate, for Muon's matrices
 

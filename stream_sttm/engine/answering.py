@@ -3,44 +3,56 @@
 A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Padding
 sits between a short question and its answer and is masked; a row's positions skip it. Questions are read in pieces of
 PIECE tokens, so that a long one keeps other streams waiting no longer than a short one. Those that turn out to look
-back are set aside, to be asked again of a view that shows them more of the past. Knows no queue and no clock.
+back are set aside, to be asked again of a view that shows them more of the past. What may be said is decided in
+forms.py. Knows no queue and no clock.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from stream_sttm.engine import decoder
+from stream_sttm.engine import decoder, forms
 from stream_sttm.engine.attention import Watch
+from stream_sttm.engine.forms import Forms, Grammar, Options
 from stream_sttm.engine.recall import Past
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.view import View
+from stream_sttm.errors import AnswerUnfinished
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.types import Question, TokenCounts
+from stream_sttm.types import AnswerType, Question, Structured, TokenCounts
 
 PIECE = 512  # question tokens of all rows together that one step reads
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One question's answer text and what it cost."""
+    """One question's answer and what it cost; where it got none, why."""
 
     question: Question
     text: str
     tokens: TokenCounts
+    structured: Structured = None
+    confidence: float | None = None
+    error: AnswerUnfinished | None = None
 
 
 @dataclass(slots=True)
 class _Row:
+    """A question, its length in tokens, what rules its answer, the answer so far, and the logarithm of its weight."""
+
     question: Question
     asked: int
-    ids: list[int]
+    options: Options | None
+    grammar: Grammar | None
+    ids: list[int] = field(default_factory=list)
+    log: float = 0.0
 
 
 class AnswerBatch:
@@ -55,18 +67,20 @@ class AnswerBatch:
         model: VideoLLM,
         view: View,
         questions: Sequence[Question],
+        known: Forms,
         *,
         past: Past | None = None,
-        opening: Callable[[], View] | None = None,
     ) -> None:
         self.view = view
         self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
-        self.past, self._opening = past, opening
+        self.past = past
+        self.opening: Callable[[], View] | None = None
         self._gaze = past.gaze(len(questions)) if past is not None else None
         self._model = model
-        prompts = [model.ask(question.text) for question in questions]
+        prompts = [known.prompt(question) for question in questions]
         self._rows = [
-            _Row(question, len(ids), []) for question, ids in zip(questions, prompts, strict=True)
+            _Row(question, len(ids), known.options(question.form), known.grammar(question.form))
+            for question, ids in zip(questions, prompts, strict=True)
         ]
         self._longest = max(len(ids) for ids in prompts)
         most = max(question.max_new_tokens for question in questions)
@@ -88,10 +102,17 @@ class AnswerBatch:
         """Those without an answer so far."""
         return [row.question for row in self._rows]
 
+    def said(self) -> list[tuple[Question, str]]:
+        """Streamed answers that are being written, and their words so far."""
+        writing = [row for row in self._rows if row.ids and row.question.is_streamed]
+        # the bytes of a character may come one by one
+        texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
+        return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
+
     def step(self) -> list[Finished]:
         """Read the next piece of the questions, or write one more token for each; returns those answered now."""
-        if self._opening is not None:
-            self.view, self._opening = self._opening(), None
+        if self.opening is not None:
+            self.view, self.opening = self.opening(), None
             return []
         if self._suffix.length < self._longest:
             with stage("prefill"):
@@ -103,7 +124,8 @@ class AnswerBatch:
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
         end = self._suffix.length + 1
         mask = self._real[:, None, None, :end]
-        hidden = self._walk(self._next[:, None], self._lengths[:, None] + behind, mask)
+        steps = self._lengths[:, None] + behind
+        hidden = self._walk(self._next[:, None], steps, mask, self._suffix)
         return self._take(hidden[:, -1])
 
     def _read(self) -> list[Finished]:
@@ -118,7 +140,8 @@ class AnswerBatch:
         last = self._lengths - 1 - start
         ends_here, last = (last >= 0) & (last < end - start), last.clamp(0, end - start - 1)
         watch = partial(self._gaze.see, last, ends_here) if self._gaze else None
-        hidden = self._walk(self._ids[:, start:end], steps.expand(len(self._rows), -1), mask, watch)
+        steps = steps.expand(len(self._rows), -1)
+        hidden = self._walk(self._ids[:, start:end], steps, mask, self._suffix, watch)
         found = hidden[torch.arange(len(last), device=device), last]
         self._last = torch.where(ends_here[:, None], found, self._last) if start else found
         if end < self._longest:
@@ -141,7 +164,9 @@ class AnswerBatch:
         self._last = self._last[stays]
         self._keep(stays)
 
-    def _walk(self, ids: Tensor, steps: Tensor, mask: Tensor, watch: Watch | None = None) -> Tensor:
+    def _walk(
+        self, ids: Tensor, steps: Tensor, mask: Tensor, suffix: Suffix, watch: Watch | None = None
+    ) -> Tensor:
         """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
         model, view = self._model, self.view
         hidden = model.embed(ids)
@@ -155,24 +180,35 @@ class AnswerBatch:
                 (first, last),
                 positions=positions,
                 mask=mask,
-                cache=self._suffix,
+                cache=suffix,
                 prefix=view.prefix,
                 watch=watch,
             )
-        self._suffix.commit(ids.shape[1])
+        suffix.commit(ids.shape[1])
         return hidden
 
     def _take(self, hidden: Tensor) -> list[Finished]:
         """Choose each row's next token, and set aside the rows that are done."""
-        chosen = self._model.logits(hidden).argmax(dim=-1)
+        logits = self._model.logits(hidden)
+        for place, row in enumerate(self._rows):
+            if row.grammar is not None:
+                refused = ~row.grammar.allowed().to(logits.device)
+                logits[place].masked_fill_(refused, -torch.inf)
+        chosen = logits.argmax(dim=-1)
+        logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
         finished, open_rows = [], []
         # The one place where answering waits for the device: which rows are done decides what runs next.
         for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
+            if row.options is not None:
+                finished.append(self._choose(row, row.options, self._scores(place, logits[place])))
+                continue
             is_end = token in self._model.eos
+            row.log += logs[place]
             if not is_end:
                 row.ids.append(token)
+                is_end = row.grammar is not None and row.grammar.take(token)
             if is_end or len(row.ids) >= row.question.max_new_tokens:
-                finished.append(self._finish(row))
+                finished.append(self._finish(row, is_end=is_end))
             else:
                 open_rows.append(place)
         self._next = chosen[open_rows]
@@ -187,8 +223,67 @@ class AnswerBatch:
             self._lengths, self._real = self._lengths[rows], self._real[rows]
         self._rows = [self._rows[place] for place in places]
 
-    def _finish(self, row: _Row) -> Finished:
-        text = self._model.answer(row.ids)
+    def _scores(self, place: int, logits: Tensor) -> Tensor:
+        """(options,) log-probability of each of a row's options, from the logits (V,) of its first token.
+
+        Where two may begin alike, each is scored as a whole, to the end of the answer, in one more pass.
+        """
+        options = self._rows[place].options
+        assert options is not None
+        if options.are_told_apart:
+            return forms.first_scores(logits, options.firsts(logits.device))
+        logs = logits.log_softmax(dim=0)
+        begun = logs.tolist()
+        spelt = [max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options]
+        longest = max(len(ids) for ids in spelt)
+        at_once = max(1, PIECE // longest)
+        pieces = [spelt[start : start + at_once] for start in range(0, len(spelt), at_once)]
+        rest = torch.cat([self._continued(place, piece) for piece in pieces])
+        return logs[torch.tensor([ids[0] for ids in spelt], device=logs.device)] + rest
+
+    def _continued(self, place: int, spelt: Sequence[Sequence[int]]) -> Tensor:
+        """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""
+        device, length = self._model.device, self._suffix.length
+        rows, longest = len(spelt), max(len(ids) for ids in spelt)
+        suffix = self._suffix.of_row(place, rows=rows, room=longest)
+        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spelt])
+        ids = ids.to(device)
+        steps = torch.arange(longest, device=device)
+        own = (steps <= steps[:, None])[None].expand(rows, -1, -1)
+        before = self._real[place, :length].expand(rows, longest, -1)
+        mask = torch.cat([before, own], dim=2)[:, None]
+        hidden = self._walk(ids, (self._lengths[place] + steps).expand(rows, -1), mask, suffix)
+        logs = self._model.logits(hidden.flatten(0, 1)).log_softmax(dim=-1)
+        logs = logs.reshape(rows, longest, -1)
+        lengths = torch.tensor([len(one) for one in spelt], device=device)
+        follows = logs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+        follows = torch.where(steps[1:] < lengths[:, None], follows, 0).sum(dim=1)
+        ends = logs[torch.arange(rows, device=device), lengths - 1][:, sorted(self._model.eos)]
+        return follows + ends.logsumexp(dim=1)
+
+    def _choose(self, row: _Row, options: Options, scores: Tensor) -> Finished:
+        weights = forms.probabilities(scores, self._model.tuned.temperature)
+        confidence, best = weights.max(dim=0)
+        option = options.options[int(best)]
+        return Finished(
+            row.question, option.text, self._counts(row), option.value, float(confidence)
+        )
+
+    def _finish(self, row: _Row, *, is_end: bool) -> Finished:
+        question, text = row.question, self._model.answer(row.ids)
+        if row.grammar is None:
+            return Finished(question, text, self._counts(row))
+        if not is_end:
+            error = AnswerUnfinished(
+                f"the answer has not ended after {len(row.ids)} tokens; raise max_new_tokens, "
+                "or ask for less by json_schema (maxLength, maxItems)"
+            )
+            return Finished(question, text, self._counts(row), error=error)
+        is_number = question.form.type is AnswerType.NUMBER
+        confidence = math.exp(row.log) if is_number else None
+        value = forms.structured(text, question.form)
+        return Finished(question, text, self._counts(row), value, confidence)
+
+    def _counts(self, row: _Row) -> TokenCounts:
         view = self.view
-        counts = TokenCounts(view.visual, view.before_merge, row.asked, len(row.ids), view.recalled)
-        return Finished(row.question, text, counts)
+        return TokenCounts(view.visual, view.before_merge, row.asked, len(row.ids), view.recalled)

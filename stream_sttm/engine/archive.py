@@ -23,6 +23,7 @@ from stream_sttm.types import Answer
 _log = logging.getLogger(__name__)
 EVENTS = 4096  # answers remembered, those that repeat the one before counted once
 _SEGMENTS = 8  # files that a full archive is spread over
+Kept = tuple[VisualTokens, Tensor]  # a window's tokens, and their keys (layers, N, heads, D)
 _GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
 
 
@@ -113,12 +114,12 @@ class Archive:
 
     def add(
         self,
-        kept: tuple[VisualTokens, Tensor] | None,
+        kept: Kept | None,
         *,
         first: int,
         captured: tuple[float, float],
     ) -> None:
-        """Keep a window's tokens and their keys (layers, N, heads, D), if it gave any; what is too old or much goes.
+        """Keep a window's tokens and their keys, if it gave any; what is too old or too much goes.
 
         `first` is the serial of the first token.
         """

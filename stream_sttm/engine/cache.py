@@ -19,9 +19,13 @@ from stream_sttm.engine.slots import CacheShape
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """What running answers read: every band's view, found by layer; without its first `hidden` slots."""
+    """What running answers read: every band's view, found by layer, with `tokens` to see above the merge.
+
+    It is shown without its first `hidden` slots.
+    """
 
     bands: tuple[BandView, ...]
+    tokens: int
     hidden: int = 0
 
     def shared(self, layer: int) -> Shared:
@@ -30,11 +34,6 @@ class CacheSnapshot:
         keys, values = band.keys[layer - band.first], band.values[layer - band.first]
         whole = Shared(keys.numbers(), values.numbers(), band.bias)
         return whole.behind(self.hidden) if self.hidden else whole
-
-    @property
-    def tokens(self) -> int:
-        """Visual tokens held by the layers above the merge."""
-        return len(self.bands[-1].index)
 
 
 @dataclass(slots=True)
@@ -80,13 +79,25 @@ class RollingCache:
         """What transformers' attention calls with the rotated keys and values of the tokens it runs."""
         return self._band(layer_idx).write(keys, values, layer_idx)
 
-    def snapshot(self, *, before_frame: int | None = None) -> CacheSnapshot:
-        """The memory as it is now, without the tokens of frames from `before_frame` on, if given."""
-        views = []
+    def snapshot(self, *, before_frame: int | None = None, seen_since: int = 0) -> CacheSnapshot:
+        """The memory as it is now, without the tokens of frames from `before_frame` on, if given.
+
+        Nor is anything shown whose like no frame from `seen_since` on has shown.
+        """
+        views, tokens = [], 0
         for band in self.bands:
             length = len(band) if before_frame is None else band.index.before_frame(before_frame)
-            views.append(band.view(length=length, bias=self.bias(band, length)))
-        return CacheSnapshot(tuple(views))
+            hidden = band.last_seen[:length] < seen_since
+            tokens = length - int(hidden.sum()) if seen_since else length
+            if tokens == 0 and band.pinned == 0:
+                length = 0  # attention over nothing but what is hidden has no value
+            bias = self.bias(band, length)
+            if tokens < length:
+                if bias is None:
+                    bias = band.sizes.new_zeros(band.pinned + length)
+                bias[band.pinned :].masked_fill_(hidden, -torch.inf)
+            views.append(band.view(length=length, bias=bias))
+        return CacheSnapshot(tuple(views), tokens)
 
     def bias(self, band: Band, length: int) -> Tensor | None:
         """What is added to the attention logits of a band's first keys: size_bias * log(size), 0 for the prefix."""

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from stream_sttm import metrics
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine import attention
+from stream_sttm.engine import attention, gauges, vision
 from stream_sttm.engine.admission import check
 from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.intake import archives_for, in_batches, set_aside
 from stream_sttm.engine.memory_file import SavedMemory, misfit
 from stream_sttm.engine.plan import plan_for, reducer_for
@@ -37,7 +37,7 @@ from stream_sttm.errors import (
 )
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.registry import suggest
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
 
 _log = logging.getLogger(__name__)
 # Of the plan, what a saved memory does not depend on.
@@ -72,10 +72,12 @@ class Engine:
             max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
         )
         self._streams: dict[str, float] = {}
+        self._regions: set[str] = set()  # streams of which only what changed is encoded
         self._sessions: dict[str, StreamSession] = {}
         self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
         self._archives = archives_for(self.plan.recall)
         self._batches: dict[int, AnswerBatch] = {}
+        self._forms = Forms(model)
         self._numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
@@ -88,10 +90,16 @@ class Engine:
         """Whether `step` would do nothing."""
         return self._scheduler.is_idle
 
-    def open(self, stream: str, *, fps: float) -> None:
-        """Make a stream known; its memory is allocated with its first clip."""
+    def open(self, stream: str, *, fps: float, regions: bool = False) -> None:
+        """Make a stream known; its memory is allocated with its first clip.
+
+        `regions`: whether of its clips only what changed is encoded, where the model's family can.
+        """
         self._streams[stream] = fps
-        metrics.RECALLED_TOKENS.labels(stream)  # none yet is a number too
+        self._regions.discard(stream)
+        if regions:
+            self._regions.add(stream)
+        gauges.begin(stream)
 
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
@@ -153,7 +161,7 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        check(question, model=self.model, plan=self.plan, limits=self._limits)
+        check(question, forms=self._forms, plan=self.plan, limits=self._limits)
         if question.stream not in self._sessions and question.stream in self._lost:
             raise NoVideoYet(f"nothing to answer from: {self._lost[question.stream]}")
         if question.stream not in self._sessions:
@@ -190,57 +198,65 @@ class Engine:
             case Ask(stream, questions):
                 return self._take_in(stream, questions)
             case Decode(number):
-                return self._answers(number, self._batches[number].step())
+                return self._decode(number)
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
         session = self._sessions.get(stream)
         if session is None:
             session = self._new_session(stream)
-        group = self.model.frames_per_token
-        with metrics.stage("preprocess"):
-            stacked = np.stack([frame.image for frame in clip.frames])
-            frames = torch.from_numpy(stacked).to(self.model.device).permute(0, 3, 1, 2)
-            pixels = self.model.preprocess(frames)
-        with metrics.stage("encode"):
-            features = self.model.encode(pixels)
-        captured = [frame.captured_at for frame in clip.frames]
-        done = session.append(
-            features, [*captured[group - 1 :: group], captured[-1]][: len(features)]
-        )
+        # the clip that this one is said to look like may have been dropped on its way
+        is_known = clip.same_as is not None and clip.same_as == session.shows
+        times, encoded = self._token_times(clip), 0
+        if is_known and clip.changed is None:
+            done = session.repeat(times)
+        else:
+            seen = self._seen(clip, session if is_known else None)
+            encoded, session.kept = seen.encoded, seen.kept
+            done = session.append(seen.features, times)
+        is_as_before = clip.same_as is not None and clip.changed is None
+        session.shows = clip.same_as if is_as_before else clip.index
         self._sessions[stream] = session
         self._lost.pop(stream, None)
-        self._count(session, done.before_merge, done.after_merge)
-        metrics.KV_EVICTED.labels(stream).inc(done.evicted)
-        if done.rebased:
-            metrics.KV_REBUILDS.labels(stream, "rebase").inc()
+        gauges.show(session, done, encoded=encoded)
         return Observed(clip, done.before_merge, done.after_merge)
 
-    def _count(self, session: StreamSession, before: int, after: int) -> None:
-        stream = session.stream
-        metrics.VISUAL_TOKENS.labels(stream, "before_merge").inc(before)
-        metrics.VISUAL_TOKENS.labels(stream, "after_merge").inc(after)
-        metrics.MERGE_RATIO.labels(stream).set(after / before)
-        metrics.KV_TOKENS.labels(stream).set(len(session.cache.deep))
-        metrics.KV_BYTES.labels(stream).set(session.cache.nbytes)
-        metrics.MEMORY_SPAN.labels(stream).set(session.span_seconds)
-        metrics.ARCHIVE_BYTES.labels(stream).set(session.archive.nbytes if session.archive else 0)
-        if self.model.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.model.device)
-            metrics.GPU_MEMORY.labels("free").set(free)
-            metrics.GPU_MEMORY.labels("allocated").set(
-                torch.cuda.memory_allocated(self.model.device)
-            )
-            metrics.GPU_MEMORY.labels("reserved").set(torch.cuda.memory_reserved(self.model.device))
+    def _token_times(self, clip: Clip) -> list[float]:
+        """Wall clock of each token frame: of its newest picture."""
+        captured = [frame.captured_at for frame in clip.frames]
+        group = self.model.frames_per_token
+        return [
+            captured[min(end, len(captured)) - 1]
+            for end in range(group, len(captured) + group, group)
+        ]
+
+    def _seen(self, clip: Clip, session: StreamSession | None) -> vision.Seen:
+        """The clip's features; of its stream's `session`, if any, what has not changed may be reused."""
+        if clip.stream not in self._regions:
+            return vision.whole(self.model, clip)
+        kept, grid = (session.kept, session.grid) if session is not None else (None, (0, 0))
+        return vision.changed(self.model, clip, kept, grid)
 
     def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
         session = self._sessions.get(stream)
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batches = in_batches(self.model, session, questions)
-        numbers = [self._opened(batch) for batch in batches]
-        return self._answers(numbers[0], batches[0].step())
+        first, *others = in_batches(self.model, session, questions, self._forms)
+        finished = first.step()
+        others += set_aside(self.model, first, self._forms)
+        # only now: whoever's batch fails at once is told so, and nothing of it may go on
+        number = self._opened(first)
+        for batch in others:
+            self._opened(batch)
+        return self._answers(number, finished)
+
+    def _decode(self, number: int) -> Sequence[Outcome]:
+        batch = self._batches[number]
+        finished = batch.step()
+        for more in set_aside(self.model, batch, self._forms):
+            self._opened(more)
+        return self._answers(number, finished)
 
     def _opened(self, batch: AnswerBatch) -> int:
         number = next(self._numbers)
@@ -248,25 +264,34 @@ class Engine:
         self._scheduler.opened(number)
         return number
 
-    def _answers(self, number: int, finished: Sequence[Finished]) -> list[Answer]:
+    def _answers(self, number: int, finished: Sequence[Finished]) -> list[Outcome]:
         batch = self._batches[number]
-        for more in set_aside(self.model, batch):
-            self._opened(more)
+        outcomes: list[Outcome] = [Progress(*one) for one in batch.said()]
         if not batch.questions:
             del self._batches[number]
             self._scheduler.closed(number)
         now = self._clock()
-        answers = []
         for done in finished:
+            if done.error is not None:
+                outcomes.append(Unanswered(done.question, done.error))
+                continue
             metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(
                 now - done.question.asked_at
             )
-            answers.append(
-                Answer(done.question, done.text, batch.view.span, done.tokens, self.model.name, now)
+            answer = Answer(
+                done.question,
+                done.text,
+                batch.view.span,
+                done.tokens,
+                self.model.name,
+                now,
+                structured=done.structured,
+                confidence=done.confidence,
             )
+            outcomes.append(answer)
             if self._archives is not None:
-                self._archives.note(answers[-1])
-        return answers
+                self._archives.note(answer)
+        return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
         """After a failed piece of work: the stream starts anew, its questions learn why, the others go on."""
@@ -300,7 +325,8 @@ class Engine:
             case Decode(number):
                 batch = self._batches.pop(number)
                 self._scheduler.closed(number)
-                return [Unanswered(question, failure) for question in batch.questions]
+                open_questions = [*batch.questions, *batch.looking_back]
+                return [Unanswered(question, failure) for question in open_questions]
 
     def _new_session(self, stream: str) -> StreamSession:
         fps = self._streams.get(stream, 1.0)

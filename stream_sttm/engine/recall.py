@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stream_sttm import metrics
 from stream_sttm.engine import decoder
-from stream_sttm.engine.archive import Gone
+from stream_sttm.engine.archive import Gone, Kept
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot
 from stream_sttm.engine.gaze import Gaze
@@ -53,7 +53,7 @@ def kept(
     bands: Sequence[Band],
     window: tuple[VisualTokens, VisualTokens],
     grid: Grid,
-) -> tuple[VisualTokens, Tensor]:
+) -> Kept:
     """Of a window just run, all its tokens and those that survived: the latter as they came from the vision tower.
 
     With them (layers, N, heads, D) the keys to search by. Where several cells became one token before some layer, the
@@ -159,8 +159,11 @@ class Past:
 
     def _words(self, question: Question, layers: Sequence[int]) -> list[Tensor]:
         """(heads, words, D) scaled queries of the question alone, turned by no position, at some layers."""
-        model, first = self.model, self._pinned
-        ids = torch.tensor([[*model.preamble(), *model.ask(question.text)]], device=model.device)
+        model = self.model
+        # what was said before is heard, but not looked for
+        asked = len(model.ask(question.text))
+        read = model.ask(question.text, question.turns)
+        ids = torch.tensor([[*model.preamble(), *read]], device=model.device)
         count = ids.shape[1]
         positions = torch.arange(count, device=model.device).expand(model.axes, 1, -1)
         heard: dict[int, Tensor] = {}
@@ -168,7 +171,7 @@ class Past:
         def hear(layer: int, queries: Tensor, scale: float) -> None:
             if layer in layers:
                 heard[layer] = (
-                    unturned(model, queries, positions)[0, :, first:].float().cpu() * scale
+                    unturned(model, queries, positions)[0, :, -asked:].float().cpu() * scale
                 )
 
         decoder.walk(

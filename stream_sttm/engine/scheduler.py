@@ -3,7 +3,7 @@
 A window that has waited for `patience` seconds goes first, but never twice in a row while somebody waits for an
 answer: where windows alone are more than the engine can do, every other step still answers. Of a stream that can't be
 kept up with only the newest windows stay, the others are handed back to be counted. Streams are served in the order
-of their oldest wish.
+of their oldest wish, questions of a higher priority before all others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Take these questions of one stream in, as one batch."""
+    """Take these questions of one stream, which look at the same, in as one batch."""
 
     stream: str
     questions: tuple[Question, ...]
@@ -137,8 +137,14 @@ class Scheduler:
         return Append(self._clips[stream].popleft()[1])
 
     def _take_questions(self) -> Ask:
-        stream = self._questions[0].stream
-        same = [question for question in self._questions if question.stream == stream]
+        first = max(self._questions, key=lambda question: question.priority)  # the oldest of these
+        stream = first.stream
+        same = [
+            question
+            for question in self._questions
+            if question.stream == stream and question.look == first.look
+        ]
+        same.sort(key=lambda question: -question.priority)
         taken = tuple(same[: self._max_batch])
         chosen = {id(question) for question in taken}
         self._questions = deque(q for q in self._questions if id(q) not in chosen)

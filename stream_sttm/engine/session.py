@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
-from stream_sttm.engine.archive import Archive
+from stream_sttm.engine.archive import Archive, Kept
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot, RollingCache
 from stream_sttm.engine.eviction import staying
@@ -32,6 +33,7 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer
 from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
+from stream_sttm.types import MAX_FRESH_FRAMES
 
 
 class StreamSession:
@@ -42,6 +44,8 @@ class StreamSession:
     ) -> None:
         self.stream = stream
         self.frames = 0
+        self.shows: int | None = None  # index of the clip whose last frame the newest features show
+        self.kept: Any = None  # what the vision tower keeps of that frame
         self._model, self._reducer, self._plan = model, reducer, plan
         self._axis = TimeAxis(model, plan, fps=fps)
         self._preamble = model.preamble()
@@ -57,10 +61,8 @@ class StreamSession:
         self._grid = (0, 0)
         self._seen = 0  # cells of all frames so far; a camera may change its picture's size
         self._captured: deque[tuple[int, float, int]] = deque()  # frame, wall clock, cells
-        self._ring: deque[Tensor] = deque(maxlen=max(1, plan.fresh_frames))
-        self.archive: Archive | None = (
-            None  # where what is appended is kept for recall, if anywhere
-        )
+        self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
+        self.archive: Archive | None = None  # where what enters is kept for recall, if anywhere
         self._pin()
 
     def _pin(self) -> None:
@@ -110,25 +112,62 @@ class StreamSession:
             corners = ((t - self.frames) * rows + y) * columns + x
             self.cache.bands[0].keep(corners, newest=count)
         self._state = state
+        self._advance(features, captured, past)
+        return Appended(count, len(tokens), evicted, rebased)
+
+    def repeat(self, captured: Sequence[float]) -> Appended:
+        """Go on by as many frames as were `captured`, all of which show what the newest frame did.
+
+        What stands for it stands for them too, so nothing runs through any layer; that of which something has left
+        the cache is appended anew. The layers below the merge, which would hold such frames in full, go without.
+        """
+        features = self._ring[-1].expand(len(captured), -1, -1, -1)
+        repeated = getattr(self._reducer, "repeated", None)
+        if repeated is None:
+            return self.append(features, captured)
+        evicted, rebased = self._make_room(len(captured), 0)
+        state = repeated(self._state, len(captured))
+        if state is None:
+            done = self.append(features, captured)
+            return replace(done, evicted=done.evicted + evicted, rebased=done.rebased or rebased)
+        self.cache.deep.absorb(*state.absorbed)
+        self.cache.deep.see(*state.last_seen)
+        self._state = state
+        self._advance(features, captured)
+        return Appended(features[..., 0].numel(), 0, evicted, rebased)
+
+    def _advance(
+        self, features: Tensor, captured: Sequence[float], past: Kept | None = None
+    ) -> None:
+        """Count frames (T, H, W, C) that are in the memory now, and keep what they brought into it."""
+        frames, rows, columns, _ = features.shape
         first = self.frames
         self.frames += frames
-        self._seen += count
+        self._seen += frames * rows * columns
         cells = [rows * columns] * frames
         self._captured.extend(zip(range(first, self.frames), captured, cells, strict=True))
         while self._captured[0][0] < self._oldest_frame():
             self._captured.popleft()
         self._ring.extend(features)
         if self.archive is not None:
-            serial = self.cache.deep.emitted - len(tokens)
-            self.archive.add(past, first=serial, captured=(captured[0], captured[-1]))
-        return Appended(count, len(tokens), evicted, rebased)
+            first = self.cache.deep.emitted - (0 if past is None else len(past[0]))
+            self.archive.add(past, first=first, captured=(captured[0], captured[-1]))
 
-    def view(self) -> View:
-        """The memory as it is now, its newest frames unmerged where the plan wants a fresh view."""
-        fresh = min(self._plan.fresh_frames, len(self._ring), self.frames)
+    def view(self, window_s: float | None = None, fresh_frames: int | None = None) -> View:
+        """The memory as it is now, or what of it was to be seen in the `window_s` seconds before the newest frame.
+
+        Its newest frames are unmerged where the plan wants a fresh view, `fresh_frames` of them where given.
+        """
+        wanted = self._plan.fresh_frames if fresh_frames is None else fresh_frames
+        fresh = min(wanted, len(self._ring), self.frames)
+        watched = self._watched(window_s)
         if not self._is_merging():
             fresh = 0
-        snapshot = self.cache.snapshot(before_frame=self.frames - fresh if fresh else None)
+        fresh = min(fresh, self.frames - watched[0][0])
+        snapshot = self.cache.snapshot(
+            before_frame=self.frames - fresh if fresh else None,
+            seen_since=0 if window_s is None else watched[0][0],
+        )
         prefix: tuple[Any, ...] = (snapshot,)
         visual = snapshot.tokens
         extra = fresh * self._grid[0] * self._grid[1]
@@ -144,8 +183,8 @@ class StreamSession:
             bounds=tuple(band.first for band in self.cache.bands),
             starts=tuple(starts),
             visual=visual + extra,
-            before_merge=sum(cells for _, _, cells in self._captured),
-            span=(self._captured[0][1], self._captured[-1][1]),
+            before_merge=sum(cells for _, _, cells in watched),
+            span=(watched[0][1], watched[-1][1]),
         )
 
     def past(self, view: View) -> Past | None:
@@ -160,8 +199,12 @@ class StreamSession:
         now = next(frame for frame, at, _ in self._captured if at >= since)
         is_now = []
         for band, shown in zip(self.cache.bands, view.prefix[0].bands, strict=True):
-            seen = band.last_seen if band is self.cache.deep else shown.index.frames
-            is_now.append(seen[: len(shown.index)].to(self._model.device) >= now)
+            seen, since_now = band.last_seen, now
+            if band is not self.cache.deep:
+                # it goes without frames that repeat its newest one, which is there for as long as they go on
+                seen = shown.index.frames
+                since_now = min(now, int(band.index.frames[-1])) if len(band) else now
+            is_now.append(seen[: len(shown.index)].to(self._model.device) >= since_now)
         return Past(
             stream=self.stream,
             model=self._model,
@@ -173,6 +216,15 @@ class StreamSession:
             is_now=tuple(is_now),
             size_bias=self._plan.size_bias,
         )
+
+    def _watched(self, window_s: float | None) -> list[tuple[int, float, int]]:
+        """Of the remembered frames those of the last `window_s` seconds, the newest in any case."""
+        newest = self._captured[-1][1]
+        return [
+            one
+            for one in self._captured
+            if window_s is None or newest - one[1] <= window_s or one is self._captured[-1]
+        ]
 
     def saved(self) -> dict[str, Tensor]:
         """All that this memory is, for `restore`; what comes later leaves it alone."""
@@ -204,6 +256,11 @@ class StreamSession:
                 band.restore(_below(tensors, f"band.{number}."))
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise StateError(f"the saved memory is not whole: {error!r}") from error
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the newest frame's cells."""
+        return self._grid
 
     @property
     def span_seconds(self) -> float:

@@ -15,6 +15,7 @@ class Suffix:
     """Keys and values behind a snapshot: B rows of one length, thrown away when their answers are done."""
 
     def __init__(self, shape: CacheShape, *, rows: int, capacity: int) -> None:
+        self._shape = shape
         size = (rows, shape.kv_heads, capacity, shape.head_dim)
         self._keys = [
             torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)
@@ -36,6 +37,15 @@ class Suffix:
     def commit(self, count: int) -> None:
         """Keep the `count` columns that every layer just wrote."""
         self.length += count
+
+    def of_row(self, row: int, *, rows: int, room: int) -> Suffix:
+        """One row as it is now, `rows` times, with room for that many more columns."""
+        other = Suffix(self._shape, rows=rows, capacity=self.length + room)
+        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            seen = slice(row, row + 1), slice(None), slice(self.length)
+            other.update(keys[seen], values[seen], layer)
+        other.commit(self.length)
+        return other
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with some rows only."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -29,6 +29,8 @@ class Defaults:
 
     `positions`: "own" keeps for each visual token the position it would have unmerged, "contiguous" renumbers the
     survivors. `horizon`: the positions a memory may span. `at_layer`, `size_bias`, `fresh_frames` as in the settings.
+    `instruct`: whether a question is told which form of answer is wanted. `temperature` divides log-probabilities of
+    options before they become a confidence, so that this is as often right as it says (https://arxiv.org/abs/1706.04599).
     `recall_from`: a question asks of the past that pays at least this share of its attention to what is there no more.
     A checkpoint may bring its own under the key `stream_sttm` of its config.json.
     """
@@ -40,6 +42,8 @@ class Defaults:
     fresh_frames: int = 1
     positions: Literal["own", "contiguous"] = "own"
     horizon: int | None = None
+    instruct: bool = True
+    temperature: float = 1.0
     recall_from: float = 0.6
 
 
@@ -126,6 +130,11 @@ class VideoLLM(ABC):
         return config.num_key_value_heads, width
 
     @property
+    def vocabulary(self) -> int:
+        """Length of the logits."""
+        return int(self.text.config.vocab_size)
+
+    @property
     def context(self) -> int:
         """Positions that the decoder was configured for."""
         return int(self.text.config.max_position_embeddings)
@@ -161,6 +170,17 @@ class VideoLLM(ABC):
     def encode(self, pixels: Any) -> Tensor:
         """Vision tower and projector: features (T', H', W', C), T' = T / frames_per_token rounded up."""
 
+    def encode_regions(
+        self, pixels: Any, changed: Tensor | None, kept: Any | None
+    ) -> tuple[Tensor, Any | None]:
+        """As `encode`, but only for the cells `changed` (H', W') of every token frame; the others are as in `kept`.
+
+        `kept` is what the call for the clip before gave beside the features, None where all is to be encoded. A family
+        that can't, like this one, encodes all and keeps nothing.
+        """
+        del changed, kept
+        return self.encode(pixels), None
+
     # positions
 
     @abstractmethod
@@ -195,13 +215,20 @@ class VideoLLM(ABC):
         """Token ids of everything before the first visual token: the pinned prefix."""
         return list(self._before)
 
-    def ask(self, text: str) -> list[int]:
+    def ask(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Token ids of everything after the last visual token: vision end, question, assistant opening.
 
-        The question is plain text: words in it that look like special tokens stay words.
+        `turns`: questions and answers that went before. All of it is plain text: words that look like special tokens
+        stay words.
         """
-        question = self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True)
-        return [*self._opening, *question["input_ids"], *self._closing]
+        if not turns:
+            return [*self._opening, *self._words(text), *self._closing]
+        said = [*(part for turn in turns for part in turn), text]
+        opening, *between = self._template(len(turns))
+        ids = [*self._video_end(), *self._ids(opening)]
+        for words, after in zip(said, between, strict=True):
+            ids += [*self._words(words), *self._ids(after)]
+        return ids
 
     def answer(self, ids: list[int]) -> str:
         """The text of an answer's token ids."""
@@ -215,17 +242,39 @@ class VideoLLM(ABC):
 
     def _cut_template(self) -> tuple[list[int], list[int], list[int]]:
         """Token ids before the video, between video and question, and after the question."""
+        before, opening, closing = self._chat(0)
+        return self._ids(before), [*self._video_end(), *self._ids(opening)], self._ids(closing)
+
+    def _template(self, turns: int) -> list[str]:
+        """What the chat template writes behind the video, cut where questions and answers go."""
+        return self._chat(turns)[1:]
+
+    def _chat(self, turns: int) -> list[str]:
+        """A chat with so many turns before its last question, cut at the video and at every text."""
         content = [{"type": "video"}, {"type": "text", "text": _QUESTION}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        for _ in range(turns):
+            messages += [
+                {"role": role, "content": [{"type": "text", "text": _QUESTION}]}
+                for role in ("assistant", "user")
+            ]
         chat: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False
         )
         before, found, rest = chat.partition(self.visual_word)
-        opening, asked, closing = rest.partition(_QUESTION)
-        if not found or not asked:
+        parts = rest.split(_QUESTION)
+        if not found or len(parts) != len(messages) + 1:
             raise UnsupportedModel(
                 f"model {self.name!r}: its chat template does not put a video ({self.visual_word}) before the text"
             )
-        return self._ids(before), [*self._video_end(), *self._ids(opening)], self._ids(closing)
+        return [before, *parts]
+
+    def _words(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        ids: list[int] = self.tokenizer(
+            text.strip(), add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
+        return ids
 
     def _video_end(self) -> list[int]:
         """Token ids that a family puts right behind the last frame."""

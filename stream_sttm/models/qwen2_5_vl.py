@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from stream_sttm.models import regions
 from stream_sttm.models.family import Defaults, VideoLLM
+from stream_sttm.models.regions import Kept, Partial, Whole
 from stream_sttm.preprocess import CLIP, fit, normalize, patchify, resize
 from stream_sttm.tokens import VisualTokens
 
@@ -30,6 +33,11 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
     )
     axes: ClassVar[int] = 3
     frames_per_token: ClassVar[int] = 2
+
+    def __init__(self, model: Any, *others: Any, **named: Any) -> None:
+        super().__init__(model, *others, **named)
+        regions.register()
+        model.set_attn_implementation({"vision_config": regions.NAME})
 
     def preprocess(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(T, 3, H, W) uint8 -> patches and their grid, at a size near the frame's own."""
@@ -60,6 +68,63 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         merge = self.config.vision_config.spatial_merge_size
         times, rows, columns = grid[0].tolist()
         return torch.cat(tuple(features)).reshape(times, rows // merge, columns // merge, -1)
+
+    def encode_regions(
+        self, pixels: tuple[Tensor, Tensor], changed: Tensor | None, kept: Kept | None
+    ) -> tuple[Tensor, Kept]:
+        """As every family's; keeps the tower's keys and values of one token frame."""
+        patches, grid = pixels
+        times, height, width = grid[0].tolist()
+        merge = self.config.vision_config.spatial_merge_size
+        rows, columns = height // merge, width // merge
+        if changed is None or kept is None or kept.features.shape[:2] != (rows, columns):
+            whole = Whole()
+            out: Any = self.core.visual(patches, grid_thw=grid, regions=whole)
+            features = out.pooler_output.reshape(times, rows, columns, -1)
+            return features, Kept(features[-1].clone(), whole.newest(height * width))
+        features = kept.features.repeat(times, 1, 1, 1)
+        if not bool(changed.any()):
+            return features, kept
+        order, ends = self._windows(grid)
+        places = changed.to(grid.device).reshape(-1).repeat(times)[order].nonzero()[:, 0]
+        cells = order[places]  # the tower's own order is by window
+        units = torch.arange(merge * merge, device=grid.device)
+        mine, own = ((of[:, None] * len(units) + units).reshape(-1) for of in (cells, places))
+        part = Partial(kept.layers, own, times, self._groups(grid, ends))
+        at_once = torch.tensor([0, len(mine)], dtype=torch.int32, device=grid.device)
+        out = self.core.visual(
+            patches[mine],
+            grid_thw=grid,
+            position_ids=get_vision_position_ids(grid, merge)[mine],
+            cu_seqlens=at_once,
+            cu_window_seqlens=at_once,
+            window_index=torch.arange(len(cells), device=grid.device),
+            regions=part,
+        )
+        features.view(-1, features.shape[-1])[cells] = out.pooler_output
+        return features, Kept(features[-1].clone(), part.seen)
+
+    def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells (N,) in the order of their windows, and where each window ends, in patches."""
+        vision = self.config.vision_config
+        order, ends = get_vision_window_index(
+            grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
+        )
+        return order.to(grid.device), ends[1:]
+
+    def _groups(self, grid: Tensor, ends: Tensor) -> dict[nn.Module, Tensor | None]:
+        """By attention layer, which patches, in the tower's own order, see each other: a window's, or a frame's."""
+        times, height, width = grid[0].tolist()
+        patches = torch.arange(times * height * width, device=grid.device)
+        frame = None if times == 1 else patches // (height * width)
+        window = (
+            torch.searchsorted(ends.long(), patches, right=True) if len(ends) > times else frame
+        )
+        full = self.config.vision_config.fullatt_block_indexes
+        return {
+            block.attn: frame if number in full else window
+            for number, block in enumerate(self.core.visual.blocks)
+        }
 
     def own_positions(self, tokens: VisualTokens, grid: tuple[int, int], step: float) -> Tensor:
         """(3, N): time in steps, row, column of the box's first cell."""

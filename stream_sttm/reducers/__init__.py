@@ -52,6 +52,9 @@ class Reducer(Protocol):
 
     Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start: the
     j-th token that a stream ever got has serial j. A state speaks of tokens by serial.
+
+    One that merges with what came before may also have `repeated(state, frames)`: the state after so many more frames
+    that show exactly what the last one did, or None where those would give tokens. It saves a still scene all work.
     """
 
     @property

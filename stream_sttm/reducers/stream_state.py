@@ -34,6 +34,21 @@ class StreamState:
         """The state after the cache dropped the tokens `gone`: what they stand for is emitted anew if it is seen."""
         return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, gone))
 
+    def repeated(self, frames: int) -> StreamState:
+        """The state after so many more frames that show exactly what the last one did, and gave no token."""
+        newest = self.frames + frames - 1
+        boxes = self.last.boxes.clone()
+        boxes[:, 0] = newest
+        serials, group = torch.unique(self.serials, return_inverse=True)
+        cells = torch.zeros_like(serials).index_add_(0, group, self.last.sizes * frames)
+        return replace(
+            self,
+            last=replace(self.last, boxes=boxes),
+            frames=newest + 1,
+            absorbed=(serials, cells),
+            last_seen=(serials, torch.full_like(serials, newest)),
+        )
+
     def saved(self) -> dict[str, Tensor]:
         """All that the next call needs."""
         return {
@@ -83,3 +98,18 @@ def restarted(state: StreamState | None, fresh: Leaves) -> StreamState:
         absorbed=(ids, ids),
         last_seen=(ids, ids),
     )
+
+
+def absorbed(leaves: Leaves, anchor: Tensor, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
+    """What went to tokens of earlier clips: their serials, and how many cells."""
+    late = (anchor[old:] < old).nonzero()[:, 0] + old
+    serials, group = torch.unique(serial[late], return_inverse=True)
+    cells = torch.zeros_like(serials).index_add_(0, group, leaves.sizes[late])
+    return serials, cells
+
+
+def seen(leaves: Leaves, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
+    """The tokens that the clip's leaves show, and the last frame that shows each."""
+    serials, group = torch.unique(serial[old:], return_inverse=True)
+    frames = leaves.boxes[old:, 0]
+    return serials, torch.zeros_like(serials).scatter_reduce_(0, group, frames, "amax")

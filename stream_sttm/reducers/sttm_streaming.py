@@ -19,7 +19,7 @@ from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.budget import Budget, spatial_threshold, temporal_threshold
 from stream_sttm.reducers.frames import checked
 from stream_sttm.reducers.quadtree import EPSILON, Leaves, Pyramid
-from stream_sttm.reducers.stream_state import StreamState, restarted
+from stream_sttm.reducers.stream_state import StreamState, absorbed, restarted, seen
 from stream_sttm.reducers.sttm import (
     check_cosine,
     check_count,
@@ -113,6 +113,13 @@ class SttmStreaming:
         tokens = self._tokens(fresh, serial[old:] - state.tokens, is_emitted.nonzero()[:, 0])
         tokens = replace(tokens, features=tokens.features.to(features.dtype))
         return tokens, self._next(state, leaves, anchor, serial, len(tokens))
+
+    def repeated(self, state: StreamState, frames: int) -> StreamState | None:
+        """The state after so many more frames that show exactly what the last one did; None where they give tokens."""
+        coming = range(state.frames, state.frames + frames)
+        is_refresh = bool(self.refresh_every) and any(t % self.refresh_every == 0 for t in coming)
+        is_gone = not bool(state.is_alive.all())  # a sync: what is not in the cache is given anew
+        return None if is_refresh or is_gone else state.repeated(frames)
 
     @property
     def _has_guard(self) -> bool:
@@ -239,8 +246,8 @@ class SttmStreaming:
             anchor_norms=norms[guarded],
             frames=state.frames + leaves.owner.shape[0] - state.last.owner.shape[0],
             tokens=state.tokens + emitted,
-            absorbed=_absorbed(leaves, anchor, serial, len(state.last)),
-            last_seen=_seen(leaves, serial, len(state.last)),
+            absorbed=absorbed(leaves, anchor, serial, len(state.last)),
+            last_seen=seen(leaves, serial, len(state.last)),
         )
 
 
@@ -286,18 +293,3 @@ def _firsts(marked: Tensor, parent: Tensor, frames: int) -> Tensor:
         above = above | above[parent]
         parent = parent[parent]
     return marked & ~above
-
-
-def _absorbed(leaves: Leaves, anchor: Tensor, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
-    """What went to tokens of earlier clips: their serials, and how many cells."""
-    late = (anchor[old:] < old).nonzero()[:, 0] + old
-    serials, group = torch.unique(serial[late], return_inverse=True)
-    cells = torch.zeros_like(serials).index_add_(0, group, leaves.sizes[late])
-    return serials, cells
-
-
-def _seen(leaves: Leaves, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
-    """The tokens that the clip's leaves show, and the last frame that shows each."""
-    serials, group = torch.unique(serial[old:], return_inverse=True)
-    frames = leaves.boxes[old:, 0]
-    return serials, torch.zeros_like(serials).scatter_reduce_(0, group, frames, "amax")

@@ -6,16 +6,21 @@ isolation of sinks from each other are in workers/delivery.py. Importing this ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from stream_sttm import registry, urls
-from stream_sttm.types import Answer, StreamStatus
+from stream_sttm.errors import SinkRefused
+from stream_sttm.sinks.commands import Commands
+from stream_sttm.types import Answer, Event, StreamStatus
 
 GROUP = "stream_sttm.sinks"
 SINKS: dict[str, str] = {
     "mqtt": "stream_sttm.sinks.mqtt:MqttSink",
     "mqtts": "stream_sttm.sinks.mqtt:MqttSink",
+    "http": "stream_sttm.sinks.webhook:WebhookSink",
+    "https": "stream_sttm.sinks.webhook:WebhookSink",
 }
 
 
@@ -24,7 +29,7 @@ class Sink(AbstractAsyncContextManager["Sink"], Protocol):
 
     @property
     def name(self) -> str:
-        """What logs and metrics call it, such as host:port; never a credential."""
+        """What logs, metrics and the outbox call it, such as host:port/prefix; no other's, never a credential."""
         ...
 
     async def send(self, answer: Answer) -> None:
@@ -34,14 +39,36 @@ class Sink(AbstractAsyncContextManager["Sink"], Protocol):
         """
         ...
 
+    async def send_event(self, event: Event) -> None:
+        """Hand over what is told of an event; like `send`."""
+        ...
+
     async def report(self, status: StreamStatus) -> None:
         """Tell the other side a stream's status; raises SinkError like `send`."""
         ...
 
 
-def open_sink(url: str) -> Sink:
-    """The sink for `url`, not yet connected; raises ConfigError for an unknown scheme or a missing extra."""
+@runtime_checkable
+class BatchSink(Sink, Protocol):
+    """A sink that is faster with several things at once."""
+
+    async def send_all(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
+        """Hand over in order; what became of the first of them, one at least: None, or why it never will be taken.
+
+        Raises SinkError where not even the first was taken and trying again may help.
+        """
+        ...
+
+
+def open_sink(url: str, *, commands: Commands | None = None) -> Sink:
+    """The sink for `url`, not yet connected; raises ConfigError for an unknown scheme or a missing extra.
+
+    A sink that the other side can ask and steer has the option `commands` and is given them.
+    """
     scheme = urls.split(url).scheme
     cls = registry.find(SINKS, GROUP, scheme, kind="sink scheme")
-    sink: Sink = registry.build(cls, {"url": url}, kind=f"sink {scheme}://")
+    options: dict[str, Any] = {"url": url}
+    if "commands" in registry.options_of(cls):
+        options["commands"] = commands
+    sink: Sink = registry.build(cls, options, kind=f"sink {scheme}://")
     return sink

@@ -14,11 +14,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from stream_sttm import metrics
-from stream_sttm.types import Answer, StreamStatus
+from stream_sttm.types import Answer, Event, StreamStatus
 
-Event = dict[
-    str, Any
-]  # {"type": "answer" | "status", "event": its number, ...the answer or status}
+# {"type": "answer" | "event" | "status", "event": its number, ...the answer, event or status}
+Told = dict[str, Any]
 
 
 class Subscription:
@@ -26,15 +25,15 @@ class Subscription:
 
     def __init__(self, capacity: int) -> None:
         self.dropped = 0
-        self._events: deque[Event] = deque()
+        self._events: deque[Told] = deque()
         self._capacity = capacity
         self._arrived = asyncio.Event()
         self._is_closed = False
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[Told]:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> Told:
         while not self._events:
             if self._is_closed:
                 raise StopAsyncIteration
@@ -42,7 +41,7 @@ class Subscription:
             await self._arrived.wait()
         return self._events.popleft()
 
-    def offer(self, event: Event) -> None:
+    def offer(self, event: Told) -> None:
         """Queue `event`, in place of the oldest one where the queue is full."""
         if len(self._events) >= self._capacity:
             self._events.popleft()
@@ -58,7 +57,7 @@ class Subscription:
 
 
 class Feed:
-    """Answers and statuses as they come, for any number of readers.
+    """Answers, events and statuses as they come, for any number of readers.
 
     Events are numbered upwards from the wall clock in milliseconds, so that numbers go on rising when the process is
     started anew and a reader's last number stays comparable.
@@ -66,18 +65,20 @@ class Feed:
 
     def __init__(self, *, capacity: int = 256, history: int = 256) -> None:
         self._capacity = capacity
-        self._history: deque[Event] = deque(maxlen=history)
+        self._history: deque[Told] = deque(maxlen=history)
         self._subscriptions: set[Subscription] = set()
         self._newest = int(time.time() * 1000)
         self._is_closed = False
 
-    def publish(self, item: Answer | StreamStatus, *, published_at: float) -> None:
+    def publish(self, item: Answer | Event | StreamStatus, *, published_at: float) -> None:
         """Show `item` to every reader; returns at once, does nothing once the feed is closed."""
         if self._is_closed:
             return
         self._newest += 1
         if isinstance(item, Answer):
             kind, body = "answer", item.as_dict(published_at=published_at)
+        elif isinstance(item, Event):
+            kind, body = "event", item.as_dict(published_at=published_at)
         else:
             kind, body = "status", item.as_dict()
         event = {"type": kind, "event": self._newest, **body}
@@ -105,5 +106,5 @@ class Feed:
         for subscription in self._subscriptions:
             subscription.close()
 
-    def _since(self, after: int | None) -> Iterator[Event]:
+    def _since(self, after: int | None) -> Iterator[Told]:
         return iter(()) if after is None else (e for e in self._history if e["event"] > after)

@@ -130,9 +130,10 @@ class Publishers:
     """Who publishes which of `streams`; entered, it takes offers, left, it hangs up on all."""
 
     def __init__(self, streams: Iterable[str]) -> None:
-        self._doors = {stream: _Door() for stream in streams}
+        self._doors: dict[str, _Door] = {}
         self._stack = AsyncExitStack()
         self._group: asyncio.TaskGroup
+        self.follow(streams)
 
     async def __aenter__(self) -> Self:
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
@@ -144,9 +145,15 @@ class Publishers:
                 door.publisher.task.cancel()
         await self._stack.aclose()
 
+    def follow(self, streams: Iterable[str]) -> None:
+        """Take publishers of these streams alone from now on; who publishes another is left to its source to end."""
+        self._streams = frozenset(streams)
+        for stream in self._streams:
+            self._doors.setdefault(stream, _Door())
+
     def takes(self, stream: str) -> bool:
         """Whether the stream is one that is published to us."""
-        return stream in self._doors
+        return stream in self._streams
 
     async def publish(self, stream: str, offer: str) -> tuple[str, str]:
         """Take an offer; the session's id and our SDP answer. Raises PublishError."""

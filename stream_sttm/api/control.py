@@ -1,0 +1,98 @@
+"""What is changed while the service runs, over HTTP: queries asked at once, switches, the configuration read anew.
+
+Knows the service only by `Control`; its errors become answers in app.py, but for those of a configuration, which list
+every fault.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol
+
+from fastapi import APIRouter, Body, Path, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from stream_sttm.changes import Changes
+from stream_sttm.errors import ConfigError
+
+Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class Control(Protocol):
+    """Who changes what runs; raises ControlError, UnknownStream, QuestionRejected or StoreError where it can't."""
+
+    async def trigger(self, query: str, stream: str | None = None) -> list[str]:
+        """Have a query asked now; the streams that it is asked of."""
+        ...
+
+    async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
+        """Watch a stream, or leave it out."""
+        ...
+
+    async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
+        """Ask a query of a stream, or of all of its own, or leave it out."""
+        ...
+
+    async def reload(self) -> Changes:
+        """Read the configuration anew; raises ConfigError, where nothing is changed."""
+        ...
+
+
+class Trigger(BaseModel):
+    """Which stream a query is asked of now."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    stream: str | None = Field(None, description="One of the query's streams; null: all of them.")
+
+
+class StreamSwitch(BaseModel):
+    """On or off."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    enabled: bool
+
+
+class QuerySwitch(StreamSwitch):
+    """On or off, on a stream or all."""
+
+    stream: str | None = Field(None, description="One of the query's streams; null: all of them.")
+
+
+def routes(control: Control) -> APIRouter:
+    """The routes over `control`."""
+    router = APIRouter(prefix="/api/v1")
+
+    @router.post("/queries/{name}/trigger", status_code=202)
+    async def trigger(
+        name: Name, asked: Annotated[Trigger | None, Body()] = None
+    ) -> dict[str, Any]:
+        """Ask a standing query now, whatever its rhythm; the answer goes where its answers go."""
+        streams = await control.trigger(name, asked.stream if asked is not None else None)
+        return {"query": name, "streams": streams}
+
+    @router.put("/queries/{name}/enabled")
+    @router.post("/queries/{name}/enabled", include_in_schema=False)
+    async def switch_query(name: Name, switch: QuerySwitch) -> dict[str, Any]:
+        """Ask a query, or leave it out; holds over restarts."""
+        await control.set_query_enabled(name, switch.stream, switch.enabled)
+        return {"query": name, "stream": switch.stream, "enabled": switch.enabled}
+
+    @router.put("/streams/{name}/enabled")
+    @router.post("/streams/{name}/enabled", include_in_schema=False)
+    async def switch_stream(name: Name, switch: StreamSwitch) -> dict[str, Any]:
+        """Watch a stream, or leave it out; holds over restarts."""
+        await control.set_stream_enabled(name, switch.enabled)
+        return {"stream": name, "enabled": switch.enabled}
+
+    @router.post("/config/reload", response_model=None)
+    async def reload() -> Response:
+        """Read the configuration file anew and follow what changed; with a fault in it, nothing changes."""
+        try:
+            changes = await control.reload()
+        except ConfigError as error:
+            faults = str(error).splitlines()
+            told = f"the configuration stays as it was: {'; '.join(faults)}"
+            return JSONResponse({"error": told, "faults": faults}, 422)
+        return JSONResponse(changes.as_dict())
+
+    return router

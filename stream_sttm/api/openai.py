@@ -1,0 +1,272 @@
+"""The part of OpenAI's HTTP interface that fits: models, and chat completions about a stream.
+
+Which stream is meant is said by a content part {"type": "stream", "stream": {"name": "door", "window_s": 60}}, or by
+the model's name, "demo/door", or it is the only one. Errors have OpenAI's shape. Follows
+https://platform.openai.com/docs/api-reference/chat.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from stream_sttm.api import asking
+from stream_sttm.api.service import Service
+from stream_sttm.config import AnsweringSettings
+from stream_sttm.errors import QuestionRejected, StreamSTTMError
+from stream_sttm.queryconfig import FormSettings
+from stream_sttm.types import FREE_TEXT, Answer, AnswerType, Form, Question
+
+PATHS = ("/v1/models", "/v1/chat/")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(
+        extra="ignore"
+    )  # OpenAI's clients send much that is nobody's business here
+
+
+class TextPart(_Body):
+    """Words."""
+
+    type: Literal["text", "input_text"]
+    text: str
+
+
+class StreamLook(_Body):
+    """Which stream is asked, and of how many seconds."""
+
+    name: str
+    window_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class StreamPart(_Body):
+    """The stream that is asked."""
+
+    type: Literal["stream"]
+    stream: StreamLook
+
+
+class Message(_Body):
+    """A turn of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | StreamPart, Discriminator("type")]] = Field(
+        max_length=1_000_000
+    )
+
+    @property
+    def words(self) -> str:
+        """Its text parts, one under the other."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def looks(self) -> list[StreamLook]:
+        """The streams it names."""
+        if isinstance(self.content, str):
+            return []
+        return [part.stream for part in self.content if isinstance(part, StreamPart)]
+
+
+class NamedSchema(_Body):
+    """A schema as OpenAI wraps it."""
+
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ResponseFormat(_Body):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: NamedSchema | None = None
+
+
+class ChatRequest(_Body):
+    """A conversation about a stream; `seed`, `temperature` and the like change nothing: answers are greedy."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1, max_length=2 * asking.MAX_TURNS + 1)
+    stream: bool = False
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat = ResponseFormat()
+    n: Literal[1] | None = None
+
+
+def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
+    """`/v1/models` and `/v1/chat/completions`."""
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models")
+    async def list_models() -> dict[str, Any]:
+        """The model, and the model looking at each stream."""
+        names = [service.model, *(f"{service.model}/{one.stream}" for one in service.streams())]
+        return {"object": "list", "data": [_model(name) for name in names]}
+
+    @router.get("/models/{name:path}")
+    async def show_model(name: str) -> dict[str, Any]:
+        """One of these."""
+        if name != service.model:
+            _stream_of(service, name)
+        return _model(name)
+
+    @router.post("/chat/completions", response_model=None)
+    async def complete(asked: ChatRequest) -> Response:
+        """Ask a stream in the form of a chat."""
+        question = _question(service, asked, answering)
+        asking.check(service, [question], answering)
+        if asked.stream:
+            told = _chunks(service, question, asked.model)
+            return StreamingResponse(
+                told, media_type=asking.EVENT_STREAM, headers=asking.UNBUFFERED
+            )
+        return JSONResponse(_completion(await asking.answered(service, question), asked.model))
+
+    return router
+
+
+def error_body(status: int, line: str) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": line, "type": kind, "param": None, "code": None}}
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "stream-sttm"}
+
+
+def _question(service: Service, asked: ChatRequest, answering: AnsweringSettings) -> Question:
+    look = _look(service, asked)
+    turns, text = _conversation(asked.messages)
+    most = asked.max_completion_tokens or asked.max_tokens or answering.max_new_tokens
+    return Question(
+        id=uuid4().hex,
+        stream=look.name,
+        text=text,
+        asked_at=time.time(),
+        max_new_tokens=most,
+        timeout=answering.timeout,
+        form=_form(asked.response_format),
+        window_s=look.window_s,
+        turns=turns,
+        is_streamed=asked.stream,
+    )
+
+
+def _look(service: Service, asked: ChatRequest) -> StreamLook:
+    """The stream that is meant."""
+    named = [look for message in asked.messages for look in message.looks]
+    if named:
+        if len({look.name for look in named}) > 1:
+            raise QuestionRejected("messages: name two streams; ask one at a time")
+        return named[-1]
+    if asked.model != service.model:
+        return StreamLook(name=_stream_of(service, asked.model), window_s=None)
+    streams = service.streams()
+    if len(streams) == 1:
+        return StreamLook(name=streams[0].stream, window_s=None)
+    raise QuestionRejected(
+        'messages: say which stream is meant, by a content part {"type": "stream", "stream": {"name": "..."}} '
+        f"or as model {service.model + '/NAME'!r}"
+    )
+
+
+def _stream_of(service: Service, model: str) -> str:
+    base, _, stream = model.rpartition("/")
+    if base != service.model:
+        raise HTTPException(404, f"there is no model {model[:200]!r}; there is {service.model!r}")
+    asking.status_of(service, stream)
+    return stream
+
+
+def _conversation(messages: list[Message]) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Turns of question and answer, and the last question; what a system says goes before the first."""
+    turns: list[tuple[str, str]] = []
+    said: list[str] = []
+    for message in messages:
+        if message.role != "assistant":
+            said.append(message.words)
+        elif said:
+            turns.append(("\n".join(said), message.words))
+            said = []
+        else:
+            raise QuestionRejected("messages: an answer of the assistant follows no question")
+    if not said:
+        raise QuestionRejected("messages: the last one must be the user's")
+    return tuple(turns), "\n".join(said)
+
+
+def _form(wanted: ResponseFormat) -> Form:
+    if wanted.type == "text":
+        return FREE_TEXT
+    schema = None
+    if wanted.type == "json_schema":
+        schema = wanted.json_schema.json_schema if wanted.json_schema is not None else None
+        if schema is None:
+            raise QuestionRejected("response_format.json_schema.schema: is missing")
+    try:
+        return FormSettings(type=AnswerType.JSON, json_schema=schema).form
+    except ValidationError as error:
+        raise QuestionRejected(f"response_format: {error.errors()[0]['msg']}") from error
+
+
+def _completion(answer: Answer, model: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": _end(answer), "logprobs": None}
+    body = _head(answer.question.id, model, "chat.completion")
+    extra = answer.as_dict(published_at=time.time())
+    return {**body, "choices": [choice], "usage": _usage(answer), "stream_sttm": extra}
+
+
+async def _chunks(service: Service, question: Question, model: str) -> AsyncIterator[str]:
+    head = _head(question.id, model, "chat.completion.chunk")
+
+    def chunk(delta: dict[str, str], end: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": end, "logprobs": None}
+        return _data({**head, "choices": [choice]})
+
+    yield chunk({"role": "assistant", "content": ""})
+    try:
+        async for text, answer in asking.written(service, question):
+            if text:
+                yield chunk({"content": text})
+            if answer is not None:
+                yield chunk({}, _end(answer))
+    except StreamSTTMError as error:
+        yield _data(error_body(500, " ".join(str(error).split())))
+    yield "data: [DONE]\n\n"
+
+
+def _end(answer: Answer) -> str:
+    is_cut = answer.question.form == FREE_TEXT and (
+        answer.tokens.answer >= answer.question.max_new_tokens
+    )
+    return "length" if is_cut else "stop"
+
+
+def _data(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def _head(number: str, model: str, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{number}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    tokens = answer.tokens
+    read = tokens.visual + tokens.question
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": tokens.answer,
+        "total_tokens": read + tokens.answer,
+    }

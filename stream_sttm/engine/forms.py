@@ -1,0 +1,234 @@
+"""How an answer of each form is decided: what may be said next, when it is said, and what it means as data.
+
+Yes/no and a choice are decided by the probabilities of their options, without writing a word. A number and JSON are
+written under a grammar (llguidance, loaded when first needed), so that they always parse. Knows no batch and no cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_sttm.errors import ModelError, QuestionRejected
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.types import AnswerType, Form, Question, Structured
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+_SPELT = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in _WORDS)
+_NUMBER = rf" ?(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{_SPELT})"
+_YES_NO = {"yes": True, "no": False}
+_TOLD = {
+    AnswerType.YES_NO: "Answer yes or no.",
+    AnswerType.CHOICE: "Answer with one of: {choices}.",
+    AnswerType.NUMBER: "Answer with a number only.",
+    AnswerType.JSON: "Answer with JSON only, following this schema: {schema}",
+}
+_SCHEMAS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One of the things that may be said, in the spellings (token ids) in which the model may say it."""
+
+    text: str
+    value: Structured
+    spellings: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All of them, and whether the first token alone tells which is said."""
+
+    options: tuple[Option, ...]
+    are_told_apart: bool
+
+    def firsts(self, device: torch.device) -> list[Tensor]:
+        """Per option, the ids of the tokens that may begin it."""
+        return [
+            torch.tensor(sorted({ids[0] for ids in option.spellings}), device=device)
+            for option in self.options
+        ]
+
+
+class Grammar:
+    """What one row may say next, and what it has said."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        from llguidance.numpy import allocate_token_bitmask
+
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._bits = allocate_token_bitmask(1, vocabulary)
+
+    def allowed(self) -> Tensor:
+        """(V,) bool: the tokens that may come next."""
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self._matcher, self._bits)
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        return torch.from_numpy(bits[: self._vocabulary].astype(bool))
+
+    def take(self, token: int) -> bool:
+        """Say `token`; True where nothing can follow it."""
+        self._matcher.consume_token(token)
+        if self._matcher.is_error():
+            raise ModelError(f"the grammar of an answer failed: {_line(self._matcher.get_error())}")
+        return bool(self._matcher.is_stopped())
+
+
+class Forms:
+    """The forms that one model's answers may take."""
+
+    def __init__(self, model: VideoLLM) -> None:
+        self._model = model
+        self._compiled = lru_cache(_SCHEMAS_KEPT)(self._compile)
+        self._options = lru_cache(_SCHEMAS_KEPT)(self._spelt)
+
+    @cached_property
+    def _tokens(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        told = _plain(self._model.tokenizer)
+        return LLTokenizer(told, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos))
+
+    def prompt(self, question: Question) -> list[int]:
+        """The token ids of a question; where the model wants it, told which form of answer is wanted."""
+        form, text = question.form, question.text.strip()
+        told = _TOLD.get(form.type)
+        if told is not None and self._model.tuned.instruct:
+            told = told.format(choices="; ".join(form.choices), schema=form.json_schema or "{}")
+            text = f"{text}\n{told}"
+        return self._model.ask(text, question.turns)
+
+    def check(self, form: Form) -> None:
+        """Raise QuestionRejected where no answer can have this form."""
+        if form.type in (AnswerType.NUMBER, AnswerType.JSON):
+            self._compiled(form)
+
+    def grammar(self, form: Form) -> Grammar | None:
+        """What rules the answer's tokens, None where nothing does."""
+        if form.type not in (AnswerType.NUMBER, AnswerType.JSON):
+            return None
+        return Grammar(self._compiled(form).deep_copy(), self._tokens.vocab_size)
+
+    def options(self, form: Form) -> Options | None:
+        """What is chosen from, None where the answer is written."""
+        if form.type is AnswerType.YES_NO:
+            return self._options(("yes", "no"))
+        return self._options(form.choices) if form.type is AnswerType.CHOICE else None
+
+    def _compile(self, form: Form) -> LLMatcher:
+        from llguidance import LLMatcher
+
+        if form.type is AnswerType.NUMBER:
+            grammar = LLMatcher.grammar_from_regex(_NUMBER)
+        else:
+            grammar = _json_grammar(form.json_schema)
+        fault = LLMatcher.validate_grammar(grammar, self._tokens)
+        matcher = None if fault else LLMatcher(self._tokens, grammar)
+        fault = fault or (matcher.get_error() if matcher is not None and matcher.is_error() else "")
+        if matcher is None or fault:
+            raise QuestionRejected(f"json_schema: no answer can follow it: {_line(fault)}")
+        return matcher
+
+    def _spelt(self, texts: tuple[str, ...]) -> Options:
+        options = tuple(
+            Option(text, _YES_NO.get(text, text), self._spellings(text)) for text in texts
+        )
+        firsts = [{ids[0] for ids in option.spellings} for option in options]
+        shared = any(a & b for at, a in enumerate(firsts) for b in firsts[at + 1 :])
+        return Options(options, not shared)
+
+    def _spellings(self, text: str) -> tuple[tuple[int, ...], ...]:
+        """The ways in which a model may begin an answer with `text`: with a space or not, a capital or not."""
+        written = [text, text[:1].upper() + text[1:], text[:1].lower() + text[1:]]
+        found = []
+        for words in [*written, *(f" {one}" for one in written)]:
+            ids = self._model.tokenizer(words, add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
+            found.append(tuple(ids))
+        return tuple(dict.fromkeys(ids for ids in found if ids))
+
+
+def _plain(tokenizer: Any) -> str:
+    """A tokenizer as JSON that takes text as it stands.
+
+    Where a grammar leaves one way to go on, its text is cut into tokens; a normalizer or a space put before it would
+    make of it what the grammar does not allow.
+    """
+    backend = copy.copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    told = json.loads(backend.to_str())
+    told["normalizer"] = None
+    cutter = told.get("pre_tokenizer") or {}
+    for part in [cutter, *cutter.get("pretokenizers", [])]:
+        if "add_prefix_space" in part:
+            part["add_prefix_space"] = False
+    return json.dumps(told)
+
+
+def _json_grammar(schema: str) -> str:
+    from llguidance import LLMatcher
+
+    try:
+        # without it a model may write white space for ever
+        return LLMatcher.grammar_from_json_schema(
+            schema or '{"type": "object"}', defaults={"whitespace_flexible": False}
+        )
+    except ValueError as error:
+        raise QuestionRejected(f"json_schema: {_line(str(error))}") from error
+
+
+def _line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "it is empty")
+
+
+def structured(text: str, form: Form) -> Structured:
+    """A written answer as data; None for free text."""
+    if form.type is AnswerType.JSON:
+        value: dict[str, Any] | list[Any] = json.loads(text)
+        return value
+    if form.type is AnswerType.NUMBER:
+        word = text.strip().casefold()
+        if word in _WORDS:
+            return _WORDS.index(word)
+        number = float(word)
+        return int(number) if number.is_integer() and "." not in word else number
+    return None
+
+
+def probabilities(scores: Tensor, temperature: float) -> Tensor:
+    """(N,) log-probabilities of the options -> what each is worth among them; see `Defaults.temperature`."""
+    return (scores.double() / temperature).softmax(dim=0)
+
+
+def first_scores(logits: Tensor, firsts: Sequence[Tensor]) -> Tensor:
+    """(V,) logits of the first token -> (options,) log-probabilities that an option is begun."""
+    logs = logits.log_softmax(dim=0)
+    return torch.stack([logs[ids].logsumexp(dim=0) for ids in firsts])

@@ -1,0 +1,105 @@
+"""A vision tower that computes only some patches: attention over what the others were in the picture before.
+
+A patch that did not change keeps its keys and values in every layer; those that did are computed anew and look at all.
+Exact for what changed as far as the rest would not have noticed; an approximation, since the rest is not asked. The
+idea of gating by residuals is GRT's (https://arxiv.org/abs/2509.14199), which still runs the tower on every patch.
+Registered through transformers' public AttentionInterface; knows no family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NAME = "stream_sttm_regions"
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a tower made of a token frame: features (H, W, C); by attention layer, keys and values (1, heads, N, D)."""
+
+    features: Tensor
+    layers: Mapping[nn.Module, Pair]
+
+
+@dataclass(slots=True)
+class Whole:
+    """One pass with every patch; notes each layer's keys and values, in the order in which they come."""
+
+    seen: dict[nn.Module, list[Pair]] = field(default_factory=dict)
+
+    def take(self, layer: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+        """What is attended over: what came."""
+        self.seen.setdefault(layer, []).append((keys, values))
+        return keys, values, None
+
+    def newest(self, count: int) -> dict[nn.Module, Pair]:
+        """Each layer's last `count` keys and values."""
+        return {
+            layer: (
+                torch.cat([keys for keys, _ in pairs], 2)[:, :, -count:].clone(),
+                torch.cat([values for _, values in pairs], 2)[:, :, -count:].clone(),
+            )
+            for layer, pairs in self.seen.items()
+        }
+
+
+@dataclass(slots=True)
+class Partial:
+    """One pass with the patches `rows` (n,) of `frames` token frames, over what is kept of all others.
+
+    `groups`: per layer, which patches (frames * N,) see each other: those of one number; None for all.
+    """
+
+    kept: Mapping[nn.Module, Pair]
+    rows: Tensor
+    frames: int
+    groups: Mapping[nn.Module, Tensor | None]
+    seen: dict[nn.Module, Pair] = field(default_factory=dict)
+
+    def take(
+        self, layer: nn.Module, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What is attended over: every patch, these as they are now; and (n, frames * N) which of them are seen."""
+        parts = []
+        for old, new in zip(self.kept[layer], (keys, values), strict=True):
+            part = old.repeat(1, 1, self.frames, 1)
+            part[:, :, self.rows] = new
+            parts.append(part)
+        count = self.kept[layer][0].shape[2]
+        newest = [part[:, :, -count:].contiguous() for part in parts]  # holds no other frame's
+        self.seen[layer] = (newest[0], newest[1])
+        groups = self.groups[layer]
+        mask = None if groups is None else groups[self.rows, None] == groups[None]
+        return parts[0], parts[1], mask
+
+
+def register() -> None:
+    """Make `attend` known to transformers under NAME."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(  # noqa: PLR0913 - as the library calls it
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    regions: Whole | Partial | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention without a causal order, (B, heads, n, D) -> (B, n, heads, D); `regions` says over what."""
+    mask = attention_mask
+    if regions is not None:
+        key, value, mask = regions.take(module, key, value)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return out.transpose(1, 2), None

@@ -1,0 +1,236 @@
+"""Answers, events and stream states posted to a URL as JSON: `https://hooks.example/door#secret=${HOOK_SECRET}`.
+
+Each POST is signed: `X-Signature` is `sha256=` and the hexadecimal HMAC-SHA256, under the secret, of `X-Timestamp`, a
+dot and the body. Whoever listens answers 2xx once it has it; redirects are not followed. What is refused, or fails
+`attempts` times where somebody answers, is given up and kept in a file of dead letters. Knows nothing of queues and
+pauses (workers/outbox.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote
+
+import httpx
+
+from stream_sttm import __version__, metrics, registry, urls
+from stream_sttm.errors import ConfigError, SinkError, SinkRefused
+from stream_sttm.types import Answer, Event, StreamStatus
+
+KINDS = ("answers", "events", "states")
+OPTIONS = ("secret", "send", "attempts", "timeout", "dead_letters")
+MAX_REPLY = 64 * 1024  # bytes of an answer that are read, so that the connection can be used again
+MAX_LETTERS = (
+    16 * 1024 * 1024
+)  # bytes of a file of dead letters; then it becomes the older one of two
+_AGAIN = (408, 425, 429)  # of the refusals, those that may pass
+_DEFAULT_PORT = {"http": 80, "https": 443}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class WebhookSink:
+    """One URL; behind its '#' stand `secret`, `send` (answers,events,states), `attempts`, `timeout`, `dead_letters`."""
+
+    url: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        self._target, _, fragment = self.url.partition("#")
+        options = _options(fragment)
+        parts = urls.split(self._target)
+        if not parts.hostname:
+            raise ConfigError(f"{parts.scheme}:// names no host; write {parts.scheme}://HOST/PATH")
+        try:
+            httpx.URL(self._target)
+        except httpx.InvalidURL:
+            raise ConfigError("a webhook's URL holds characters that no URL has") from None
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        # A path may be a secret, as many services have it; this tells two of one host apart all the same.
+        place = hashlib.sha256(self._target.encode()).hexdigest()[:6]
+        self.name = f"{host}:{parts.port or _DEFAULT_PORT[parts.scheme]}/~{place}"
+        self._secret = options.get("secret", "").encode()
+        self._kinds = _kinds(options.get("send"))
+        self._attempts = int(_number(options, "attempts", 10, least=1))
+        self._timeout = _number(options, "timeout", 10.0, least=0.1)
+        letters = options.get("dead_letters")
+        self._letters = Path(letters) if letters else None
+        self._failed: tuple[str, int] = ("", 0)  # what failed last, and how often in a row
+        self._client: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        self._client = httpx.AsyncClient(
+            timeout=self._timeout,
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=2, keepalive_expiry=30),
+            headers={"User-Agent": f"stream-sttm/{__version__}"},
+        )
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def send(self, answer: Answer) -> None:
+        """Post `answer`."""
+        if "answers" in self._kinds:
+            body = {"type": "answer", **answer.as_dict(published_at=time.time())}
+            await self._deliver(answer.question.id, body)
+
+    async def send_event(self, event: Event) -> None:
+        """Post what is told of `event`."""
+        if "events" in self._kinds:
+            body = {"type": "event", **event.as_dict(published_at=time.time())}
+            await self._deliver(f"{event.id}/{event.kind.value}/{event.updated_at}", body)
+
+    async def report(self, status: StreamStatus) -> None:
+        """Post a stream's state; one that is not taken is given up at once, for the next will say more."""
+        if "states" in self._kinds:
+            try:
+                await self._post({"type": "status", **status.as_dict()})
+            except _Unmoved as error:
+                raise SinkRefused(str(error)) from error
+
+    async def _deliver(self, key: str, body: dict[str, Any]) -> None:
+        """Post `body`; raises SinkRefused once it is a dead letter."""
+        try:
+            await self._post(body)
+        except SinkRefused as error:
+            await self._bury(body, str(error))
+            raise
+        except _Unmoved as error:
+            last, count = self._failed
+            count = count + 1 if last == key else 1
+            self._failed = (key, count)
+            if count < self._attempts:
+                raise
+            await self._bury(body, str(error))
+            raise SinkRefused(f"{error}, {count} times") from error
+        self._failed = ("", 0)
+
+    async def _post(self, body: dict[str, Any]) -> None:
+        """Post once; raises SinkError where nobody is there, _Unmoved where it fails, SinkRefused if it always will."""
+        assert self._client is not None
+        content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+        try:
+            async with asyncio.timeout(self._timeout):
+                request = self._client.stream(
+                    "POST", self._target, content=content, headers=self._signed(content)
+                )
+                async with request as reply:
+                    await _read_some(reply)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise SinkError(f"webhook {self.name}: can't connect: {self._told(error)}") from error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise _Unmoved(f"webhook {self.name}: no answer in {self._timeout:g} s") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _Unmoved(f"webhook {self.name}: {self._told(error)}") from error
+        self._judge(reply)
+
+    def _judge(self, reply: httpx.Response) -> None:
+        if reply.is_success:
+            return
+        line = f"webhook {self.name}: answered {reply.status_code}"
+        if reply.is_redirect:
+            raise SinkRefused(f"{line}: redirects are not followed; name the URL it leads to")
+        if reply.is_client_error and reply.status_code not in _AGAIN:
+            raise SinkRefused(line)
+        raise _Unmoved(line)
+
+    def _signed(self, content: bytes) -> dict[str, str]:
+        """The headers of a body, with its signature where there is a secret."""
+        at = str(int(time.time()))
+        headers = {"Content-Type": "application/json", "X-Timestamp": at}
+        if self._secret:
+            headers["X-Signature"] = signature(self._secret, at, content)
+        return headers
+
+    async def _bury(self, body: dict[str, Any], why: str) -> None:
+        """Keep what is given up, where there is a file for it."""
+        result = "lost"
+        if self._letters is not None:
+            letter = {"at": time.time(), "sink": self.name, "why": why, "body": body}
+            try:
+                await asyncio.to_thread(_append, self._letters, letter)
+                result = "kept"
+            except OSError as error:
+                _log.error("dead letters %s: %s", self._letters, error.strerror)
+        metrics.DEAD_LETTERS.labels(self.name, result).inc()
+        self._failed = ("", 0)
+
+    def _told(self, error: Exception) -> str:
+        """A library's error in a line without the URL's secrets."""
+        line = " ".join(str(error).split()) or type(error).__name__
+        return urls.scrub(line, self.url)
+
+
+class _Unmoved(SinkError):  # noqa: N818 - reads better where it is raised
+    """Somebody is there but did not take it: worth trying again, though not for ever."""
+
+
+def signature(secret: bytes, timestamp: str, body: bytes) -> str:
+    """What `X-Signature` says of a body sent at `timestamp`; compare it with hmac.compare_digest."""
+    return (
+        f"sha256={hmac.new(secret, timestamp.encode() + b'.' + body, hashlib.sha256).hexdigest()}"
+    )
+
+
+async def _read_some(reply: httpx.Response) -> None:
+    """Read the answer as far as it may go; what is longer costs it the connection."""
+    size = 0
+    async for part in reply.aiter_raw():
+        size += len(part)
+        if size > MAX_REPLY:
+            return
+
+
+def _append(path: Path, letter: dict[str, Any]) -> None:
+    """Add a line to a file that only its owner may read; blocks."""
+    if path.exists() and path.stat().st_size > MAX_LETTERS:
+        path.replace(path.with_name(f"{path.name}.1"))
+    line = json.dumps(letter, ensure_ascii=False).encode(errors="replace")
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "ab") as file:
+        file.write(line + b"\n")
+
+
+def _options(fragment: str) -> dict[str, str]:
+    """The options behind the '#', joined by '&' or '#'; raises ConfigError, without a value, for what is none."""
+    options = {}
+    for part in filter(None, fragment.replace("#", "&").split("&")):
+        key, equals, value = part.partition("=")
+        if not equals or key not in OPTIONS:
+            word = key if key.isidentifier() else ""
+            hint = registry.suggest(word, list(OPTIONS))
+            raise ConfigError(f"a webhook has no such option behind its '#'{hint}")
+        options[key] = unquote(value)
+    return options
+
+
+def _kinds(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return KINDS
+    kinds = tuple(filter(None, text.split(",")))
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ConfigError(f"a webhook's send must be one or more of {', '.join(KINDS)}, by commas")
+    return kinds
+
+
+def _number(options: dict[str, str], key: str, default: float, *, least: float) -> float:
+    try:
+        number = float(options.get(key, default))
+    except ValueError:
+        number = -1.0
+    if not least <= number <= 3600:
+        raise ConfigError(f"a webhook's {key} must be a number from {least:g} to 3600")
+    return number

@@ -1,0 +1,100 @@
+"""The service's numbers as one JSON object: what the metrics say, by stream and sink, for those who don't scrape.
+
+Reads the metrics' own registry, so both tell the same. Knows nothing of who reads it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import REGISTRY
+
+from stream_sttm import __version__
+from stream_sttm.types import StreamStatus
+
+_P = "stream_sttm_"
+_OF_STREAM = {  # what is told of a stream, by the series it is the sum of
+    _P + "frames_received_total": "frames_received",
+    _P + "frames_dropped_total": "frames_dropped",
+    _P + "stream_reconnects_total": "reconnects",
+    _P + "answers_total": "questions",
+    _P + "merge_ratio": "merge_ratio",
+    _P + "kv_tokens": "kv_tokens",
+    _P + "memory_span_seconds": "memory_span_s",
+}
+_OF_SINK = {
+    _P + "mqtt_outbox_depth": "waiting",
+    _P + "mqtt_dropped_total": "dropped",
+    _P + "mqtt_connected": "connected",
+}
+_OF_ALL = {
+    _P + "store_errors_total": "store_errors",
+    "process_resident_memory_bytes": "memory_bytes",
+}
+_RATE_OVER = 5.0  # seconds, at least, that a rate is taken over
+
+
+class Stats:
+    """Collects the numbers; remembers frame counts for the rates."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._before: tuple[float, dict[str, float]] = (self._started, {})
+        self._rates: dict[str, float] = {}
+
+    def collect(self, streams: Iterable[StreamStatus], *, model: str) -> dict[str, Any]:
+        """The numbers now; `fps` is null until there were five seconds to count in."""
+        totals = _totals()
+        self._measure(totals["stream"])
+        return {
+            "at": round(self._clock(), 3),
+            "version": __version__,
+            "model": model,
+            "uptime_s": round(self._clock() - self._started, 1),
+            **totals["all"].get("", {}),
+            "streams": {
+                status.stream: {
+                    "state": status.state.value,
+                    "last_frame_at": status.last_frame_at,
+                    "fps": self._rates.get(status.stream),
+                    **totals["stream"].get(status.stream, {}),
+                }
+                for status in streams
+            },
+            "sinks": dict(totals["sink"]),
+        }
+
+    def _measure(self, by_stream: dict[str, dict[str, float]]) -> None:
+        now = self._clock()
+        at, before = self._before
+        if now - at < _RATE_OVER:
+            return
+        counts = {name: each.get("frames_received", 0.0) for name, each in by_stream.items()}
+        self._rates = {
+            name: round((count - before.get(name, 0.0)) / (now - at), 2)
+            for name, count in counts.items()
+        }
+        self._before = (now, counts)
+
+
+def _totals() -> dict[str, dict[str, dict[str, float]]]:
+    """Sums by kind, by stream or sink, by what is told of it."""
+    totals: dict[str, dict[str, dict[str, float]]] = {"stream": {}, "sink": {}, "all": {}}
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            for kind, label, names in (
+                ("stream", "stream", _OF_STREAM),
+                ("sink", "broker", _OF_SINK),
+                ("all", "", _OF_ALL),
+            ):
+                if key := names.get(sample.name):
+                    of = totals[kind].setdefault(sample.labels.get(label, ""), defaultdict(float))
+                    of[key] += sample.value
+    return {
+        kind: {name: dict(numbers) for name, numbers in each.items()}
+        for kind, each in totals.items()
+    }

@@ -1,0 +1,235 @@
+"""What may be changed while the service runs: what is switched on, what is asked now, the configuration.
+
+One road for all of it: settings and switches say what is to be, and every part is told to follow; what is so already
+stays untouched. A configuration with a fault changes nothing. Knows nothing of HTTP, MQTT or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from stream_sttm import changes, frigate, metrics, registry
+from stream_sttm.changes import Changes
+from stream_sttm.config import Settings
+from stream_sttm.engine.engine import Engine
+from stream_sttm.errors import (
+    ConfigError,
+    NotASighting,
+    NotPossible,
+    NotReady,
+    QuestionRejected,
+    UnknownQuery,
+    UnknownStream,
+)
+from stream_sttm.queries import StandingQueries
+from stream_sttm.sinks import Sink
+from stream_sttm.streamconfig import SourceRules, StreamSettings
+from stream_sttm.toggles import Place, Toggles
+from stream_sttm.types import Outcome
+from workers.analysis import Analysis
+from workers.ingest import Opener
+from workers.outlets import Outlets
+from workers.streams import Streams
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What runs and follows the settings."""
+
+    analysis: Analysis
+    queries: StandingQueries
+    streams: Streams
+    outlets: Outlets
+    sinks: dict[str, Sink]  # by URL
+    open_sink: Callable[[str], Sink]
+    opener: Callable[
+        [SourceRules, list[str]], Opener
+    ]  # by rules and the streams that are published
+    show: Callable[[Settings, Callable[[Place], bool]], None]  # to whoever asks what there is
+
+
+class Control:
+    """The settings in force and the switches thrown over them; all calls are made from the event loop's thread."""
+
+    def __init__(
+        self, settings: Settings, toggles: Toggles, load: Callable[[], Settings] | None = None
+    ) -> None:
+        self.settings = settings
+        self._toggles, self._load = toggles, load
+        self._switches = toggles.load(settings)
+        self._parts: Parts | None = None
+        self._turn = asyncio.Lock()
+        metrics.CONFIG_CURRENT.set(1)
+
+    def is_on(self, place: Place) -> bool:
+        """Whether a stream (query "") is watched, or a query asked of a stream, as configured and switched."""
+        stream, query = place
+        if not query:
+            return self._switches.get(place, self.settings.streams[stream].enabled)
+        is_asked = self._switches.get(place, self.settings.queries[query].enabled)
+        return is_asked and self.is_on((stream, ""))
+
+    async def start(self, parts: Parts) -> None:
+        """Begin: have every part follow the settings."""
+        async with self._turn:
+            self._parts = parts
+            await self._follow(parts, self.settings)
+
+    async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
+        """Watch a stream, or leave it out; holds over restarts. Raises UnknownStream, NotReady or StoreError."""
+        self._known_stream(stream)
+        await self._throw({(stream, ""): is_enabled})
+
+    async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
+        """Ask a query of a stream, or of all of its own, or leave it out; like `set_stream_enabled`."""
+        await self._throw(dict.fromkeys(self._asked_of(query, stream), is_enabled))
+
+    async def trigger(self, query: str, stream: str | None = None) -> list[str]:
+        """Have a query asked now, whatever its rhythm; the streams it is asked of, at least one."""
+        parts, places = self._ready(), self._asked_of(query, stream)
+        settings = self.settings.queries[query]
+        if "manual" not in settings.on_event:
+            raise NotPossible(f"query {query!r} has no 'manual' in its on_event")
+        if settings.schedule is not None and not settings.schedule.is_open(time.time()):
+            raise NotPossible(f"query {query!r} is not asked at this hour")
+        on = [place[0] for place in places if self.is_on(place)]
+        if not on:
+            raise NotPossible(f"query {query!r} is disabled, or its stream is")
+        for each in on:
+            self._call(parts, "manual", each, query)
+        return on
+
+    def sighted(self, payload: bytes) -> None:
+        """Take a message of Frigate's topics `events` or `reviews`; garbage is counted and told, never raised."""
+        try:
+            sighting = frigate.sighting(payload)
+        except NotASighting as error:
+            metrics.TRIGGERS.labels("frigate", "garbage").inc()
+            _log.warning("%s", error)
+            return
+        if sighting is None or self._parts is None:
+            return
+        heard = [
+            (name, query)
+            for name, stream in self.settings.streams.items()
+            if (stream.frigate or name) == sighting.camera
+            for query, asked in self.settings.queries.items()
+            if name in asked.streams
+            and sighting.calls_for(asked.on_event)
+            and self.is_on((name, query))
+        ]
+        for name, query in heard:
+            self._call(self._parts, "frigate", name, query)
+        if not heard:
+            metrics.TRIGGERS.labels("frigate", "unheard").inc()
+
+    async def reload(self) -> Changes:
+        """Read the configuration anew and follow it; raises ConfigError with every fault, where nothing is changed."""
+        parts = self._ready()
+        if self._load is None:
+            raise NotPossible("this service was started without a configuration file")
+        async with self._turn:
+            try:
+                new = await asyncio.to_thread(self._load)
+                change = changes.between(self.settings, new)
+                opened = {url: parts.open_sink(url) for url in new.sinks if url not in parts.sinks}
+            except ConfigError as error:
+                metrics.RELOADS.labels("refused").inc()
+                metrics.CONFIG_CURRENT.set(0)
+                for line in str(error).splitlines():
+                    _log.error("the configuration stays as it was: %s", line)
+                raise
+            metrics.RELOADS.labels("applied" if change else "unchanged").inc()
+            metrics.CONFIG_CURRENT.set(1)
+            _log.info("configuration: %s", change.told())
+            new = changes.taken_over(self.settings, new)
+            self._switches = await asyncio.to_thread(self._toggles.load, new)
+            await self._follow(parts, new)
+            await _exchange(parts, new.sinks, opened)
+        return change
+
+    async def _throw(self, switches: dict[Place, bool]) -> None:
+        parts = self._ready()
+        async with self._turn:
+            await asyncio.to_thread(self._toggles.throw, switches)
+            self._switches = await asyncio.to_thread(self._toggles.load, self.settings)
+            await self._follow(parts, self.settings)
+
+    async def _follow(self, parts: Parts, new: Settings) -> None:
+        """Take `new` for the settings and tell every part."""
+        old, self.settings = self.settings, new
+        if old.log_level != new.log_level:
+            logging.getLogger().setLevel(new.log_level.upper())
+        pushed = [name for name, one in new.streams.items() if one.is_pushed]
+        parts.streams.opener = parts.opener(
+            new.sources, [name for name in pushed if self.is_on((name, ""))]
+        )
+        rules_differ = old.sources != new.sources
+        for name, stream in new.streams.items():
+            was = old.streams.get(name)
+            if was is None or not changes.keeps_memory(was, stream):
+                parts.analysis.change(partial(_opened, name, stream))
+        async with asyncio.TaskGroup() as group:  # one that takes its time to close delays no other
+            for name in (name for name in old.streams if name not in new.streams):
+                group.create_task(parts.streams.forget(name), name=f"forget[{name}]")
+            for name, stream in new.streams.items():
+                is_on = self.is_on((name, ""))
+                follows = parts.streams.follow(name, stream, is_on=is_on, anew=rules_differ)
+                group.create_task(follows, name=f"follow[{name}]")
+        parts.show(new, self.is_on)  # now that what is off reports nothing any more
+        ends = parts.queries.change(
+            new.queries, time.time(), is_on=lambda stream, query: self.is_on((stream, query))
+        )
+        parts.analysis.tell(ends)
+
+    def _call(self, parts: Parts, source: str, stream: str, query: str) -> None:
+        result = "asked" if parts.analysis.call(stream, query) else "waiting"
+        metrics.TRIGGERS.labels(source, result).inc()
+
+    def _ready(self) -> Parts:
+        if self._parts is None:
+            raise NotReady("the model is being loaded; try again in a moment")
+        return self._parts
+
+    def _known_stream(self, stream: str) -> None:
+        if stream not in self.settings.streams:
+            near = registry.suggest(stream, sorted(self.settings.streams))
+            raise UnknownStream(f"there is no stream {stream!r}{near}")
+
+    def _asked_of(self, query: str, stream: str | None) -> list[Place]:
+        """The places of a query, or the one on `stream`."""
+        if query not in self.settings.queries:
+            near = registry.suggest(query, sorted(self.settings.queries))
+            raise UnknownQuery(f"there is no query {query!r}{near}")
+        streams = self.settings.queries[query].streams
+        if stream is None:
+            return [(each, query) for each in streams]
+        self._known_stream(stream)
+        if stream not in streams:
+            raise QuestionRejected(f"query {query!r} is not asked of stream {stream!r}")
+        return [(stream, query)]
+
+
+def _opened(name: str, settings: StreamSettings, engine: Engine) -> Iterable[Outcome]:
+    """Let the engine begin a stream anew, with an empty memory."""
+    ended = engine.close(name)
+    engine.open(name, fps=settings.fps, regions=settings.encodes_regions)
+    return ended
+
+
+async def _exchange(parts: Parts, urls: list[str], opened: dict[str, Sink]) -> None:
+    """Serve exactly the sinks of `urls`, those of `opened` for the first time."""
+    for url, sink in opened.items():
+        await parts.outlets.add(sink)
+        parts.sinks[url] = sink
+    gone = [parts.sinks.pop(url) for url in list(parts.sinks) if url not in urls]
+    async with asyncio.TaskGroup() as group:
+        for sink in gone:
+            group.create_task(parts.outlets.remove(sink), name=f"leave[{sink.name}]")
