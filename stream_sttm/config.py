@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
+from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
@@ -135,26 +136,6 @@ class AnsweringSettings(Section):
         30.0, gt=0, description="Seconds after which an unanswered question is given up."
     )
     max_batch: int = Field(16, ge=1, description="Questions of one stream answered together.")
-
-
-class HttpSettings(Section):
-    """The HTTP interface."""
-
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    token: SecretStr | None = Field(
-        None,
-        min_length=1,
-        description="Bearer token that /api needs; required when host is not a loopback address.",
-    )
-
-    @model_validator(mode="after")
-    def _guarded(self) -> Self:
-        if self.token is None and self.host not in ("127.0.0.1", "localhost", "::1"):
-            raise ValueError(
-                f"host {self.host!r} is reachable from outside: set http.token to a ${{NAME}} from the environment, or bind 127.0.0.1"
-            )
-        return self
 
 
 class StoreSettings(Section):

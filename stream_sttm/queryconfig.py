@@ -185,4 +185,5 @@ class QuerySettings(AskSettings):
     @property
     def meaning(self) -> tuple[Any, ...]:
         """What its answers stand for; an event outlives a change of anything else."""
-        return self.ask, self.form, tuple(self.alert_on)
+        look = self.window_s, self.fresh_frames, self.recall
+        return self.ask, self.form, tuple(self.alert_on), *look

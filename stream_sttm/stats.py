@@ -47,7 +47,7 @@ class Stats:
         self._rates: dict[str, float] = {}
 
     def collect(self, streams: Iterable[StreamStatus], *, model: str) -> dict[str, Any]:
-        """The numbers now; `fps` is null until there were five seconds to count in."""
+        """The numbers now, null what is not known yet; `fps` takes five seconds to count in."""
         totals = _totals()
         self._measure(totals["stream"])
         return {
@@ -61,6 +61,8 @@ class Stats:
                     "state": status.state.value,
                     "last_frame_at": status.last_frame_at,
                     "fps": self._rates.get(status.stream),
+                    "event_to_answer_ms": None,  # known to whoever hands answers over
+                    **dict.fromkeys(_OF_STREAM.values()),
                     **totals["stream"].get(status.stream, {}),
                 }
                 for status in streams

@@ -14,6 +14,7 @@ import pytest
 
 from stream_sttm.api.app import create_app
 from stream_sttm.config import AnsweringSettings
+from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import AnswerStore
 from stream_sttm.types import Answer, Question, StreamState, StreamStatus
@@ -62,7 +63,7 @@ class EchoService:
 class Served:
     """A running interface, what lies behind it, and a client for it."""
 
-    def __init__(self, folder: Path, *, token: str | None, keepalive: float) -> None:
+    def __init__(self, folder: Path, *, http: HttpSettings, keepalive: float) -> None:
         self.service = EchoService()
         self.store = AnswerStore(folder / "answers.db")
         self.feed = Feed(history=8)
@@ -71,7 +72,7 @@ class Served:
             store=self.store,
             feed=self.feed,
             answering=AnsweringSettings(max_question_chars=100, timeout=5),
-            token=token,
+            http=http,
             keepalive=keepalive,
         )
         self.client: httpx.AsyncClient
@@ -84,9 +85,14 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *, token: str | None = None, keepalive: float = 15.0
+    folder: Path,
+    *,
+    token: str | None = None,
+    keepalive: float = 15.0,
+    http: HttpSettings | None = None,
 ) -> AsyncIterator[Served]:
-    served = Served(folder, token=token, keepalive=keepalive)
+    http = http or HttpSettings.model_validate({"token": token})
+    served = Served(folder, http=http, keepalive=keepalive)
     bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     work = gateway.run(
         served.app, "127.0.0.1", 0, ready=bound.set_result, closing=served.feed.close

@@ -22,7 +22,7 @@ from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import AnswerStore
 from stream_sttm.types import EventKind
 from tests.answers import make_event
-from tests.test_api import EchoService
+from tests.served import EchoService
 
 ID = "0123456789abcdef" * 2
 

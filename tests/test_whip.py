@@ -20,6 +20,7 @@ from stream_sttm.api.app import create_app
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.demo.camera import Camera, _SceneTrack
 from stream_sttm.errors import AlreadyPublished, NotAnOffer, SourceUnavailable, TooManyOffers
+from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
@@ -37,6 +38,7 @@ from workers import gateway
 
 SDP = {"Content-Type": "application/sdp"}
 TOKEN = "sesame"
+HTTP = HttpSettings.model_validate({"token": TOKEN})
 ENDPOINT = "/api/v1/streams/door/whip"
 
 
@@ -45,7 +47,7 @@ async def serving(folder, streams=("door",)):
     """A service that takes publishers of `streams`; yields a client with its token, and who takes them."""
     feed, store = Feed(), AnswerStore(folder / "answers.db")
     app = create_app(
-        EchoService(), store=store, feed=feed, answering=AnsweringSettings(), token=TOKEN
+        EchoService(), store=store, feed=feed, answering=AnsweringSettings(), http=HTTP
     )
     async with Publishers(streams) as publishers:
         app.include_router(routes.routes(publishers))

@@ -1,4 +1,4 @@
-"""stream-sttm serve | ask | check | discover | demo: what a person types."""
+"""stream-sttm serve | ask | check | token | discover | demo: what a person types."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+import yaml
+from pydantic import ValidationError
+
 from stream_sttm import __version__
+from stream_sttm.api.tokens import new_token
 from stream_sttm.config import Settings
 from stream_sttm.configfile import load
 from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
+from stream_sttm.httpconfig import Scope, TokenSettings
+from stream_sttm.types import AnswerType
 
 _log = logging.getLogger("stream_sttm")
 ENGINE_THREAD = "engine"  # how workers/local.py names the thread that computes
@@ -71,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("ask", help="ask a running service one question")
     ask.add_argument("stream", help="name of the stream")
     ask.add_argument("question", help="the question, in words")
+    ask.add_argument(
+        "--type",
+        choices=[kind.value for kind in AnswerType],
+        default="text",
+        help="what it answers",
+    )
+    ask.add_argument("--choice", action="append", default=[], help="what to choose from; repeat it")
     ask.add_argument("--url", default="http://127.0.0.1:8080", help="where the service listens")
     ask.add_argument(
         "--token-env",
@@ -79,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
         help="environment variable that holds the bearer token, if one is needed",
     )
     ask.set_defaults(run=_ask)
+
+    token = commands.add_parser("token", help="make a bearer token, and what to configure for it")
+    token.add_argument("name", help="who is to hold it")
+    token.add_argument(
+        "--scope",
+        action="append",
+        choices=[scope.value for scope in Scope],
+        help="what it allows; repeat it; read and ask if left out",
+    )
+    token.add_argument(
+        "--stream", action="append", help="a stream that it is limited to; repeat it"
+    )
+    token.set_defaults(run=_token)
 
     check = commands.add_parser("check", help="report every fault of a configuration at once")
     check.add_argument("config", metavar="FILE")
@@ -166,7 +192,12 @@ def _ask(options: argparse.Namespace) -> int:
     try:
         reply = httpx.post(
             f"{options.url.rstrip('/')}/api/v1/ask",
-            json={"stream": options.stream, "question": options.question},
+            json={
+                "stream": options.stream,
+                "question": options.question,
+                "type": options.type,
+                "choices": options.choice,
+            },
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=60,
         )
@@ -178,7 +209,26 @@ def _ask(options: argparse.Namespace) -> int:
         ) from error
     if reply.is_error:
         raise StreamSTTMError(str(body.get("error", reply.reason_phrase)))
-    print(body["answer"])
+    sure = body["confidence"]
+    print(body["answer"] if sure is None else f"{body['answer']} ({100 * sure:.0f} %)")
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    token, hashed = new_token()
+    told: dict[str, object] = {"name": options.name, "hash": hashed}
+    if options.scope:
+        told["scopes"] = options.scope
+    if options.stream:
+        told["streams"] = options.stream
+    try:
+        TokenSettings.model_validate(told)
+    except ValidationError as error:
+        raise ConfigError(f"token: {error.errors()[0]['msg']}") from error
+    print(
+        f"The token, which is shown this once: {token}\n\nFor the configuration:\n", file=sys.stderr
+    )
+    print(yaml.safe_dump({"http": {"tokens": [told]}}, sort_keys=False), end="")
     return 0
 
 

@@ -246,8 +246,9 @@ async def run(
     control = Control(settings, Toggles(own), file.load if file is not None else None)
     service.control = control
     service.show(settings, control.is_on)
-    token = settings.http.token.get_secret_value() if settings.http.token else None
-    app = create_app(service, store=store, feed=feed, answering=settings.answering, token=token)
+    app = create_app(
+        service, store=store, feed=feed, answering=settings.answering, http=settings.http
+    )
     publishers = publishers_of(settings)
     for routes in (
         whip.routes(publishers),

@@ -18,11 +18,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
 from stream_sttm.api import asking, events, openai
 from stream_sttm.api.guard import Guard, refusal
 from stream_sttm.api.service import Service
+from stream_sttm.api.tokens import Tokens
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     AlreadyPublished,
@@ -43,6 +45,7 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
+from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import MAX_LIMIT, Store
 
@@ -94,20 +97,25 @@ def create_app(
     store: Store,
     feed: Feed,
     answering: AnsweringSettings | None = None,
-    token: str | None = None,
+    http: HttpSettings | None = None,
     keepalive: float = 15.0,
 ) -> FastAPI:
-    """The application over `service`; with a `token`, all but page and health need it as a bearer token.
+    """The application over `service`; where `http` has tokens, all but page and health need one.
 
     It ends its live events when `feed` is closed, which the caller does as the first step of shutting down.
     """
     errors: dict[int | str, dict[str, Any]] = {
-        code: {"model": ErrorBody} for code in (401, 404, 409, 413, 422, 429, 503, 504)
+        code: {"model": ErrorBody} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)
     }
     app = FastAPI(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
     )
-    app.add_middleware(Guard, token=token)
+    http = http or HttpSettings()
+    app.add_middleware(Guard, tokens=Tokens(http))
+    if http.cors:  # outermost, for a page asks what it may without its token
+        app.add_middleware(
+            CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]
+        )
     app.add_exception_handler(StreamSTTMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -123,9 +131,13 @@ def create_app(
 
 def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/streams")
-    async def list_streams() -> dict[str, Any]:
+    async def list_streams(request: Request) -> dict[str, Any]:
         """Every stream with its state."""
-        streams = [status.as_dict() for status in service.streams()]
+        streams = [
+            status.as_dict()
+            for status in service.streams()
+            if asking.may_see(request, status.stream)
+        ]
         return {"model": service.model, "streams": streams}
 
     @app.get("/api/v1/streams/{name}")
@@ -165,13 +177,14 @@ def _add_answers(app: FastAPI, store: Store, feed: Feed, keepalive: float) -> No
 
     @app.get("/api/v1/events", response_class=StreamingResponse)
     async def stream_events(
+        stream: Filter = None,
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
         """Answers, events and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
         is_number = last_event_id is not None and last_event_id.isdecimal()
         after = int(last_event_id or 0) if is_number else None
         return StreamingResponse(
-            events.lines(feed, after=after, keepalive=keepalive),
+            events.lines(feed, after=after, keepalive=keepalive, stream=stream),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from stream_sttm import registry
 from stream_sttm.api.service import Service
+from stream_sttm.api.tokens import Caller
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import QuestionExpired, QuestionRejected, StreamSTTMError, UnknownStream
 from stream_sttm.queryconfig import AskSettings
@@ -87,7 +88,9 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
     router = APIRouter()
 
     @router.post("/api/v1/ask", response_model=None)
-    async def ask(asked: AskRequest, accept: Annotated[str, Header()] = "") -> Response:
+    async def ask(
+        asked: AskRequest, request: Request, accept: Annotated[str, Header()] = ""
+    ) -> Response:
         """Ask the memory of a stream, or of several, now.
 
         With `Accept: text/event-stream` the answer to one stream is told as it is written: events `text` with what is
@@ -98,7 +101,7 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
             raise QuestionRejected("streams: only one stream's answer can be told as it is written")
         names = list(dict.fromkeys(asked.streams or [asked.stream or ""]))
         questions = [asked.of(name, answering, is_streamed=is_streamed) for name in names]
-        check(service, questions, answering)
+        check(service, questions, answering, request)
         if is_streamed:
             told = _events(service, questions[0])
             return StreamingResponse(told, media_type=EVENT_STREAM, headers=UNBUFFERED)
@@ -110,9 +113,22 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
     return router
 
 
-def check(service: Service, questions: Sequence[Question], answering: AnsweringSettings) -> None:
-    """Raise where one of the questions can't be asked, or nothing can be answered yet."""
+def may_see(request: Request, stream: str) -> bool:
+    """Whether whoever calls may know of a stream."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller is None or caller.may_see(stream)
+
+
+def check(
+    service: Service,
+    questions: Sequence[Question],
+    answering: AnsweringSettings,
+    request: Request,
+) -> None:
+    """Raise where one of the questions can't be asked, by whoever calls, or nothing can be answered yet."""
     for question in questions:
+        if not may_see(request, question.stream):
+            raise HTTPException(403, f"the token is not for stream {question.stream[:64]!r}")
         _check_words(question, answering.max_question_chars)
         status_of(service, question.stream)
     is_ready, reason = service.readiness()

@@ -11,8 +11,13 @@ from stream_sttm.sinks.feed import Feed
 RETRY_MS = 2000  # how long a browser waits before it reconnects
 
 
-async def lines(feed: Feed, *, after: int | None, keepalive: float) -> AsyncIterator[str]:
-    """The events past number `after` and all to come, until the feed closes; a comment each `keepalive` seconds."""
+async def lines(
+    feed: Feed, *, after: int | None, keepalive: float, stream: str | None = None
+) -> AsyncIterator[str]:
+    """The events past number `after` and all to come, until the feed closes; a comment each `keepalive` seconds.
+
+    Only those of one `stream`, where it is given.
+    """
     yield f"retry: {RETRY_MS}\n\n"
     async with feed.subscribe(after=after) as subscription:
         while True:
@@ -24,5 +29,7 @@ async def lines(feed: Feed, *, after: int | None, keepalive: float) -> AsyncIter
             except StopAsyncIteration:
                 return
             else:
+                if stream not in (None, event.get("stream")):
+                    continue
                 content = json.dumps(event, ensure_ascii=False)
                 yield f"id: {event['event']}\nevent: {event['type']}\ndata: {content}\n\n"

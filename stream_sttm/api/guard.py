@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: the bearer token and the limit on a body's size.
+"""What every request passes before a route sees it: its token, how often it calls, and the limit on a body's size.
 
 Plain ASGI, so that a body too large is refused while it is still on its way. Knows nothing of the routes but which
 of them are open to everybody.
@@ -7,22 +7,18 @@ of them are open to everybody.
 from __future__ import annotations
 
 import asyncio
-import hmac
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stream_sttm.api.tokens import OPEN_PATHS, Tokens
+
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
 DRAIN_SECONDS = 0.5  # without a byte of it
-OPEN_PATHS = frozenset(
-    [
-        *("/", "/page.js", "/page.css", "/openapi.json", "/healthz", "/readyz"),
-        *(f"/v1/health/{state}" for state in ("live", "ready", "startup")),
-    ]
-)
 
 
 def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -33,25 +29,21 @@ def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) ->
 
 
 class Guard:
-    """An ASGI application behind the token (none needed where it is None) and the limit."""
+    """An ASGI application behind the tokens (none needed where there are none) and the limit."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
-        self._token = token
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        if not self._may_pass(scope["path"], headers.get(b"authorization", b"")):
-            answer = refusal(
-                401,
-                "a bearer token is needed; send the header 'Authorization: Bearer TOKEN'",
-                {"WWW-Authenticate": "Bearer"},
-            )
+        answer = self._refusal(scope)
+        if answer is not None:
             await answer(scope, receive, send)
             return
+        headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         body = _Body(receive, send)
         try:
@@ -71,12 +63,22 @@ class Guard:
                     scope, receive, send
                 )
 
-    def _may_pass(self, path: str, authorization: bytes) -> bool:
-        if self._token is None or path in OPEN_PATHS:
-            return True
-        scheme, _, given = authorization.partition(b" ")
-        is_same = hmac.compare_digest(given.strip(), self._token.encode())
-        return scheme.lower() == b"bearer" and is_same
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """What is answered instead of a route, None where the request may pass; notes who calls."""
+        if not self._tokens or scope["path"] in OPEN_PATHS:
+            return None
+        caller = self._tokens.caller(dict(scope["headers"]).get(b"authorization", b""))
+        if caller is None:
+            line = "a bearer token is needed; send the header 'Authorization: Bearer TOKEN'"
+            return refusal(401, line, {"WWW-Authenticate": "Bearer"})
+        if wait := caller.take():
+            line = f"token {caller.name!r} has had more than {caller.rate:g} requests a second"
+            return refusal(429, line, {"Retry-After": str(math.ceil(wait))})
+        query = scope.get("query_string", b"").decode("latin-1")
+        if reason := caller.refusal(scope["method"], scope["path"], query):
+            return refusal(403, reason)
+        scope.setdefault("state", {})["caller"] = caller
+        return None
 
 
 class _TooLargeError(BaseException):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError
 from starlette.exceptions import HTTPException
@@ -108,9 +108,10 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models(request: Request) -> dict[str, Any]:
         """The model, and the model looking at each stream."""
-        names = [service.model, *(f"{service.model}/{one.stream}" for one in service.streams())]
+        seen = [one for one in service.streams() if asking.may_see(request, one.stream)]
+        names = [service.model, *(f"{service.model}/{one.stream}" for one in seen)]
         return {"object": "list", "data": [_model(name) for name in names]}
 
     @router.get("/models/{name:path}")
@@ -121,10 +122,10 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
         return _model(name)
 
     @router.post("/chat/completions", response_model=None)
-    async def complete(asked: ChatRequest) -> Response:
+    async def complete(asked: ChatRequest, request: Request) -> Response:
         """Ask a stream in the form of a chat."""
         question = _question(service, asked, answering)
-        asking.check(service, [question], answering)
+        asking.check(service, [question], answering, request)
         if asked.stream:
             told = _chunks(service, question, asked.model)
             return StreamingResponse(
