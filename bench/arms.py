@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch
 
 from stream_sttm.config import MemorySettings, ReducerSettings, RetentionSettings
-from stream_sttm.engine.plan import plan_for
+from stream_sttm.engine.plan import plan_for, with_room
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.recallconfig import RecallSettings
+from stream_sttm.types import Recall
 
 Method = Literal["none", "sttm", "spatial", "temporal", "guarded", "random", "frames"]
 BUDGETS = (50, 30, 15)  # per cent of the tokens
@@ -43,6 +45,7 @@ class Recipe:
     capacity: float | None = None
     retention: str = "fifo"
     kv: Literal["auto", "int8", "fp8"] = "auto"
+    recall: Recall = "never"
     seed: int = 0
 
     @property
@@ -89,13 +92,14 @@ class Ground:
         return MemorySettings(
             window_tokens=deep,
             shallow_tokens=whole if is_denser else deep,
-            horizon=self.horizon,
+            horizon=self.horizon if recipe.recall == "never" else with_room(self.horizon),
             evict_share=AT_ONCE,
             fresh_frames=recipe.fresh,
             positions=recipe.positions,
             prune_shallow=recipe.prune_shallow,
             retention=RetentionSettings(name=recipe.retention),
             kv=recipe.kv,
+            recall=RecallSettings(when=recipe.recall, max_age=self.span),
         )
 
 

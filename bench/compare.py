@@ -56,7 +56,14 @@ def compare(
 def _search(recipe: Recipe) -> Recipe:
     """What of a recipe decides its thresholds."""
     alike = replace(
-        recipe, name="", size_bias=0.0, positions="own", capacity=None, retention="fifo", kv="auto"
+        recipe,
+        name="",
+        size_bias=0.0,
+        positions="own",
+        capacity=None,
+        retention="fifo",
+        kv="auto",
+        recall="never",
     )
     # What reaches the merge from pruned layers depends on how they weigh and place what is left, so those stay.
     return replace(recipe, name="", capacity=None) if recipe.prune_shallow else alike

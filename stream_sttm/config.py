@@ -17,6 +17,7 @@ from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
 from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.queryconfig import QuerySettings
+from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.streamconfig import Section, SourceRules, StreamSettings
 from stream_sttm.types import MAX_FRESH_FRAMES
 
@@ -120,6 +121,7 @@ class MemorySettings(Section):
         "auto",
         description="Numbers that keys and values are kept in: the model's own, or 8 bits with a scale per token and head.",
     )
+    recall: RecallSettings = RecallSettings()
 
 
 class AnsweringSettings(Section):
@@ -251,7 +253,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         faults = contradictions(
-            self.model_dump(include={"streams", "queries"}), self.answering.max_question_chars
+            self.model_dump(include={"streams", "queries", "memory"}),
+            self.answering.max_question_chars,
         )
         if faults:
             raise ValueError("\n".join(faults))
@@ -276,6 +279,10 @@ def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str
                 faults.append(
                     f"queries.{urls.shown(name)}.streams: there is no stream {urls.shown(stream)!r}{hint}"
                 )
+        if at(query, ["recall"]) == "always" and at(tree, ["memory", "recall", "when"]) == "never":
+            faults.append(
+                f"queries.{urls.shown(name)}.recall: always, but memory.recall.when is never, so nothing is kept"
+            )
         ask = at(query, ["ask"])
         longest = (
             int(max_question_chars)

@@ -85,6 +85,12 @@ MEMORY_SPAN = Gauge(
     "Seconds of video that a stream's rolling cache reaches back.",
     ["stream"],
 )
+ARCHIVE_BYTES = Gauge(
+    _P + "archive_bytes", "Bytes kept of what a stream's memory has seen, for recall.", ["stream"]
+)
+RECALLED_TOKENS = Counter(
+    _P + "recalled_tokens_total", "Visual tokens brought back from a stream's past.", ["stream"]
+)
 ENGINE_STEPS = Counter(
     _P + "engine_steps_total", "Steps of the engine, by what was done.", ["work"]
 )

@@ -173,6 +173,7 @@ class StandingQueries:
             form=query.form,
             window_s=query.window_s,
             fresh_frames=query.fresh_frames,
+            recall=query.recall,
             priority=query.priority,
         )
         one.rhythm.asked(question, query)

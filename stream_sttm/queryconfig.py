@@ -14,7 +14,7 @@ from pydantic import Field, Strict, field_validator, model_validator
 
 from stream_sttm.schedule import ScheduleSettings
 from stream_sttm.streamconfig import Section
-from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form
+from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form, Recall
 
 MAX_CHOICES = 64
 MAX_SCHEMA_CHARS = 20_000
@@ -85,6 +85,10 @@ class AskSettings(FormSettings):
         ge=0,
         le=MAX_FRESH_FRAMES,
         description="Newest frames shown to it unmerged; null: memory.fresh_frames.",
+    )
+    recall: Recall | None = Field(
+        None,
+        description="Whether it sees what has left the memory: never, auto, always; null: memory.recall.when. With window_s: never.",
     )
     priority: int = Field(
         0,
@@ -181,4 +185,5 @@ class QuerySettings(AskSettings):
     @property
     def meaning(self) -> tuple[Any, ...]:
         """What its answers stand for; an event outlives a change of anything else."""
-        return self.ask, self.form, tuple(self.alert_on), self.window_s, self.fresh_frames
+        look = self.window_s, self.fresh_frames, self.recall
+        return self.ask, self.form, tuple(self.alert_on), *look

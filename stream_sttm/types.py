@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stream_sttm.errors import StreamSTTMError
+
+Recall = Literal["never", "auto", "always"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,9 +80,10 @@ class Question:
 
     `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `window_s`: seconds
     before the newest frame of which it is asked, None for all that is remembered. `fresh_frames`: newest frames shown
-    unmerged, None for what the memory is set to. Of those that wait, the greatest `priority` is answered first.
-    `turns`: what was asked and answered before in the same conversation, oldest first. With `is_streamed`, a free
-    answer is told as it is written.
+    unmerged, None for what the memory is set to. `recall`: whether the past that the memory has lost is looked through
+    for it, None for what the memory is set to; with a `window_s` it never is. Of those that wait, the greatest
+    `priority` is answered first. `turns`: what was asked and answered before in the same conversation, oldest first.
+    With `is_streamed`, a free answer is told as it is written.
     """
 
     id: str
@@ -93,6 +96,7 @@ class Question:
     form: Form = FREE_TEXT
     window_s: float | None = None
     fresh_frames: int | None = None
+    recall: Recall | None = None
     priority: int = 0
     turns: tuple[tuple[str, str], ...] = ()
     is_streamed: bool = False
@@ -105,12 +109,16 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens."""
+    """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens.
+
+    Of the visual ones `recalled` had left the memory and were brought back.
+    """
 
     visual: int
     visual_before_merge: int
     question: int
     answer: int
+    recalled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,7 @@ class Answer:
             "tokens": {
                 "visual": self.tokens.visual,
                 "visual_before_merge": self.tokens.visual_before_merge,
+                "recalled": self.tokens.recalled,
                 "question": self.tokens.question,
                 "answer": self.tokens.answer,
             },

@@ -98,12 +98,14 @@ async def test_form_span_and_conversation_reach_the_service(served: Served) -> N
         choices=["open", "shut"],
         window_s=5,
         fresh_frames=2,
+        recall="always",
         priority=3,
         turns=turns,
     )
     (asked,) = served.service.asked
     assert asked.form == Form(AnswerType.CHOICE, ("open", "shut"))
     assert (asked.window_s, asked.fresh_frames, asked.priority) == (5, 2, 3)
+    assert asked.recall == "always"
     assert asked.turns == (("Who?", "A man."),)
 
 

@@ -195,11 +195,13 @@ answering: {max_question_chars: 5}
 streams: {cam: {source: "scene://a"}, "a/b": {source: "scene://a"}}
 queries:
   "q+": {streams: [cam, nobody], ask: "too long"}
-  r: {streams: [cma], ask: "x"}
+  r: {streams: [cma], ask: "x", recall: always}
+memory: {recall: {when: never}}
 """
     )
     told = faults(path)
-    assert len(told) == 5
+    assert len(told) == 6
+    assert "queries.r.recall: always, but memory.recall.when is never, so nothing is kept" in told
     assert "queries.q+.ask: has 8 characters; answering.max_question_chars is 5" in told
     assert "queries.r.streams: there is no stream 'cma'; did you mean 'cam'?" in told
 

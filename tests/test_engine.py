@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
-from stream_sttm.engine.plan import plan_for
+from stream_sttm.engine.plan import plan_for, reducer_for
 from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
@@ -341,8 +341,8 @@ def test_a_stream_whose_windows_do_not_fit_says_so_once_and_to_whoever_asks(
 def test_refresh_is_told_in_seconds_and_counted_in_frames(
     tiny_model: VideoLLM, seconds: int, rate: float, frames: int
 ) -> None:
-    engine = _engine(tiny_model, reducer=ReducerSettings(refresh_every=seconds))  # type: ignore[call-arg]
-    reducer = engine._reducer(rate)
+    settings = ReducerSettings.model_validate({"refresh_every": seconds})
+    reducer = reducer_for(tiny_model, settings, rate)
     assert isinstance(reducer, SttmStreaming)
     assert reducer.refresh_every == frames
 
@@ -352,8 +352,6 @@ def test_a_budget_in_tokens_per_second_holds_whatever_the_frame_rate(
 ) -> None:
     for fps in (2.0, 4.0):
         settings = ReducerSettings.model_validate({"budget": {"tokens_per_second": 10}})
-        engine = Engine(tiny_model, reducer=settings)
-        engine.open("cam", fps=fps)
         rate = fps / tiny_model.frames_per_token
-        reducer: Any = engine._reducer(rate)
+        reducer: Any = reducer_for(tiny_model, settings, rate)
         assert reducer.budget.tokens_per_frame == pytest.approx(10 / rate)

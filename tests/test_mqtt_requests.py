@@ -77,6 +77,7 @@ async def test_a_question_in_plain_text_or_json_reaches_the_service(
         asked = {
             "question": "Which?", "type": "choice", "choices": ["a", "b"], "id": "my-1",
             "max_new_tokens": 3, "timeout": 2.5,
+            "window_s": 60, "fresh_frames": 2, "recall": "auto", "priority": 7,
         }  # fmt: skip
         await publish(broker, "test/door-2/ask", json.dumps(asked))
         await until(lambda: len(service.asked) == 2)
@@ -89,6 +90,7 @@ async def test_a_question_in_plain_text_or_json_reaches_the_service(
     )
     assert (full.id, full.text, full.max_new_tokens, full.timeout) == ("my-1", "Which?", 3, 2.5)
     assert (full.form.type, full.form.choices) == (AnswerType.CHOICE, ("a", "b"))
+    assert (full.look, full.recall, full.priority) == ((60, 2), "auto", 7)
 
 
 async def test_an_answer_comes_on_the_response_topic_with_its_correlation_data(

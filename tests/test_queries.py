@@ -234,6 +234,18 @@ def test_question_carries_its_priority_and_a_deadline_that_drops() -> None:
     assert asked == {"told": (5, None), "dropped": (0, 3.0), "free": (0, None)}
 
 
+def test_question_carries_what_its_query_looks_at() -> None:
+    queries = standing(
+        past=query(recall="always"), last=query(window_s=5, fresh_frames=2), free=query()
+    )
+    asked = {q.query: (q.recall, *q.look) for q in queries.due("cam", 0, now=0)}
+    assert asked == {
+        "past": ("always", None, None),
+        "last": (None, 5, 2),
+        "free": (None, None, None),
+    }
+
+
 def test_a_late_answer_is_told_or_dropped_as_its_query_says() -> None:
     queries = standing(told=query(deadline=3), dropped=query(deadline=3, late="drop"))
     tell, drop = queries.due("cam", 0, now=0)

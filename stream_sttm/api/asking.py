@@ -76,6 +76,7 @@ class AskRequest(AskSettings):
             form=self.form,
             window_s=self.window_s,
             fresh_frames=self.fresh_frames,
+            recall=self.recall,
             priority=self.priority,
             turns=tuple((turn.question, turn.answer) for turn in self.turns),
             is_streamed=is_streamed,

@@ -18,6 +18,11 @@ def check(question: Question, *, forms: Forms, plan: MemoryPlan, limits: Answeri
             f"the question has {len(question.text)} characters; at most {limits.max_question_chars} are taken"
         )
     forms.check(question.form)
+    if question.recall == "always" and plan.recall is None:
+        raise QuestionRejected(
+            "the question is to recall what has left the memory, but nothing of that is kept; "
+            "set memory.recall.when to auto or always"
+        )
     tokens = len(forms.prompt(question)) + question.max_new_tokens
     if tokens > plan.question_tokens:
         raise QuestionRejected(

@@ -2,21 +2,25 @@
 
 A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Padding
 sits between a short question and its answer and is masked; a row's positions skip it. Questions are read in pieces of
-PIECE tokens, so that a long one keeps other streams waiting no longer than a short one. What may be said is decided in
+PIECE tokens, so that a long one keeps other streams waiting no longer than a short one. Those that turn out to look
+back are set aside, to be asked again of a view that shows them more of the past. What may be said is decided in
 forms.py. Knows no queue and no clock.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder, forms
+from stream_sttm.engine.attention import Watch
 from stream_sttm.engine.forms import Forms, Grammar, Options
+from stream_sttm.engine.recall import Past
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.view import View
 from stream_sttm.errors import AnswerUnfinished
@@ -52,12 +56,26 @@ class _Row:
 
 
 class AnswerBatch:
-    """Questions that are being answered from one view."""
+    """Questions that are being answered from one view.
+
+    `past`: what those among them may recall that are to do so if they look back; `opening`: what makes another view of
+    the given one, as a step of its own.
+    """
 
     def __init__(
-        self, model: VideoLLM, view: View, questions: Sequence[Question], known: Forms
+        self,
+        model: VideoLLM,
+        view: View,
+        questions: Sequence[Question],
+        known: Forms,
+        *,
+        past: Past | None = None,
     ) -> None:
         self.view = view
+        self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
+        self.past = past
+        self.opening: Callable[[], View] | None = None
+        self._gaze = past.gaze(len(questions)) if past is not None else None
         self._model = model
         prompts = [known.prompt(question) for question in questions]
         self._rows = [
@@ -93,6 +111,9 @@ class AnswerBatch:
 
     def step(self) -> list[Finished]:
         """Read the next piece of the questions, or write one more token for each; returns those answered now."""
+        if self.opening is not None:
+            self.view, self.opening = self.opening(), None
+            return []
         if self._suffix.length < self._longest:
             with stage("prefill"):
                 return self._read()
@@ -116,15 +137,36 @@ class AnswerBatch:
         # A padded column may look at itself, or its softmax would have nothing to sum over.
         itself = seen == steps[:, None]
         mask = (causal & (self._real[:, None, :end] | itself))[:, None]
-        steps = steps.expand(len(self._rows), -1)
-        hidden = self._walk(self._ids[:, start:end], steps, mask, self._suffix)
         last = self._lengths - 1 - start
-        ends_here = ((last >= 0) & (last < end - start))[:, None]
-        found = hidden[torch.arange(len(last), device=device), last.clamp(0, end - start - 1)]
-        self._last = torch.where(ends_here, found, self._last) if start else found
-        return self._take(self._last) if end == self._longest else []
+        ends_here, last = (last >= 0) & (last < end - start), last.clamp(0, end - start - 1)
+        watch = partial(self._gaze.see, last, ends_here) if self._gaze else None
+        steps = steps.expand(len(self._rows), -1)
+        hidden = self._walk(self._ids[:, start:end], steps, mask, self._suffix, watch)
+        found = hidden[torch.arange(len(last), device=device), last]
+        self._last = torch.where(ends_here[:, None], found, self._last) if start else found
+        if end < self._longest:
+            return []
+        self._set_aside()
+        return self._take(self._last) if self._rows else []
 
-    def _walk(self, ids: Tensor, steps: Tensor, mask: Tensor, suffix: Suffix) -> Tensor:
+    def _set_aside(self) -> None:
+        """Go on without the questions that may look back and do."""
+        if self.past is None or self._gaze is None:
+            return
+        stays = []
+        for place, (row, share) in enumerate(
+            zip(self._rows, self._gaze.shares.tolist(), strict=True)
+        ):
+            if self.past.wishes(row.question) == "auto" and self.past.is_sought(share):
+                self.looking_back.append(row.question)
+            else:
+                stays.append(place)
+        self._last = self._last[stays]
+        self._keep(stays)
+
+    def _walk(
+        self, ids: Tensor, steps: Tensor, mask: Tensor, suffix: Suffix, watch: Watch | None = None
+    ) -> Tensor:
         """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
         model, view = self._model, self.view
         hidden = model.embed(ids)
@@ -140,6 +182,7 @@ class AnswerBatch:
                 mask=mask,
                 cache=suffix,
                 prefix=view.prefix,
+                watch=watch,
             )
         suffix.commit(ids.shape[1])
         return hidden
@@ -168,13 +211,17 @@ class AnswerBatch:
                 finished.append(self._finish(row, is_end=is_end))
             else:
                 open_rows.append(place)
-        if finished and open_rows:
-            rows = torch.tensor(open_rows, device=chosen.device)
-            self._suffix.keep_rows(rows)
-            chosen, self._lengths, self._real = chosen[rows], self._lengths[rows], self._real[rows]
-        self._rows = [self._rows[place] for place in open_rows]
-        self._next = chosen
+        self._next = chosen[open_rows]
+        self._keep(open_rows)
         return finished
+
+    def _keep(self, places: list[int]) -> None:
+        """Go on with some rows only."""
+        if 0 < len(places) < len(self._rows):
+            rows = torch.tensor(places, device=self._model.device)
+            self._suffix.keep_rows(rows)
+            self._lengths, self._real = self._lengths[rows], self._real[rows]
+        self._rows = [self._rows[place] for place in places]
 
     def _scores(self, place: int, logits: Tensor) -> Tensor:
         """(options,) log-probability of each of a row's options, from the logits (V,) of its first token.
@@ -238,4 +285,5 @@ class AnswerBatch:
         return Finished(question, text, self._counts(row), value, confidence)
 
     def _counts(self, row: _Row) -> TokenCounts:
-        return TokenCounts(self.view.visual, self.view.before_merge, row.asked, len(row.ids))
+        view = self.view
+        return TokenCounts(view.visual, view.before_merge, row.asked, len(row.ids), view.recalled)

@@ -7,7 +7,7 @@ log-sum-exp, as in Hydragen (https://arxiv.org/abs/2402.05099). Knows neither ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAME = "stream_sttm"
+Watch = Callable[[int, Tensor, float], None]  # layer, queries (B, heads, n, D), their scale
 _MOST_LOGITS = 1 << 26  # float32 logits held at once for one prefix: 256 MB
 # What torch's attention calls on a CPU, which alone gives the log-sum-exp as well; not there in every build.
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -28,6 +29,11 @@ class Shared:
     keys: Tensor
     values: Tensor
     bias: Tensor | None
+
+    def behind(self, count: int) -> Shared:
+        """The same without its first `count`."""
+        bias = None if self.bias is None else self.bias[count:]
+        return Shared(self.keys[:, :, count:], self.values[:, :, count:], bias)
 
 
 def register() -> None:
@@ -45,14 +51,17 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     prefix: Sequence[Any] = (),
+    watch: Watch | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
 
     `attention_mask` (B or 1, 1, n, m) speaks of the own part only: True or 0 is seen. `prefix` holds views with
-    `shared(layer) -> Shared`. Returns (B, n, heads, D) and None for the weights.
+    `shared(layer) -> Shared`; `watch` is shown the queries. Returns (B, n, heads, D) and None for the weights.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if watch is not None:
+        watch(module.layer_idx, query, scale)
     shared = [view.shared(module.layer_idx) for view in prefix]
     shared = [part for part in shared if part.keys.shape[2]]
     if not shared:

@@ -105,6 +105,10 @@ class Band:
         self.written = start
         self.commit(new.boxes.to(sizes.device), new.times, sizes)
 
+    def newest(self, layer: int, rows: Tensor, *, count: int) -> Tensor:
+        """(1, heads, K, D): one layer's keys of `rows` (K,) among the `count` newest visual tokens."""
+        return self._keys[layer - self.first].view(self.written).at(self.written - count + rows)
+
     def absorb(self, serials: Tensor, counts: Tensor) -> None:
         """Let tokens stand for `counts` more cells; those that are gone are left out."""
         slots, is_held = self._slots(serials)

@@ -19,16 +19,21 @@ from stream_sttm.engine.slots import CacheShape
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """What running answers read: every band's view, found by layer, with `tokens` to see above the merge."""
+    """What running answers read: every band's view, found by layer, with `tokens` to see above the merge.
+
+    It is shown without its first `hidden` slots.
+    """
 
     bands: tuple[BandView, ...]
     tokens: int
+    hidden: int = 0
 
     def shared(self, layer: int) -> Shared:
         """Keys, values and bias of one layer."""
         band = next(band for band in reversed(self.bands) if layer >= band.first)
         keys, values = band.keys[layer - band.first], band.values[layer - band.first]
-        return Shared(keys.numbers(), values.numbers(), band.bias)
+        whole = Shared(keys.numbers(), values.numbers(), band.bias)
+        return whole.behind(self.hidden) if self.hidden else whole
 
 
 @dataclass(slots=True)

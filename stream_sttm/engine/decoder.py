@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stream_sttm.engine.attention import Watch
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import RollingCache
 from stream_sttm.engine.slots import CacheShape, Format
@@ -29,11 +30,13 @@ def walk(
     mask: Tensor | None,
     cache: Any,
     prefix: Sequence[Any] = (),
+    watch: Watch | None = None,
 ) -> Tensor:
     """(B, N, C) through layers [first, last) -> (B, N, C).
 
     `positions` (axes, B, N) as stored in the cache; `mask` (B or 1, 1, N, own keys), None for all; `cache` takes each
-    layer's keys and values by `update`; `prefix` holds what every row also sees (see attention.attend).
+    layer's keys and values by `update`; `prefix` holds what every row also sees, `watch` is shown the queries (see
+    attention.attend).
     """
     rotation = model.rotary(hidden, positions)
     for layer in model.layers[layers[0] : layers[1]]:
@@ -44,6 +47,7 @@ def walk(
             past_key_values=cache,
             use_cache=True,
             prefix=prefix,
+            watch=watch,
         )
         hidden = out[0] if isinstance(out, tuple) else out
     return hidden

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,8 +21,9 @@ from stream_sttm.engine import attention, gauges, vision
 from stream_sttm.engine.admission import check
 from stream_sttm.engine.answering import AnswerBatch, Finished
 from stream_sttm.engine.forms import Forms
+from stream_sttm.engine.intake import archives_for, in_batches, set_aside
 from stream_sttm.engine.memory_file import SavedMemory, misfit
-from stream_sttm.engine.plan import plan_for
+from stream_sttm.engine.plan import plan_for, reducer_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.errors import (
@@ -35,13 +36,19 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
 
 _log = logging.getLogger(__name__)
 # Of the plan, what a saved memory does not depend on.
-_FREE_TO_CHANGE = ("retention", "evict_share", "fresh_frames", "question_tokens", "rebase_at")
+_FREE_TO_CHANGE = (
+    "retention",
+    "evict_share",
+    "fresh_frames",
+    "question_tokens",
+    "rebase_at",
+    "recall",
+)
 
 
 class Engine:
@@ -68,12 +75,15 @@ class Engine:
         self._regions: set[str] = set()  # streams of which only what changed is encoded
         self._sessions: dict[str, StreamSession] = {}
         self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
+        self._archives = archives_for(self.plan.recall)
         self._batches: dict[int, AnswerBatch] = {}
         self._forms = Forms(model)
         self._numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
-        self._reducer(1.0)  # a wrong option is a fault at start, not at the first frame
+        reducer_for(
+            model, self._reducer_settings, 1.0
+        )  # a wrong option is a fault at start, not at the first frame
 
     @property
     def is_idle(self) -> bool:
@@ -96,6 +106,8 @@ class Engine:
         self._streams.pop(stream, None)
         self._sessions.pop(stream, None)
         self._lost.pop(stream, None)
+        if self._archives is not None:
+            self._archives.drop(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
 
@@ -186,7 +198,7 @@ class Engine:
             case Ask(stream, questions):
                 return self._take_in(stream, questions)
             case Decode(number):
-                return self._answers(number, self._batches[number].step())
+                return self._decode(number)
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
@@ -230,12 +242,27 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batch = AnswerBatch(self.model, session.view(*questions[0].look), questions, self._forms)
+        first, *others = in_batches(self.model, session, questions, self._forms)
+        finished = first.step()
+        others += set_aside(self.model, first, self._forms)
+        # only now: whoever's batch fails at once is told so, and nothing of it may go on
+        number = self._opened(first)
+        for batch in others:
+            self._opened(batch)
+        return self._answers(number, finished)
+
+    def _decode(self, number: int) -> Sequence[Outcome]:
+        batch = self._batches[number]
         finished = batch.step()
+        for more in set_aside(self.model, batch, self._forms):
+            self._opened(more)
+        return self._answers(number, finished)
+
+    def _opened(self, batch: AnswerBatch) -> int:
         number = next(self._numbers)
         self._batches[number] = batch
         self._scheduler.opened(number)
-        return self._answers(number, finished)
+        return number
 
     def _answers(self, number: int, finished: Sequence[Finished]) -> list[Outcome]:
         batch = self._batches[number]
@@ -251,18 +278,19 @@ class Engine:
             metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(
                 now - done.question.asked_at
             )
-            outcomes.append(
-                Answer(
-                    done.question,
-                    done.text,
-                    batch.view.span,
-                    done.tokens,
-                    self.model.name,
-                    now,
-                    structured=done.structured,
-                    confidence=done.confidence,
-                )
+            answer = Answer(
+                done.question,
+                done.text,
+                batch.view.span,
+                done.tokens,
+                self.model.name,
+                now,
+                structured=done.structured,
+                confidence=done.confidence,
             )
+            outcomes.append(answer)
+            if self._archives is not None:
+                self._archives.note(answer)
         return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
@@ -297,25 +325,14 @@ class Engine:
             case Decode(number):
                 batch = self._batches.pop(number)
                 self._scheduler.closed(number)
-                return [Unanswered(question, failure) for question in batch.questions]
+                open_questions = [*batch.questions, *batch.looking_back]
+                return [Unanswered(question, failure) for question in open_questions]
 
     def _new_session(self, stream: str) -> StreamSession:
         fps = self._streams.get(stream, 1.0)
         rate = fps / self.model.frames_per_token
-        return StreamSession(self.model, self._reducer(rate), self.plan, stream=stream, fps=fps)
-
-    def _reducer(self, rate: float) -> Reducer:
-        """The configured reducer for a stream with `rate` token frames per second."""
-        options = dict(self._reducer_settings.options)
-        name = self._reducer_settings.name
-        if name in ("sttm", "sttm_streaming"):
-            options.setdefault("spatial_threshold", self.model.tuned.spatial_threshold)
-            options.setdefault("temporal_threshold", self.model.tuned.temporal_threshold)
-        if seconds := options.get("refresh_every"):
-            options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
-        budget = options.get("budget")
-        if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
-            budget = dict(budget)
-            budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
-            options["budget"] = budget
-        return build_reducer(name, options)
+        reducer = reducer_for(self.model, self._reducer_settings, rate)
+        session = StreamSession(self.model, reducer, self.plan, stream=stream, fps=fps)
+        if self._archives is not None:
+            session.archive = self._archives.of_new_memory(stream)
+        return session

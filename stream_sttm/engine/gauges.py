@@ -13,6 +13,7 @@ def begin(stream: str) -> None:
     """Show a stream that has done nothing yet, so that a share of nothing is seen as one."""
     for work in ("encoded", "reused"):
         metrics.VISION_TOKENS.labels(stream, work)
+    metrics.RECALLED_TOKENS.labels(stream)
 
 
 def show(session: StreamSession, done: Appended, *, encoded: int) -> None:
@@ -29,6 +30,7 @@ def show(session: StreamSession, done: Appended, *, encoded: int) -> None:
     if done.rebased:
         metrics.KV_REBUILDS.labels(stream, "rebase").inc()
     metrics.MEMORY_SPAN.labels(stream).set(session.span_seconds)
+    metrics.ARCHIVE_BYTES.labels(stream).set(session.archive.nbytes if session.archive else 0)
     device = session.cache.deep.sizes.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from stream_sttm.config import MemorySettings, ReducerSettings
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.recallconfig import RecallSettings
+from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.retention import RetentionPolicy, build_policy
 
 _LEAST_FOR_A_QUESTION = 64  # positions
+_RECALL_SHARE = 0.25  # of the horizon, left free for what is recalled
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPlan:
+    """What a question may bring back: `tokens` at most, on `room` positions that the memory leaves free for them.
+
+    The archive of a stream holds `most_bytes`, nothing older than `max_age` seconds, in `folder` or on the host.
+    """
+
+    when: Literal["auto", "always"]
+    tokens: int
+    room: int
+    most_bytes: int
+    max_age: float
+    folder: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +54,7 @@ class MemoryPlan:
     prune_shallow: bool
     retention: RetentionPolicy
     kv: Literal["auto", "int8", "fp8"]
+    recall: RecallPlan | None = None
 
 
 def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
@@ -65,11 +86,12 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
     positions = memory.positions or tuned.positions
     if positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
+    recall = _recall_plan(memory.recall, horizon)
     return MemoryPlan(
         merge_at=merge_at,
         window_tokens=memory.window_tokens,
         shallow_tokens=shallow,
-        horizon=horizon,
+        horizon=horizon - (recall.room if recall else 0),
         rebase_at=horizon + room,
         question_tokens=room,
         evict_share=memory.evict_share,
@@ -79,4 +101,40 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
         prune_shallow=memory.prune_shallow,
         retention=build_policy(memory.retention.name, memory.retention.options),
         kv=memory.kv,
+        recall=recall,
     )
+
+
+def with_room(horizon: int) -> int:
+    """The horizon that leaves a memory `horizon` positions beside those for what is recalled."""
+    return -int(-horizon // (1 - _RECALL_SHARE))
+
+
+def _recall_plan(recall: RecallSettings, horizon: int) -> RecallPlan | None:
+    """None where nothing is ever recalled, which then costs nothing: no archive, and the whole horizon."""
+    if recall.when == "never":
+        return None
+    return RecallPlan(
+        when=recall.when,
+        tokens=recall.tokens,
+        room=int(horizon * _RECALL_SHARE),
+        most_bytes=recall.bytes,
+        max_age=recall.max_age,
+        folder=None if recall.dir is None else Path(recall.dir),
+    )
+
+
+def reducer_for(model: VideoLLM, settings: ReducerSettings, rate: float) -> Reducer:
+    """The configured reducer for a stream with `rate` token frames per second."""
+    options = dict(settings.options)
+    if settings.name in ("sttm", "sttm_streaming"):
+        options.setdefault("spatial_threshold", model.tuned.spatial_threshold)
+        options.setdefault("temporal_threshold", model.tuned.temporal_threshold)
+    if seconds := options.get("refresh_every"):
+        options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
+    budget = options.get("budget")
+    if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
+        budget = dict(budget)
+        budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
+        options["budget"] = budget
+    return build_reducer(settings.name, options)

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder
+from stream_sttm.engine.archive import Archive, Kept
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot, RollingCache
 from stream_sttm.engine.eviction import staying
+from stream_sttm.engine.gaze import NOW
 from stream_sttm.engine.plan import MemoryPlan
+from stream_sttm.engine.recall import Past, kept
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import TimeAxis
 from stream_sttm.engine.view import Appended, View
@@ -59,6 +62,7 @@ class StreamSession:
         self._seen = 0  # cells of all frames so far; a camera may change its picture's size
         self._captured: deque[tuple[int, float, int]] = deque()  # frame, wall clock, cells
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
+        self.archive: Archive | None = None  # where what enters is kept for recall, if anywhere
         self._pin()
 
     def _pin(self) -> None:
@@ -99,13 +103,16 @@ class StreamSession:
             self.cache.deep.absorb(*state.absorbed)
         if len(tokens):
             self._through(self.cache.deep, tokens)
+        past = None
+        if self.archive is not None and len(tokens):
+            past = kept(self._model, self._axis, self.cache.bands, (whole, tokens), self._grid)
         self.cache.deep.see(*state.last_seen)
         if self._plan.prune_shallow and self._plan.merge_at > 0:
             t, y, x = tokens.boxes[:, :3].unbind(1)
             corners = ((t - self.frames) * rows + y) * columns + x
             self.cache.bands[0].keep(corners, newest=count)
         self._state = state
-        self._advance(features, captured)
+        self._advance(features, captured, past)
         return Appended(count, len(tokens), evicted, rebased)
 
     def repeat(self, captured: Sequence[float]) -> Appended:
@@ -129,8 +136,10 @@ class StreamSession:
         self._advance(features, captured)
         return Appended(features[..., 0].numel(), 0, evicted, rebased)
 
-    def _advance(self, features: Tensor, captured: Sequence[float]) -> None:
-        """Count frames (T, H, W, C) that are in the memory now."""
+    def _advance(
+        self, features: Tensor, captured: Sequence[float], past: Kept | None = None
+    ) -> None:
+        """Count frames (T, H, W, C) that are in the memory now, and keep what they brought into it."""
         frames, rows, columns, _ = features.shape
         first = self.frames
         self.frames += frames
@@ -140,6 +149,9 @@ class StreamSession:
         while self._captured[0][0] < self._oldest_frame():
             self._captured.popleft()
         self._ring.extend(features)
+        if self.archive is not None:
+            first = self.cache.deep.emitted - (0 if past is None else len(past[0]))
+            self.archive.add(past, first=first, captured=(captured[0], captured[-1]))
 
     def view(self, window_s: float | None = None, fresh_frames: int | None = None) -> View:
         """The memory as it is now, or what of it was to be seen in the `window_s` seconds before the newest frame.
@@ -173,6 +185,36 @@ class StreamSession:
             visual=visual + extra,
             before_merge=sum(cells for _, _, cells in watched),
             span=(watched[0][1], watched[-1][1]),
+        )
+
+    def past(self, view: View) -> Past | None:
+        """What the questions to a view may recall, None where nothing is kept or nothing has left the memory."""
+        plan = self._plan.recall
+        if self.archive is None or plan is None:
+            return None
+        gone = self.archive.gone(self.cache.deep.index.serials)
+        if gone is None:
+            return None
+        since = self._captured[-1][1] - min(NOW, self.span_seconds / 2)
+        now = next(frame for frame, at, _ in self._captured if at >= since)
+        is_now = []
+        for band, shown in zip(self.cache.bands, view.prefix[0].bands, strict=True):
+            seen, since_now = band.last_seen, now
+            if band is not self.cache.deep:
+                # it goes without frames that repeat its newest one, which is there for as long as they go on
+                seen = shown.index.frames
+                since_now = min(now, int(band.index.frames[-1])) if len(band) else now
+            is_now.append(seen[: len(shown.index)].to(self._model.device) >= since_now)
+        return Past(
+            stream=self.stream,
+            model=self._model,
+            plan=plan,
+            axis=self._axis,
+            grid=self._grid,
+            view=view,
+            gone=gone,
+            is_now=tuple(is_now),
+            size_bias=self._plan.size_bias,
         )
 
     def _watched(self, window_s: float | None) -> list[tuple[int, float, int]]:

@@ -22,6 +22,7 @@ class Suffix:
         ]
         self._values = [torch.empty_like(keys) for keys in self._keys]
         self.length = 0
+        self.bias: dict[int, Tensor] = {}  # by layer, what weighs its columns as a prefix
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -54,5 +55,7 @@ class Suffix:
     def shared(self, layer: int) -> Shared:
         """Its only row, as a prefix for others."""
         return Shared(
-            self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length], None
+            self._keys[layer][:, :, : self.length],
+            self._values[layer][:, :, : self.length],
+            self.bias.get(layer),
         )

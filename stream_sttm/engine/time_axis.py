@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.band import Band
+from stream_sttm.engine.band import Band, BandView
 from stream_sttm.engine.index import Index
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.models.family import VideoLLM
@@ -22,7 +22,7 @@ class TimeAxis:
 
     def __init__(self, model: VideoLLM, plan: MemoryPlan, *, fps: float) -> None:
         self._model = model
-        self._has_contiguous = plan.positions == "contiguous"
+        self._contiguous_from = plan.merge_at if plan.positions == "contiguous" else None
         self._step = model.step(fps)
 
     def places(self, band: Band, tokens: VisualTokens, grid: Grid, *, start: int) -> Tensor:
@@ -55,5 +55,25 @@ class TimeAxis:
             return self.after(band, band.index.at(slice(kept))) + fresh * grid[0] * grid[1]
         return self._model.text_start(frame, grid, self._step, band.origin)
 
-    def _is_contiguous(self, band: Band) -> bool:
-        return self._has_contiguous and band.last == len(self._model.layers)
+    def before(self, band: BandView, tokens: VisualTokens, grid: Grid) -> tuple[Tensor, int]:
+        """(axes, N) places of tokens whose frames count from 0, right before all a band holds, and where they begin."""
+        if self._is_contiguous(band):
+            start = band.origin - len(tokens)
+            return torch.arange(start, band.origin, device=self._model.device)[None], start
+        frames = int(tokens.boxes[-1, 0]) + 1
+        start = band.origin - self._model.own_time(frames, grid, self._step)
+        places = self._model.own_positions(tokens, grid, self._step)
+        places[0] += start
+        return places, start
+
+    def frames_within(self, room: int, grid: Grid) -> int:
+        """How many frames, of whatever tokens, take at most `room` positions."""
+        if self._contiguous_from == 0:
+            return room
+        frames = 0
+        while self._model.own_time(frames + 1, grid, self._step) <= room:
+            frames += 1
+        return frames
+
+    def _is_contiguous(self, band: Band | BandView) -> bool:
+        return band.first == self._contiguous_from

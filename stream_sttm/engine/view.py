@@ -21,7 +21,8 @@ class View:
     """A memory at one moment, ready for questions.
 
     `starts`: per band, where text begins on the time axis and on the other axes, as stored. `visual` tokens are seen
-    in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame.
+    in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame. Of
+    the visual tokens `recalled` had left the memory.
     """
 
     prefix: tuple[Any, ...]
@@ -30,3 +31,4 @@ class View:
     visual: int
     before_merge: int
     span: tuple[float, float]
+    recalled: int = 0

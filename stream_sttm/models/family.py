@@ -31,6 +31,7 @@ class Defaults:
     survivors. `horizon`: the positions a memory may span. `at_layer`, `size_bias`, `fresh_frames` as in the settings.
     `instruct`: whether a question is told which form of answer is wanted. `temperature` divides log-probabilities of
     options before they become a confidence, so that this is as often right as it says (https://arxiv.org/abs/1706.04599).
+    `recall_from`: a question asks of the past that pays at least this share of its attention to what is there no more.
     A checkpoint may bring its own under the key `stream_sttm` of its config.json.
     """
 
@@ -43,6 +44,7 @@ class Defaults:
     horizon: int | None = None
     instruct: bool = True
     temperature: float = 1.0
+    recall_from: float = 0.6
 
 
 class VideoLLM(ABC):

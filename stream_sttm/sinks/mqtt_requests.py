@@ -141,6 +141,7 @@ class Requests:
             form=asked.form,
             window_s=asked.window_s,
             fresh_frames=asked.fresh_frames,
+            recall=asked.recall,
             priority=asked.priority,
         )
         self._ids.append(question.id)

@@ -1,0 +1,232 @@
+"""What a stream's memory has seen, kept beside it for questions about the past: windows of tokens, answers given.
+
+Of each window its survivors' features as they came from the vision tower, so that they can be run through the model
+again, and their keys at a few layers, by which a question finds them. Bounded by bytes and by age, the oldest go
+first. Lives on the host; knows no model, and of the memory only the serials that it still holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.shelf import Shelf, Shelved
+from stream_sttm.tokens import VisualTokens
+from stream_sttm.types import Answer
+
+_log = logging.getLogger(__name__)
+EVENTS = 4096  # answers remembered, those that repeat the one before counted once
+_SEGMENTS = 8  # files that a full archive is spread over
+Kept = tuple[VisualTokens, Tensor]  # a window's tokens, and their keys (layers, N, heads, D)
+_GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """What one window put into a memory: N tokens, on the CPU; `first` is the serial of the first one.
+
+    `features` (N, C); `keys` (L, N, heads, D), turned by no position; `captured` the wall clock of its oldest and
+    newest frame.
+    """
+
+    features: Tensor | Shelved
+    keys: Tensor
+    boxes: Tensor
+    sizes: Tensor
+    captured: tuple[float, float]
+    first: int
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes, wherever they are."""
+        return sum(part.nbytes for part in (self.features, self.keys, self.boxes, self.sizes))
+
+    def tokens(self, rows: Tensor) -> VisualTokens:
+        """Some of its tokens; raises OSError where the disk does not give them back."""
+        features = self.features.read() if isinstance(self.features, Shelved) else self.features
+        return VisualTokens(features[rows], self.boxes[rows].long(), self.sizes[rows].long())
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """A standing question's answer, and the newest frames, by wall clock, of when it was first and last given."""
+
+    query: str
+    question: str
+    answer: str
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gone:
+    """Of an archive's windows the N tokens that their memory has lost: each one's window, and its row there."""
+
+    windows: tuple[Window, ...]
+    owner: Tensor
+    row: Tensor
+
+    def __len__(self) -> int:
+        return self.owner.shape[0]
+
+    def keys(self, layer: int) -> Tensor:
+        """(N, heads, D) of the so-manieth layer that is kept."""
+        wanted = torch.unique(self.owner)
+        parts = [self.windows[place].keys[layer] for place in wanted.tolist()]
+        starts = torch.tensor([0, *[len(part) for part in parts]]).cumsum(0)
+        return torch.cat(parts)[starts[torch.searchsorted(wanted, self.owner)] + self.row]
+
+
+class Archive:
+    """The past of one stream: at most `most_bytes` of it, none older than `max_age` seconds; in `folder`, if given."""
+
+    def __init__(
+        self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
+    ) -> None:
+        self.stream = stream
+        self._most_bytes, self._max_age = most_bytes, max_age
+        self._windows: deque[Window] = deque()
+        self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._shelf = (
+            None if folder is None else Shelf(folder, segment_bytes=most_bytes // _SEGMENTS)
+        )
+        self._is_failing = False
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Wall clock of the oldest and the newest frame, None where there is nothing."""
+        return (
+            (self._windows[0].captured[0], self._windows[-1].captured[1]) if self._windows else None
+        )
+
+    def add(
+        self,
+        kept: Kept | None,
+        *,
+        first: int,
+        captured: tuple[float, float],
+    ) -> None:
+        """Keep a window's tokens and their keys, if it gave any; what is too old or too much goes.
+
+        `first` is the serial of the first token.
+        """
+        if kept is not None:
+            tokens, keys = kept
+            features = _halves(tokens.features)
+            boxes, sizes = tokens.boxes.to("cpu", torch.int32), tokens.sizes.to("cpu", torch.int32)
+            window = Window(features, _halves(keys), boxes, sizes, captured, first)
+            if window.nbytes <= self._most_bytes:
+                window.features = self._shelved(features)
+                self._windows.append(window)
+                self.nbytes += window.nbytes
+        while self._windows and self._has_to_go(self._windows[0], captured[1]):
+            self.nbytes -= self._windows.popleft().nbytes
+
+    def _has_to_go(self, oldest: Window, now: float) -> bool:
+        return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
+
+    def _shelved(self, features: Tensor) -> Tensor | Shelved:
+        """On disk where that is wanted and works, else as they are."""
+        if self._shelf is None:
+            return features
+        try:
+            shelved = self._shelf.put(features)
+        except OSError as error:
+            if not self._is_failing:  # not again for each window
+                _log.error(
+                    "stream %s: its past can't be kept on disk (%s) and stays in memory, within the same bounds",
+                    self.stream,
+                    error.strerror or error,
+                )
+            self._is_failing = True
+            return features
+        self._is_failing = False
+        return shelved
+
+    def restart(self) -> None:
+        """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
+        for window in self._windows:
+            window.first = _GONE
+
+    def gone(self, held: Tensor) -> Gone | None:
+        """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
+        windows = tuple(self._windows)
+        if not windows:
+            return None
+        first = torch.tensor([window.first for window in windows])
+        counts = torch.tensor([len(window) for window in windows])
+        owner = torch.repeat_interleave(counts)
+        row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+        is_gone = (first[owner] == _GONE) | ~torch.isin(first[owner] + row, held)
+        return Gone(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
+
+    def note(self, answer: Answer) -> None:
+        """Remember a standing question's answer; one that is as the last was is the same event, and lasts longer."""
+        query, at = answer.question.query, answer.captured_at
+        if query is None:
+            return
+        last = next((event for event in reversed(self._events) if event.query == query), None)
+        if (
+            last is not None
+            and last.answer == answer.text
+            and last.question == answer.question.text
+        ):
+            last.until = max(last.until, at)
+        else:
+            self._events.append(Event(query, answer.question.text, answer.text, at, at))
+        while self._events and self._events[0].until < at - self._max_age:
+            self._events.popleft()
+
+    def events(self, since: float, until: float) -> Iterator[Event]:
+        """What was answered between two moments, in the order in which it was first."""
+        return (event for event in self._events if event.since <= until and event.until >= since)
+
+
+class Archives:
+    """Every stream's archive, each of them in the bounds of `most_bytes` and `max_age`; they outlive lost memories."""
+
+    def __init__(self, *, most_bytes: int, max_age: float, folder: Path | None) -> None:
+        self._most_bytes, self._max_age, self._folder = most_bytes, max_age, folder
+        self._archives: dict[str, Archive] = {}
+
+    def of_new_memory(self, stream: str) -> Archive:
+        """Where a new memory of the stream keeps its past: beside what an earlier one has left, if one has."""
+        archive = self._archives.get(stream)
+        if archive is not None:
+            archive.restart()
+            return archive
+        self._archives[stream] = archive = Archive(
+            stream, most_bytes=self._most_bytes, max_age=self._max_age, folder=self._folder
+        )
+        return archive
+
+    def note(self, answer: Answer) -> None:
+        """Remember an answer with its stream's past."""
+        archive = self._archives.get(answer.question.stream)
+        if archive is not None:
+            archive.note(answer)
+
+    def drop(self, stream: str) -> None:
+        """Forget a stream's past."""
+        self._archives.pop(stream, None)
+
+
+def _halves(tensor: Tensor) -> Tensor:
+    """On the CPU in 16 bits, a copy of its own; magnitudes beyond them are cut."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.to("cpu", copy=True)
+    most = torch.finfo(torch.float16).max
+    return tensor.clamp(-most, most).to("cpu", torch.float16, copy=True)
