@@ -20,7 +20,7 @@ from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.types import Recall
 
 Method = Literal["none", "sttm", "spatial", "temporal", "guarded", "random", "frames"]
-BUDGETS = (50, 30, 15)  # per cent of the tokens
+BUDGETS = (50, 30, 15, 5)  # per cent of the tokens
 ABLATED = 30  # the budget at which everything else is varied
 LAST = 4  # frames of the arm without a memory
 AT_ONCE = 1e-20  # share of the memory evicted at once: none, only what must go

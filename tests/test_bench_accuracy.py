@@ -225,7 +225,7 @@ def test_the_table_has_every_arm_that_is_to_be_compared(tiny: VideoLLM) -> None:
     names = [recipe.name for recipe in every]
     assert names[0] == "none"
     for stem in ("sttm", "spatial_only", "temporal_only", "random", "frames"):
-        assert all(f"{stem}_{budget}" in names for budget in (50, 30, 15))
+        assert all(f"{stem}_{budget}" in names for budget in (50, 30, 15, 5))
     assert names.count("random_30") == 3
     wanted = {"last_4", "layer_0", "layer_3", "size_bias_0.5", "fresh_view_4", "guard_on"}
     wanted |= {"positions_own", "positions_contiguous", "shallow_kept", "shallow_pruned"}
