@@ -51,7 +51,7 @@ class SharedVision:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """One arm's answers to one round: visual tokens that the questions saw, seconds per answer, what was right."""
+    """One arm's answers to one round: visual tokens that a question saw, seconds per answer, what was right."""
 
     arm: str
     clip: str
@@ -102,7 +102,7 @@ def ask(engine: Engine, arm: Arm, clip: str, asked: Round) -> Sheet:
         arm=arm.name,
         clip=clip,
         at=asked.at,
-        visual=one.tokens.visual,
+        visual=round(sum(each.tokens.visual for each in answers.values()) / len(answers)),
         seconds=seconds,
         items=asked.items,
         right=tuple(

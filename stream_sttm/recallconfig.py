@@ -16,7 +16,7 @@ class RecallSettings(Section):
         description="never: nothing is kept; auto: for questions that look back; always: for every one. A question may say its own.",
     )
     tokens: int = Field(
-        512, ge=1, le=65_536, description="Visual tokens that a question brings back at most."
+        256, ge=1, le=65_536, description="Visual tokens that a question brings back at most."
     )
     bytes: int = Field(
         256 << 20, ge=1 << 16, description="Bytes that are kept of a stream, the newest first."

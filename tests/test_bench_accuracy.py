@@ -435,9 +435,13 @@ def test_a_long_run_ends_with_the_same_line_and_needles(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--long", "--minutes", "0.6", "--streams", "1", "--jobs", "1", "--calibrate", "2"]
-    assert accuracy.main(words) == 0
+    assert accuracy.main([*words, "--reach", "32"]) == 0
     told = last_line(capsys)
-    assert {"fifo", "sttm", "last_4"} <= set(told["arms"])
+    assert {"fifo", "sttm", "last_4", "recall_never", "recall_auto", "recall_always"} <= set(
+        told["arms"]
+    )
+    assert {"now", "before"} >= set(told["arms"]["recall_auto"]["by_time"])
+    assert told["arms"]["recall_always"]["tokens"] > told["arms"]["recall_never"]["tokens"]
     assert all("needles" in own and len(own["by_age"]) == 6 for own in told["arms"].values())
     assert told["arms"]["fifo"]["tokens"] < 0.4
 

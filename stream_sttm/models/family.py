@@ -44,7 +44,7 @@ class Defaults:
     horizon: int | None = None
     instruct: bool = True
     temperature: float = 1.0
-    recall_from: float = 0.6
+    recall_from: float = 0.55
 
 
 class VideoLLM(ABC):
