@@ -382,7 +382,7 @@ async def test_an_event_reaches_store_feed_and_sinks_and_its_picture_the_store_a
         ]  # fmt: skip
         await until(lambda: sink.taken == ["e1 new", "e1 end"])
         await until(lambda: snapshots(one.log) == ["e1"])
-        assert one.log.event("e1")["kind"] == "end"
+        await until(lambda: one.log.event("e1")["kind"] == "end")
         assert one.log.snapshot("e1").startswith(b"\xff\xd8")
 
 
