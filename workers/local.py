@@ -14,10 +14,13 @@ from functools import partial
 from typing import Any
 
 from stream_sttm import metrics, registry
+from stream_sttm.additions import AddedQuery, Additions, strangers
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
 from stream_sttm.api.control import routes as control_routes
+from stream_sttm.api.entries import routes as entry_routes
 from stream_sttm.api.eventlog import routes as event_routes
+from stream_sttm.api.trial import routes as trial_routes
 from stream_sttm.config import AnsweringSettings, Settings
 from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
 from stream_sttm.eventlog import EventLog
@@ -32,6 +35,7 @@ from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
 from workers.control import Control
+from workers.entries import Entries
 from workers.outlets import Outlets
 from workers.reloading import File
 from workers.watching import Watching, publishers_of
@@ -88,6 +92,7 @@ class LocalService:
                 **query.model_dump(mode="json"),
                 "enabled": any(on := [s for s in query.streams if self._is_on((s, name))]),
                 "asked_of": on,
+                "added": isinstance(query, AddedQuery),
             }
             for name, query in self._settings.queries.items()
         ]
@@ -238,12 +243,15 @@ async def run(
     Where they came from a `file`, it is followed. Raises ConfigError or ModelError where the service can't start;
     afterwards streams, sinks and the store may fail and recover without ending it.
     """
-    service = LocalService(settings)
     feed = Feed()
     store = delivery.open_store(settings.store.path)
     own = delivery.file_beside(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
-    control = Control(settings, Toggles(own), file.load if file is not None else None)
+    additions, toggles = Additions(own), Toggles(own)
+    settings = additions.over(settings)
+    reread = None if file is None else lambda: additions.over(file.load())
+    control = Control(settings, toggles, reread)
+    service = LocalService(settings)
     service.control = control
     service.show(settings, control.is_on)
     app = create_app(
@@ -253,6 +261,8 @@ async def run(
     for routes in (
         whip.routes(publishers),
         control_routes(control),
+        entry_routes(Entries(control, additions, toggles)),
+        trial_routes(lambda: strangers(control.settings.sources)),
         event_routes(log, service.event_snapshot),
     ):
         app.include_router(routes)
