@@ -57,7 +57,7 @@ def server(url: str, token: str | None) -> MCPServer[Any]:
 
     @tools.tool()
     async def recent_events(stream: Stream | None = None, limit: Limit = 20) -> dict[str, Any]:
-        """What standing questions have noticed of late, newest first: when it began and ended, and what was answered."""
+        """What standing questions have noticed of late, newest first: when it began and ended, what was answered."""
         path = "/api/v1/events/history"
         asked = {"limit": str(limit)} | ({"stream": stream} if stream else {})
         return await service.get(path, asked)
