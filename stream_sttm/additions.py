@@ -151,10 +151,11 @@ def query_of(
 def check_source(path: str, url: str, access: Access) -> None:
     """Raise ConfigError or SourceDenied where the URL alone shows that it can't or may not be read."""
     try:
+        open_source(url, stream="-", fps=1.0, max_side=640, access=access)
         scheme, shown = urls.split(url).scheme, urls.mask(url)
         if scheme not in SOURCES and access.schemes is None and not access.private:
+            # another package's, which may know nothing of these rules
             raise SourceDenied(f"{shown}: {scheme}:// over HTTP has to be among sources.schemes")
-        open_source(url, stream="-", fps=1.0, max_side=640, access=access)
         if scheme == "file":
             access.real_path(url, file_path(url))
     except SourceDenied as error:

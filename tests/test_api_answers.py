@@ -33,7 +33,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     [
         ({}, ["q3", "q2", "q1", "q0"]),
         ({"type": "yes_no"}, ["q3", "q1"]),
-        ({"text": "BUS red"}, ["q0"]),
+        ({"text": "BUS blue"}, ["q2"]),
         ({"text": '"bus" OR NEAR('}, []),
         ({"since": 101, "until": 103}, ["q2", "q1"]),
         ({"text": "bus", "stream": "door", "limit": 1}, ["q2"]),

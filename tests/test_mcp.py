@@ -11,13 +11,11 @@ import pytest
 
 from stream_sttm.api.eventlog import routes as event_routes
 from stream_sttm.eventlog import EventLog
-from stream_sttm.types import EventKind
 from tests.answers import make_event
 from tests.served import Served, serving
 
 mcp = pytest.importorskip("mcp", reason="needs the extra mcp")
 TOKEN = "a-token-of-täsT"
-ID = "0123456789abcdef" * 2
 
 
 def launched(served: Served, token: str) -> Any:
@@ -38,7 +36,7 @@ async def test_tools_list_ask_and_tell_events(tmp_path: Path) -> None:
     async with serving(tmp_path, token=TOKEN) as served:
         log = EventLog(served.store.file)
         served.app.include_router(event_routes(log))
-        log.add(make_event(ID, EventKind.NEW), published_at=0.0)
+        log.add(make_event(stream="door"), published_at=0.0)
         async with mcp.Client(launched(served, TOKEN)) as client:
             tools = {tool.name: tool for tool in (await client.list_tools()).tools}
             assert set(tools) == {"list_streams", "ask", "recent_events"}
@@ -51,7 +49,7 @@ async def test_tools_list_ask_and_tell_events(tmp_path: Path) -> None:
             await client.call_tool("ask", asked)
             assert served.service.asked[-1].form.choices == ("open", "shut")
             events = content(await client.call_tool("recent_events", {"stream": "door"}))
-            assert [event["id"] for event in events["events"]] == [ID]
+            assert [event["id"] for event in events["events"]] == ["e1"]
             refused = await client.call_tool("ask", {"stream": "dor", "question": "Who?"})
             assert refused.is_error
             assert "did you mean 'door'" in refused.content[0].text

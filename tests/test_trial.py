@@ -52,7 +52,7 @@ async def test_video_is_described(tmp_path: Path) -> None:
 
 async def test_why_there_is_no_video_is_told_without_a_credential(tmp_path: Path) -> None:
     (tmp_path / "no.mp4").write_bytes(b"no video" * 99)
-    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    listening = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     async with listening, trying() as client:
         for source, word in (

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 
 from starlette.responses import JSONResponse
-from starlette.types import Message, Receive, Send
+from starlette.types import Message, Receive, Scope, Send
 
 WITHIN = 5.0  # seconds
+GONE_WITHIN = 1.0
 REFUSED = 1008  # "policy violation" of RFC 6455
 _MOST_REASON = 120  # bytes
+
+
+async def deny(answer: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer instead of connecting, and stay until that is over: a server takes leaving before for a defect."""
+    await answer(scope, receive, send)
+    ends = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GONE_WITHIN):
+            while ends < 2:  # once as the answer is sent, once as the connection is gone
+                ends += (await receive())["type"] == "websocket.disconnect"
 
 
 class Greeting:
@@ -33,8 +45,8 @@ class Greeting:
         except TimeoutError:
             return b""
         try:
-            token = json.loads(message.get("text") or "")["token"]
-            return b"Bearer " + token.encode()
+            token: str = json.loads(message.get("text") or "")["token"]
+            return b"Bearer " + str.encode(token)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return b""
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stream_sttm.api.greeting import Greeting
+from stream_sttm.api.greeting import Greeting, deny
 from stream_sttm.api.tokens import OPEN_PATHS, Tokens
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -74,10 +74,12 @@ class Guard:
         headers = dict(scope["headers"])
         if not self._is_welcome(headers):
             line = "this page's origin may not call; name it in http.cors"
-            await refusal(403, line)(scope, receive, send)
+            await deny(refusal(403, line), scope, receive, send)
         elif not self._tokens or b"authorization" in headers:
-            answer = self._refusal(scope)
-            await (answer or self._app)(scope, receive, send)
+            if answer := self._refusal(scope):
+                await deny(answer, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
         else:
             greeting = Greeting(receive, send)
             if answer := self._refusal(scope, await greeting.authorization()):
