@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from stream_sttm import metrics, registry
+from stream_sttm import registry
 from stream_sttm.additions import AddedQuery, Additions, strangers
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
@@ -30,7 +29,7 @@ from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.stats import Stats
 from stream_sttm.toggles import Place, Toggles
-from stream_sttm.types import Answer, Event, Evidence, Frame, Question, StreamState, StreamStatus
+from stream_sttm.types import Answer, Evidence, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
@@ -40,9 +39,7 @@ from workers.outlets import Outlets
 from workers.reloading import File
 from workers.watching import Watching, publishers_of
 
-_log = logging.getLogger(__name__)
 _PICTURES = 16  # frames held for events that begin just now
-_ANSWERS_AHEAD = 4096
 _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for longer is not ready
 
 
@@ -63,7 +60,9 @@ class LocalService:
         self._reason = "the model is being loaded"
         self._stats = Stats()
         self.control: Control | None = None
-        self.outbox: Channel[delivery.Outgoing] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
+        self.outbox: Channel[delivery.Outgoing] = Channel(
+            delivery.ANSWERS_AHEAD, on_drop=delivery.told_lost
+        )
 
     @property
     def model(self) -> str:
@@ -299,11 +298,3 @@ async def run(
         await asyncio.to_thread(own.close)
         if backlog is not None:
             await asyncio.to_thread(backlog.close)
-
-
-def _told_lost(item: delivery.Outgoing) -> None:
-    """An answer that had to make room is lost to store and sinks, so it is counted and told."""
-    if isinstance(item, Answer | Event):
-        stream = item.question.stream if isinstance(item, Answer) else item.stream
-        metrics.STORE_ERRORS.inc()
-        _log.error("stream %s: an answer was lost, delivery is %d behind", stream, _ANSWERS_AHEAD)
