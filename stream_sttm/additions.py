@@ -157,11 +157,18 @@ def check_source(path: str, url: str, access: Access) -> None:
             # another package's, which may know nothing of these rules
             raise SourceDenied(f"{shown}: {scheme}:// over HTTP has to be among sources.schemes")
         if scheme == "file":
-            access.real_path(url, file_path(url))
+            _check_file(url, access)
     except SourceDenied as error:
         raise SourceDenied(f"{path}: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_file(url: str, access: Access) -> None:
+    try:
+        access.real_path(url, file_path(url))
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL in it, or links in a circle
+        raise ConfigError(f"{urls.mask(url)}: no file can be there") from error
 
 
 def _check_variables(path: str, source: str, rules: SourceRules) -> None:

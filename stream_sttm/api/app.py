@@ -16,13 +16,12 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
 from stream_sttm.api import answers, asking, events, openai, websocket
-from stream_sttm.api.guard import Guard, refusal
+from stream_sttm.api.guard import ErrorBody, Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.api.tokens import Tokens
 from stream_sttm.config import AnsweringSettings
@@ -88,12 +87,6 @@ _SECURE = {
 
 Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-
-
-class ErrorBody(BaseModel):
-    """What went wrong, in one line."""
-
-    error: str
 
 
 def create_app(

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +23,12 @@ from stream_sttm.api.tokens import OPEN_PATHS, Tokens
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
 DRAIN_SECONDS = 0.5  # without a byte of it
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in one line."""
+
+    error: str
 
 
 def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
