@@ -119,6 +119,8 @@ def keeps_memory(old: StreamSettings, new: StreamSettings) -> bool:
 def reads_alike(old: StreamSettings, new: StreamSettings) -> bool:
     """Whether a stream is read in the same way, so that what reads it can go on."""
     left_out = set(_NOT_READ)
+    if type(old) is not type(new):  # what it may reach depends on where it came from
+        return False
     return old.model_dump(exclude=left_out) == new.model_dump(exclude=left_out)
 
 

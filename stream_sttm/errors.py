@@ -24,6 +24,7 @@
     │   ├── UnknownQuery         no standing query of that name
     │   ├── UnknownEvent         no event of that id, or no picture of it any more
     │   ├── NotPossible          its configuration or state is against it
+    │   ├── TooManyTests         sources are being tried out already: worth trying again
     │   └── NotReady             it has not started yet: worth trying again
     ├── NotASighting             a message that should be Frigate's is not
     ├── StateError               a saved memory can't be written, read or used
@@ -135,6 +136,10 @@ class UnknownEvent(ControlError):  # noqa: N818
 
 class NotPossible(ControlError):  # noqa: N818
     """The configuration or state of what is meant is against it."""
+
+
+class TooManyTests(ControlError):  # noqa: N818
+    """Sources are being tried out already: worth trying again."""
 
 
 class NotReady(ControlError):  # noqa: N818

@@ -46,6 +46,14 @@ SCHEMA = """
         PRIMARY KEY (stream, query)
     );
 """  # a migration of the file that it shares
+ADDED = """
+    CREATE TABLE added (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        settings TEXT NOT NULL,
+        PRIMARY KEY (kind, name)
+    );
+"""  # what came over HTTP; another one
 MAX_LIMIT = 1000
 _COLUMNS = (
     "id",

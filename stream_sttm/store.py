@@ -61,6 +61,7 @@ MIGRATIONS = (
     END;
     """,
     eventlog.SCHEMA,
+    eventlog.ADDED,
 )
 COLUMNS = (
     "id",

@@ -120,6 +120,14 @@ class SourceRules(Section):
     folders: list[str] | None = Field(
         None, description="Folders, by full path, whose files it may read; null: any."
     )
+    http_private: bool = Field(
+        False,
+        description="Whether streams added over HTTP may reach what this file's own may; else no private address, file or device that hosts, folders and schemes don't name.",
+    )
+    http_variables: list[str] = Field(
+        ["CAMERA_*"],
+        description="Environment variables that streams added over HTTP may take by ${NAME}; * stands for any characters.",
+    )
 
     @field_validator("hosts")
     @classmethod

@@ -40,6 +40,14 @@ class Toggles:
                 rows,
             )
 
+    def forget(self, *, stream: str = "", query: str = "") -> None:
+        """Let go of all switches of a stream, its queries' too, or of a query."""
+        with self._file.writing() as db:
+            if stream:
+                db.execute("DELETE FROM switches WHERE stream = ?", (stream,))
+            if query:
+                db.execute("DELETE FROM switches WHERE query = ?", (query,))
+
 
 def places(settings: Settings) -> dict[Place, bool]:
     """Whether each stream, and each query on each of its streams, is enabled by the configuration."""

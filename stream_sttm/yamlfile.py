@@ -60,6 +60,11 @@ def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
     return node, []
 
 
+def named(text: str) -> list[str]:
+    """What `text` takes from elsewhere: NAME of a variable, file:/path of a file."""
+    return [match[0][2:-1] for match in _VARIABLE.finditer(text)]
+
+
 def _faults(match: re.Match[str]) -> list[str]:
     """Why a variable or file has no value, if it has none."""
     name, path = match.groups()

@@ -1,4 +1,4 @@
-"""stream-sttm serve | ask | check | token | discover | demo: what a person types."""
+"""stream-sttm serve | ask | check | token | discover | demo | mcp: what a person types."""
 
 from __future__ import annotations
 
@@ -84,13 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what it answers",
     )
     ask.add_argument("--choice", action="append", default=[], help="what to choose from; repeat it")
-    ask.add_argument("--url", default="http://127.0.0.1:8080", help="where the service listens")
-    ask.add_argument(
-        "--token-env",
-        default="STREAM_STTM_TOKEN",
-        metavar="NAME",
-        help="environment variable that holds the bearer token, if one is needed",
-    )
+    _add_service(ask)
     ask.set_defaults(run=_ask)
 
     token = commands.add_parser("token", help="make a bearer token, and what to configure for it")
@@ -137,7 +131,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=int, default=7, help="which drawn world")
     demo.set_defaults(run=_demo)
+
+    mcp = commands.add_parser("mcp", help="a running service as tools for language models (MCP)")
+    _add_service(mcp)
+    mcp.set_defaults(run=_mcp)
     return parser
+
+
+def _add_service(command: argparse.ArgumentParser) -> None:
+    """How to reach a running service."""
+    command.add_argument("--url", default="http://127.0.0.1:8080", help="where the service listens")
+    command.add_argument(
+        "--token-env",
+        default="STREAM_STTM_TOKEN",
+        metavar="NAME",
+        help="environment variable that holds the bearer token, if one is needed",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -254,6 +263,15 @@ def _discover(options: argparse.Namespace) -> int:
         return 0
 
     return asyncio.run(look())
+
+
+def _mcp(options: argparse.Namespace) -> int:
+    try:
+        from workers import tools
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"mcp needs the package {error.name!r}: install the extra mcp") from error
+    tools.server(options.url, os.environ.get(options.token_env)).run()
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -50,8 +50,8 @@ class Parts:
     sinks: dict[str, Sink]  # by URL
     open_sink: Callable[[str], Sink]
     opener: Callable[
-        [SourceRules, list[str]], Opener
-    ]  # by rules and the streams that are published
+        [SourceRules, list[str]], Callable[[StreamSettings], Opener]
+    ]  # by rules and the streams that are published, then by stream
     show: Callable[[Settings, Callable[[Place], bool]], None]  # to whoever asks what there is
 
 
@@ -130,14 +130,17 @@ class Control:
         if not heard:
             metrics.TRIGGERS.labels("frigate", "unheard").inc()
 
-    async def reload(self) -> Changes:
-        """Read the configuration anew and follow it; raises ConfigError with every fault, where nothing is changed."""
-        parts = self._ready()
-        if self._load is None:
+    async def reload(self, load: Callable[[], Settings] | None = None) -> Changes:
+        """Read the configuration anew, its file or what `load` gives, and follow it; `load` is called in a thread.
+
+        Raises ConfigError with every fault, where nothing is changed.
+        """
+        parts, load = self._ready(), load or self._load
+        if load is None:
             raise NotPossible("this service was started without a configuration file")
         async with self._turn:
             try:
-                new = await asyncio.to_thread(self._load)
+                new = await asyncio.to_thread(load)
                 change = changes.between(self.settings, new)
                 opened = {url: parts.open_sink(url) for url in new.sinks if url not in parts.sinks}
             except ConfigError as error:

@@ -31,6 +31,7 @@ from workers.outlets import Outlets, drain
 from workers.waiting import Limits
 
 Outgoing = Answer | Event | Evidence | StreamStatus
+ANSWERS_AHEAD = 4096  # of delivery, at most
 _UNWRITTEN = 5000  # answers that wait for the store, at most
 _PRUNE_EVERY = 3600.0  # seconds
 
@@ -96,6 +97,14 @@ def open_store(path: str) -> Store:
             f"store.path: postgresql:// needs the package {error.name!r}: pip install 'stream-sttm[postgres]'"
         ) from error
     return PostgresStore(path)
+
+
+def told_lost(item: Outgoing) -> None:
+    """Count and tell an item that had to make room ahead of delivery: neither store nor sink gets it."""
+    if isinstance(item, Answer | Event):
+        stream = item.question.stream if isinstance(item, Answer) else item.stream
+        metrics.STORE_ERRORS.inc()
+        _log.error("stream %s: an answer was lost, delivery is %d behind", stream, ANSWERS_AHEAD)
 
 
 def file_beside(store: Store) -> SqliteFile:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from stream_sttm.errors import ConfigError
 
+_MESSAGE = 65_536  # bytes of a message to a WebSocket
 _GRACE = 1  # seconds that open requests get to end by themselves
 
 
@@ -40,6 +41,8 @@ async def run(
             log_config=None,
             access_log=False,
             server_header=False,
+            ws="websockets-sansio",
+            ws_max_size=_MESSAGE,
             timeout_graceful_shutdown=_GRACE,
         )
         server = _Server(config)

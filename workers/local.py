@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -13,11 +12,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from stream_sttm import metrics, registry
+from stream_sttm import registry
+from stream_sttm.additions import AddedQuery, Additions, strangers
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
 from stream_sttm.api.control import routes as control_routes
+from stream_sttm.api.entries import routes as entry_routes
 from stream_sttm.api.eventlog import routes as event_routes
+from stream_sttm.api.trial import routes as trial_routes
 from stream_sttm.config import AnsweringSettings, Settings
 from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
 from stream_sttm.eventlog import EventLog
@@ -27,18 +29,17 @@ from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.stats import Stats
 from stream_sttm.toggles import Place, Toggles
-from stream_sttm.types import Answer, Event, Evidence, Frame, Question, StreamState, StreamStatus
+from stream_sttm.types import Answer, Evidence, Frame, Question, StreamState, StreamStatus
 from workers import delivery, gateway, ingest
 from workers.analysis import Analysis
 from workers.channel import Channel
 from workers.control import Control
+from workers.entries import Entries
 from workers.outlets import Outlets
 from workers.reloading import File
 from workers.watching import Watching, publishers_of
 
-_log = logging.getLogger(__name__)
 _PICTURES = 16  # frames held for events that begin just now
-_ANSWERS_AHEAD = 4096
 _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for longer is not ready
 
 
@@ -59,7 +60,9 @@ class LocalService:
         self._reason = "the model is being loaded"
         self._stats = Stats()
         self.control: Control | None = None
-        self.outbox: Channel[delivery.Outgoing] = Channel(_ANSWERS_AHEAD, on_drop=_told_lost)
+        self.outbox: Channel[delivery.Outgoing] = Channel(
+            delivery.ANSWERS_AHEAD, on_drop=delivery.told_lost
+        )
 
     @property
     def model(self) -> str:
@@ -88,6 +91,7 @@ class LocalService:
                 **query.model_dump(mode="json"),
                 "enabled": any(on := [s for s in query.streams if self._is_on((s, name))]),
                 "asked_of": on,
+                "added": isinstance(query, AddedQuery),
             }
             for name, query in self._settings.queries.items()
         ]
@@ -238,12 +242,15 @@ async def run(
     Where they came from a `file`, it is followed. Raises ConfigError or ModelError where the service can't start;
     afterwards streams, sinks and the store may fail and recover without ending it.
     """
-    service = LocalService(settings)
     feed = Feed()
     store = delivery.open_store(settings.store.path)
     own = delivery.file_beside(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
-    control = Control(settings, Toggles(own), file.load if file is not None else None)
+    additions, toggles = Additions(own), Toggles(own)
+    settings = additions.over(settings)
+    reread = None if file is None else lambda: additions.over(file.load())
+    control = Control(settings, toggles, reread)
+    service = LocalService(settings)
     service.control = control
     service.show(settings, control.is_on)
     app = create_app(
@@ -253,6 +260,8 @@ async def run(
     for routes in (
         whip.routes(publishers),
         control_routes(control),
+        entry_routes(Entries(control, additions, toggles)),
+        trial_routes(lambda: strangers(control.settings.sources)),
         event_routes(log, service.event_snapshot),
     ):
         app.include_router(routes)
@@ -289,11 +298,3 @@ async def run(
         await asyncio.to_thread(own.close)
         if backlog is not None:
             await asyncio.to_thread(backlog.close)
-
-
-def _told_lost(item: delivery.Outgoing) -> None:
-    """An answer that had to make room is lost to store and sinks, so it is counted and told."""
-    if isinstance(item, Answer | Event):
-        stream = item.question.stream if isinstance(item, Answer) else item.stream
-        metrics.STORE_ERRORS.inc()
-        _log.error("stream %s: an answer was lost, delivery is %d behind", stream, _ANSWERS_AHEAD)

@@ -37,7 +37,7 @@ class Streams:
         group: asyncio.TaskGroup,
         analysis: Analysis,
         *,
-        opener: Opener,
+        opener: Callable[[StreamSettings], Opener],
         report: Callable[[StreamStatus], None],
         on_frame: Callable[[Frame], None],
         on_still: Callable[[str, float | None], None],
@@ -79,7 +79,7 @@ class Streams:
             report=self._report,
             on_frame=self._on_frame,
             on_still=self._on_still,
-            opener=self.opener,
+            opener=self.opener(settings),
         )
         task = self._group.create_task(reading, name=f"ingest[{name}]")
         self._readers[name] = _Reader(task, settings)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from stream_sttm import __version__, metrics
+from stream_sttm.additions import access_of
 from stream_sttm.config import Settings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.eventlog import EventLog
@@ -22,8 +23,7 @@ from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.sinks import Sink
 from stream_sttm.sources import open_source
-from stream_sttm.sources.access import Access
-from stream_sttm.streamconfig import SourceRules
+from stream_sttm.streamconfig import SourceRules, StreamSettings
 from stream_sttm.toggles import Place
 from stream_sttm.types import Answer, Event, Evidence, Frame, StreamStatus
 from workers.analysis import Analysis
@@ -94,10 +94,12 @@ class Watching:
         queries = StandingQueries(settings.queries, settings.answering)
         analysis = Analysis(engine, queries, thread=thread, deliver=service.deliver)
 
-        def opener(rules: SourceRules, published: list[str]) -> Opener:
+        def opener(rules: SourceRules, published: list[str]) -> Callable[[StreamSettings], Opener]:
             if publishers is not None:
                 publishers.follow(published)
-            return partial(open_source, access=Access.of(rules), publishers=publishers)
+            return lambda stream: partial(
+                open_source, access=access_of(stream, rules), publishers=publishers
+            )
 
         async with asyncio.TaskGroup() as group:
             group.create_task(analysis.run({}), name="analysis")

@@ -16,19 +16,19 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
-from stream_sttm.api import asking, events, openai
-from stream_sttm.api.guard import Guard, refusal
+from stream_sttm.api import answers, asking, events, openai, websocket
+from stream_sttm.api.guard import ErrorBody, Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.api.tokens import Tokens
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     AlreadyPublished,
     AnswerUnfinished,
+    ConfigError,
     ModelError,
     NotAnOffer,
     NotPossible,
@@ -36,18 +36,20 @@ from stream_sttm.errors import (
     NoVideoYet,
     QuestionExpired,
     QuestionRejected,
+    SourceDenied,
     Stopping,
     StoreError,
     StreamSTTMError,
     TooManyOffers,
     TooManyQuestions,
+    TooManyTests,
     UnknownEvent,
     UnknownQuery,
     UnknownStream,
 )
 from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.sinks.feed import Feed
-from stream_sttm.store import MAX_LIMIT, Store
+from stream_sttm.store import Store
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,
@@ -59,6 +61,7 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     AlreadyPublished: 409,
     TooManyOffers: 429,
     TooManyQuestions: 429,
+    TooManyTests: 429,
     QuestionRejected: 422,
     AnswerUnfinished: 422,
     NoVideoYet: 503,
@@ -66,6 +69,8 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     QuestionExpired: 504,
     StoreError: 503,
     ModelError: 503,
+    SourceDenied: 403,
+    ConfigError: 422,
     StreamSTTMError: 500,
 }
 _RETRY_AFTER = {429: "1", 503: "2"}  # seconds
@@ -79,16 +84,9 @@ _SECURE = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-_SEQ_MAX = 2**63 - 1  # SQLite's largest integer
 
 Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-
-
-class ErrorBody(BaseModel):
-    """What went wrong, in one line."""
-
-    error: str
 
 
 def create_app(
@@ -111,7 +109,7 @@ def create_app(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
     )
     http = http or HttpSettings()
-    app.add_middleware(Guard, tokens=Tokens(http))
+    app.add_middleware(Guard, tokens=Tokens(http), origins=http.cors)
     if http.cors:  # outermost, for a page asks what it may without its token
         app.add_middleware(
             CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]
@@ -123,7 +121,9 @@ def create_app(
     app.include_router(asking.routes(service, answering or AnsweringSettings()))
     app.include_router(openai.routes(service, answering or AnsweringSettings()))
     _add_streams(app, service)
-    _add_answers(app, store, feed, keepalive)
+    app.include_router(answers.routes(store))
+    app.include_router(websocket.routes(feed))
+    _add_events(app, feed, keepalive)
     _add_health(app, service)
     _add_page(app)
     return app
@@ -160,21 +160,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         return {"queries": service.queries()}
 
 
-def _add_answers(app: FastAPI, store: Store, feed: Feed, keepalive: float) -> None:
-    @app.get("/api/v1/answers")
-    async def list_answers(
-        stream: Filter = None,
-        query: Filter = None,
-        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
-        before: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
-    ) -> dict[str, Any]:
-        """Kept answers, newest first; `next` is the `before` of the page that follows, null at the end."""
-        answers = await asyncio.to_thread(
-            store.recent, stream=stream, query=query, limit=limit, before=before
-        )
-        follows = answers[-1]["seq"] if len(answers) == limit else None
-        return {"answers": answers, "next": follows}
-
+def _add_events(app: FastAPI, feed: Feed, keepalive: float) -> None:
     @app.get("/api/v1/events", response_class=StreamingResponse)
     async def stream_events(
         stream: Filter = None,

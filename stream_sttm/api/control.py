@@ -90,9 +90,13 @@ def routes(control: Control) -> APIRouter:
         try:
             changes = await control.reload()
         except ConfigError as error:
-            faults = str(error).splitlines()
-            told = f"the configuration stays as it was: {'; '.join(faults)}"
-            return JSONResponse({"error": told, "faults": faults}, 422)
+            return faulty(error, "the configuration stays as it was")
         return JSONResponse(changes.as_dict())
 
     return router
+
+
+def faulty(error: ConfigError, outcome: str) -> Response:
+    """The answer to what can't be configured: every fault, in one line and as a list."""
+    faults = [line.encode(errors="replace").decode() for line in str(error).splitlines()]
+    return JSONResponse({"error": f"{outcome}: {'; '.join(faults)}", "faults": faults}, 422)

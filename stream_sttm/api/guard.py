@@ -1,5 +1,7 @@
 """What every request passes before a route sees it: its token, how often it calls, and the limit on a body's size.
 
+A WebSocket passes the same, but for the body.
+
 Plain ASGI, so that a body too large is refused while it is still on its way. Knows nothing of the routes but which
 of them are open to everybody.
 """
@@ -8,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stream_sttm.api.greeting import Greeting, deny
 from stream_sttm.api.tokens import OPEN_PATHS, Tokens
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
@@ -21,22 +25,31 @@ MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
 DRAIN_SECONDS = 0.5  # without a byte of it
 
 
+class ErrorBody(BaseModel):
+    """What went wrong, in one line."""
+
+    error: str
+
+
 def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The one shape of an error: {"error": "one line"}."""
-    return JSONResponse(
-        {"error": " ".join(line.split())}, status, headers=dict(headers) if headers else None
-    )
+    said = (
+        " ".join(line.split()).encode(errors="replace").decode()
+    )  # it may repeat half a character
+    return JSONResponse({"error": said}, status, headers=dict(headers) if headers else None)
 
 
 class Guard:
     """An ASGI application behind the tokens (none needed where there are none) and the limit."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
-        self._app = app
-        self._tokens = tokens
+    def __init__(self, app: ASGIApp, tokens: Tokens, origins: Sequence[str] = ()) -> None:
+        self._app, self._tokens, self._origins = app, tokens, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await self._pass_websocket(scope, receive, send)
+            return
+        if scope["type"] != "http":  # that the server has started or ends
             await self._app(scope, receive, send)
             return
         answer = self._refusal(scope)
@@ -63,11 +76,37 @@ class Guard:
                     scope, receive, send
                 )
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a WebSocket through where its page and its token may; a browser sends the token as its first message."""
+        headers = dict(scope["headers"])
+        if not self._is_welcome(headers):
+            line = "this page's origin may not call; name it in http.cors"
+            await deny(refusal(403, line), scope, receive, send)
+        elif not self._tokens or b"authorization" in headers:
+            if answer := self._refusal(scope):
+                await deny(answer, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        else:
+            greeting = Greeting(receive, send)
+            if answer := self._refusal(scope, await greeting.authorization()):
+                await greeting.refuse(answer)
+            else:
+                await self._app(scope, greeting.receive, greeting.send)
+
+    def _is_welcome(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the page that calls, if one does, may: browsers leave that to us where WebSockets are concerned."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1")
+        return not origin or origin in self._origins or origin.partition("://")[2] == host
+
+    def _refusal(self, scope: Scope, authorization: bytes | None = None) -> JSONResponse | None:
         """What is answered instead of a route, None where the request may pass; notes who calls."""
         if not self._tokens or scope["path"] in OPEN_PATHS:
             return None
-        caller = self._tokens.caller(dict(scope["headers"]).get(b"authorization", b""))
+        if authorization is None:
+            authorization = dict(scope["headers"]).get(b"authorization", b"")
+        caller = self._tokens.caller(authorization)
         if caller is None:
             line = "a bearer token is needed; send the header 'Authorization: Bearer TOKEN'"
             return refusal(401, line, {"WWW-Authenticate": "Bearer"})
@@ -75,7 +114,7 @@ class Guard:
             line = f"token {caller.name!r} has had more than {caller.rate:g} requests a second"
             return refusal(429, line, {"Retry-After": str(math.ceil(wait))})
         query = scope.get("query_string", b"").decode("latin-1")
-        if reason := caller.refusal(scope["method"], scope["path"], query):
+        if reason := caller.refusal(scope.get("method", "GET"), scope["path"], query):
             return refusal(403, reason)
         scope.setdefault("state", {})["caller"] = caller
         return None

@@ -105,7 +105,7 @@ class ChatRequest(_Body):
 
 def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
     """`/v1/models` and `/v1/chat/completions`."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", responses=_ERRORS)
 
     @router.get("/models")
     async def list_models(request: Request) -> dict[str, Any]:
@@ -134,6 +134,26 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
         return JSONResponse(_completion(await asking.answered(service, question), asked.model))
 
     return router
+
+
+class Fault(BaseModel):
+    """What went wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class FaultBody(BaseModel):
+    """The same as a body; who may not call at all is told so in one line."""
+
+    error: Fault | str
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": FaultBody} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)
+}
 
 
 def error_body(status: int, line: str) -> dict[str, Any]:

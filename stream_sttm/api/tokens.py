@@ -30,7 +30,11 @@ _FILTERED = (
     "/v1/models",
 )  # their routes look at the caller themselves
 _ABOUT_ONE = "/api/v1/streams/"
-_BY_STREAM = ("/api/v1/answers", "/api/v1/events", "/api/v1/events/history")
+_BY_STREAM = (
+    *("/api/v1/answers", "/api/v1/answers/export"),
+    *("/api/v1/events", "/api/v1/events/history", "/api/v1/ws"),
+)
+_CONFIG = "/api/v1/config"
 
 
 def new_token() -> tuple[str, str]:
@@ -98,6 +102,8 @@ def needed(method: str, path: str) -> Scope:
         return Scope.ASK
     if path.startswith(_ABOUT_ONE) and "/whip" in path:
         return Scope.PUBLISH
+    if path == _CONFIG:
+        return Scope.ADMIN
     return Scope.READ if method in ("GET", "HEAD", "OPTIONS") else Scope.ADMIN
 
 

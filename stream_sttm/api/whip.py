@@ -11,6 +11,7 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Path, Request, Response
 from starlette.exceptions import HTTPException
 
+from stream_sttm.api.guard import ErrorBody
 from stream_sttm.errors import NotAnOffer
 
 SDP = "application/sdp"
@@ -38,7 +39,10 @@ class Publishing(Protocol):
 
 def routes(publishing: Publishing | None) -> APIRouter:
     """The routes of WHIP; without `publishing` there is no stream to publish."""
-    router = APIRouter(prefix="/api/v1/streams/{name}/whip")
+    router = APIRouter(
+        prefix="/api/v1/streams/{name}/whip",
+        responses={code: {"model": ErrorBody} for code in (400, 405, 415)},
+    )
 
     @router.post("", status_code=201, response_class=Response)
     async def publish(name: Name, request: Request) -> Response:
