@@ -439,6 +439,7 @@ async def test_schema_names_every_route_of_the_interface(served: Served) -> None
         "/api/v1/streams/{name}/snapshot.jpg",
         "/api/v1/queries",
         "/api/v1/answers",
+        "/api/v1/answers/export",
         "/api/v1/events",
     }
     assert set(paths["/api/v1/ask"]["post"]["responses"]) >= {"200", "404", "413", "422", "429"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ pytest.importorskip("schemathesis")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 ENDLESS = "/api/v1/events"  # a stream without end
 SCENE = {"hall": {"source": "scene://hall?seed=1", "fps": 1, "stall_after": 120}}
+NEW = ("/api/v1/streams/test", "/api/v1/config", "/api/v1/answers/export")
 LOOK = {"look": {"streams": ["hall"], "ask": "how many objects are there?", "every": 5}}
 
 
@@ -41,12 +41,4 @@ def test_every_route_answers_as_its_schema_says(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
         assert service.get("/v1/health/live") == {"status": "live"}
         assert "Traceback" not in service.log.read_text()
-
-
-@pytest.mark.timeout(60)
-def test_every_route_is_described(tmp_path: Path) -> None:
-    with Service(tmp_path, streams=SCENE) as service:
-        paths = service.get("/openapi.json")["paths"]
-    text = json.dumps(paths)
-    for path in ("/api/v1/streams/test", "/api/v1/config", "/api/v1/answers/export"):
-        assert f'"{path}"' in text
+        assert set(NEW) <= set(service.get("/openapi.json")["paths"])
