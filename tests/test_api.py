@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stream_sttm.api.pagefiles import PAGE
 from stream_sttm.errors import (
     NoVideoYet,
     QuestionExpired,
@@ -405,7 +406,7 @@ async def test_health_tells_live_from_ready_from_started(served: Served) -> None
 
 async def test_token_guards_all_but_page_health_and_schema(tmp_path: Path) -> None:
     guarded = ["/api/v1/streams", "/api/v1/answers", "/api/v1/events", "/metrics", "/nowhere"]
-    is_open = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/health/live", "/healthz"]
+    is_open = [*PAGE, "/openapi.json", "/v1/health/live", "/healthz"]
     async with serving(tmp_path, token=TOKEN) as served:
         for path in guarded:
             response = await served.client.get(path)
@@ -435,6 +436,8 @@ async def test_schema_names_every_route_of_the_interface(served: Served) -> None
         "/api/v1/streams",
         "/api/v1/streams/{name}",
         "/api/v1/streams/{name}/snapshot.jpg",
+        "/api/v1/streams/{name}/mosaic",
+        "/api/v1/streams/{name}/mosaic.jpg",
         "/api/v1/queries",
         "/api/v1/answers",
         "/api/v1/events",
@@ -446,7 +449,7 @@ async def test_page_loads_nothing_from_elsewhere(served: Served) -> None:
     page = await served.client.get("/")
     assert page.headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    for path in ("/", "/page.js", "/page.css"):
+    for path in PAGE:
         text = (await served.client.get(path)).text
         assert text
         assert "http://" not in text.replace("http://www.w3.org/", "")

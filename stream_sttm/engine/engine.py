@@ -35,6 +35,7 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
@@ -98,6 +99,11 @@ class Engine:
         self._lost.pop(stream, None)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
+
+    def mosaic(self, stream: str) -> Mosaic | None:
+        """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
+        session = self._sessions.get(stream)
+        return session.mosaic() if session is not None else None
 
     def saved(self, stream: str) -> SavedMemory | None:
         """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""
