@@ -19,6 +19,7 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyQuestions,
 )
+from stream_sttm.mosaic import Mosaic, Tile, TileKind
 from stream_sttm.types import (
     FREE_TEXT,
     AnswerType,
@@ -443,6 +444,28 @@ async def test_schema_names_every_route_of_the_interface(served: Served) -> None
         "/api/v1/events",
     }
     assert set(paths["/api/v1/ask"]["post"]["responses"]) >= {"200", "404", "413", "422", "429"}
+
+
+async def test_mosaic_is_told_tile_by_tile_with_the_picture_it_lies_over(served: Served) -> None:
+    line_of(await served.client.get("/api/v1/streams/door/mosaic"), 503)
+    line_of(await served.client.get("/api/v1/streams/nowhere/mosaic"), 404)
+    line_of(await served.client.get("/api/v1/streams/yard/mosaic.jpg"), 503)
+    tile = Tile((0, 0, 2, 4), token=7, age_s=1.23456, size=40, kind=TileKind.ABSORBED)
+    served.service.mosaics["door"] = Mosaic(2, 4, (tile,), 80, 9, 4.5, 5000.0)
+    assert (await served.client.get("/api/v1/streams/door/mosaic")).json() == {
+        "rows": 2,
+        "columns": 4,
+        "tokens": [
+            {"box": [0, 0, 2, 4], "token": 7, "age_s": 1.235, "size": 40, "kind": "absorbed"}
+        ],
+        "before": 80,
+        "after": 9,
+        "span_s": 4.5,
+        "captured_at": 5000.0,
+    }
+    picture = await served.client.get("/api/v1/streams/door/mosaic.jpg")
+    assert picture.headers["Content-Type"] == "image/jpeg"
+    assert picture.headers["X-Captured-At"] == "5000.0"
 
 
 async def test_page_loads_nothing_from_elsewhere(served: Served) -> None:

@@ -37,7 +37,7 @@ async function keepEvents(stream) {
       showLink("live");
       for await (const { content } of told(response)) {
         last = String(content.event);
-        hear(content);
+        try { hear(content); } catch (error) { reportError(error); }  // a defect of ours ends no listening
       }
     } catch { /* told below, by whether the streams can be had */ }
     try {
