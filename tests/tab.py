@@ -44,8 +44,9 @@ class Tab:
         return told["result"].get("value")
 
     def until(self, script: str, what: str) -> Any:
-        """The expression's value as soon as it is true."""
-        return until(lambda: self.run(script), what)
+        """The expression's value as soon as it is true; of an element, true."""
+        shown = f"((it) => it instanceof Node ? true : it)({script})"
+        return until(lambda: self.run(shown), what)
 
     def press(self, key: str, code: int) -> None:
         """A key, as a keyboard sends it."""
