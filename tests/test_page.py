@@ -143,7 +143,7 @@ def test_a_refused_question_says_why(tab: Tab) -> None:
     assert "one is no choice" in texts(tab, "#talk .error")[0]
     until(lambda: tab.run("0") == 0 and tab.complaints, "the browser has its own line about it")
     assert "422" in tab.complaints.pop()
-    fill(tab, ask_type="text", ask_choices="")
+    fill(tab, ask_type="text", ask_choices="", ask_window="", ask_question="")
     tab.run("document.getElementById('ask-anew').click()")
 
 
@@ -161,9 +161,14 @@ def test_the_timeline_has_answers_and_events_with_pictures_and_is_narrowed(tab: 
 
 
 def test_new_answers_come_by_themselves(tab: Tab) -> None:
-    newest = "document.querySelector('#line .entry.fresh .facts')?.textContent"
-    first = tab.until(newest, "an answer has come")
-    tab.until(f"{newest} !== {json.dumps(first)}", "one more has come")
+    now = tab.run("Date.now() / 1000")
+    tab.until(
+        f"Number(document.querySelector('#line .entry')?.dataset.at) > {now}", "a new one is on top"
+    )
+    times = tab.run(
+        "[...document.querySelectorAll('#line .entry')].map((x) => Number(x.dataset.at))"
+    )
+    assert times == sorted(times, reverse=True)
 
 
 def test_the_mosaic_tiles_the_newest_remembered_frame(tab: Tab, service: Service) -> None:
@@ -230,6 +235,26 @@ def test_nothing_is_wider_than_the_screen(
         assert picture.stat().st_size > 5000
     finally:
         tab.look(1360, 900)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_of_it_is_seen_at_once_on_a_large_screen(
+    tab: Tab, screenshots: Path, scheme: str
+) -> None:
+    tab.run("document.getElementById('ask-anew').click()")
+    tab.run("[...document.querySelectorAll('#ask-streams input')][1].checked = false")
+    fill(tab, ask_type="text", ask_question="what objects are there?", line_sort="news")
+    submit(tab, "ask")
+    tab.until("document.querySelector('#talk .turn:not([aria-busy]) .facts')", "it is answered")
+    tab.run("document.activeElement.blur()")
+    tab.look(1280, 1440, scheme)
+    tab.until("document.querySelectorAll('#tiles rect').length > 0", "there are tiles")
+    seen = tab.run("document.getElementById('queries').getBoundingClientRect().top")
+    picture = tab.shoot(screenshots / f"page-{scheme}.png")
+    tab.look(1360, 900)
+    fill(tab, line_sort="")
+    assert seen < 1440
+    assert picture.stat().st_size > 50_000
 
 
 def test_every_field_and_button_has_a_name(tab: Tab) -> None:

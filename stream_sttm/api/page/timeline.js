@@ -54,9 +54,10 @@ async function addPicture(entry, event) {
 }
 
 function place(entry) {
-  const after = [...entries.values()].filter((other) => other !== entry && other.at <= entry.at);
-  const next = after.length ? after.reduce((best, other) => (other.at > best.at ? other : best)) : null;
-  byId("line").insertBefore(entry.box, next?.box ?? null);
+  entry.box.dataset.at = entry.at;
+  const line = byId("line");
+  const next = [...line.children].find((box) => Number(box.dataset.at) <= entry.at);
+  line.insertBefore(entry.box, next ?? null);
 }
 
 function show(id, at, item, sort, draw, isFresh) {
