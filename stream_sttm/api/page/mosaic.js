@@ -28,7 +28,7 @@ function tile({ box: [top, left, bottom, right], token, age_s: age, size, kind }
   for (const [name, value] of Object.entries(places)) rect.setAttribute(name, value);
   rect.setAttribute("class", kind);
   rect.dataset.token = token;
-  rect.setAttribute("fill-opacity", kind === "new" ? 0.6 : (0.18 + 0.4 * Math.exp(-age / 15)).toFixed(3));
+  rect.setAttribute("fill-opacity", kind === "new" ? 0.6 : (0.1 + 0.35 * Math.exp(-age / 15)).toFixed(3));
   const title = document.createElementNS(SVG, "title");
   title.textContent = `token ${token}: ${kind}, ${seconds(age)} old, stands for ${count(size)} cells`;
   rect.append(title);
