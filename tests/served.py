@@ -15,6 +15,7 @@ import pytest
 from stream_sttm.api.app import create_app
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.httpconfig import HttpSettings
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.store import AnswerStore
 from stream_sttm.types import Answer, Question, StreamState, StreamStatus
@@ -33,6 +34,7 @@ class EchoService:
         self.never_answers = False
         self.is_ready = True
         self.pictures = {"door": b"\xff\xd8picture\xff\xd9"}
+        self.mosaics: dict[str, Mosaic] = {}
 
     def streams(self) -> list[StreamStatus]:
         return [make_status("door"), make_status("yard", StreamState.CONNECTING, "no answer")]
@@ -45,6 +47,12 @@ class EchoService:
 
     def snapshot(self, stream: str) -> bytes | None:
         return self.pictures.get(stream)
+
+    def remembered(self, stream: str) -> tuple[bytes, float] | None:
+        return (self.pictures[stream], 5000.0) if stream in self.pictures else None
+
+    async def mosaic(self, stream: str) -> Mosaic | None:
+        return self.mosaics.get(stream)
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
         self.asked.append(question)

@@ -124,6 +124,21 @@ async def test_many_questions_at_once_are_all_answered() -> None:
     assert running.engine.is_idle
 
 
+async def test_many_who_look_at_a_memory_are_shown_the_same_and_the_frame_it_is_of() -> None:
+    async with _running() as running:
+        assert await running.analysis.mosaic("door") is None
+        assert running.analysis.remembered("door") is None
+        await running.show("door", 2)
+        looking = (running.analysis.mosaic("door") for _ in range(50))
+        mosaics = await asyncio.gather(*looking)
+        assert all(mosaic is mosaics[0] for mosaic in mosaics)
+        frame = running.analysis.remembered("door")
+        assert mosaics[0] is not None
+        assert frame is not None
+        assert mosaics[0].captured_at == frame.captured_at == 5001.5
+        assert not running.analysis._drawing
+
+
 async def test_bad_questions_fail_alone() -> None:
     async with _running() as running:
         await running.show("door", 1)

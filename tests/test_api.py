@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stream_sttm.api.pagefiles import PAGE
 from stream_sttm.errors import (
     NoVideoYet,
     QuestionExpired,
@@ -18,6 +19,7 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyQuestions,
 )
+from stream_sttm.mosaic import Mosaic, Tile, TileKind
 from stream_sttm.types import (
     FREE_TEXT,
     AnswerType,
@@ -407,7 +409,7 @@ async def test_health_tells_live_from_ready_from_started(served: Served) -> None
 
 async def test_token_guards_all_but_page_health_and_schema(tmp_path: Path) -> None:
     guarded = ["/api/v1/streams", "/api/v1/answers", "/api/v1/events", "/metrics", "/nowhere"]
-    is_open = ["/", "/page.js", "/page.css", "/openapi.json", "/v1/health/live", "/healthz"]
+    is_open = [*PAGE, "/openapi.json", "/v1/health/live", "/healthz"]
     async with serving(tmp_path, token=TOKEN) as served:
         for path in guarded:
             response = await served.client.get(path)
@@ -437,6 +439,8 @@ async def test_schema_names_every_route_of_the_interface(served: Served) -> None
         "/api/v1/streams",
         "/api/v1/streams/{name}",
         "/api/v1/streams/{name}/snapshot.jpg",
+        "/api/v1/streams/{name}/mosaic",
+        "/api/v1/streams/{name}/mosaic.jpg",
         "/api/v1/queries",
         "/api/v1/answers",
         "/api/v1/answers/export",
@@ -445,11 +449,33 @@ async def test_schema_names_every_route_of_the_interface(served: Served) -> None
     assert set(paths["/api/v1/ask"]["post"]["responses"]) >= {"200", "404", "413", "422", "429"}
 
 
+async def test_mosaic_is_told_tile_by_tile_with_the_picture_it_lies_over(served: Served) -> None:
+    line_of(await served.client.get("/api/v1/streams/door/mosaic"), 503)
+    line_of(await served.client.get("/api/v1/streams/nowhere/mosaic"), 404)
+    line_of(await served.client.get("/api/v1/streams/yard/mosaic.jpg"), 503)
+    tile = Tile((0, 0, 2, 4), token=7, age_s=1.23456, size=40, kind=TileKind.ABSORBED)
+    served.service.mosaics["door"] = Mosaic(2, 4, (tile,), 80, 9, 4.5, 5000.0)
+    assert (await served.client.get("/api/v1/streams/door/mosaic")).json() == {
+        "rows": 2,
+        "columns": 4,
+        "tokens": [
+            {"box": [0, 0, 2, 4], "token": 7, "age_s": 1.235, "size": 40, "kind": "absorbed"}
+        ],
+        "before": 80,
+        "after": 9,
+        "span_s": 4.5,
+        "captured_at": 5000.0,
+    }
+    picture = await served.client.get("/api/v1/streams/door/mosaic.jpg")
+    assert picture.headers["Content-Type"] == "image/jpeg"
+    assert picture.headers["X-Captured-At"] == "5000.0"
+
+
 async def test_page_loads_nothing_from_elsewhere(served: Served) -> None:
     page = await served.client.get("/")
     assert page.headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    for path in ("/", "/page.js", "/page.css"):
+    for path in PAGE:
         text = (await served.client.get(path)).text
         assert text
         assert "http://" not in text.replace("http://www.w3.org/", "")

@@ -618,3 +618,50 @@ def _bias(view: View) -> Tensor:
     pinned = bias.shape[0] - len(view.prefix[0].bands[-1].index)
     part: Tensor = bias[pinned:]
     return part
+
+
+def test_tiles_cover_the_newest_frame_and_name_what_stands_for_each(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    video = _video(tiny_model, 12)
+    _feed(session, video[:10], cut=2)
+    session.append(video[:2], [100.0, 100.5])  # as at the start: most of it is known
+    mosaic, deep = session.mosaic(), session.cache.deep
+    assert (mosaic.rows, mosaic.columns) == (ROWS, COLUMNS)
+    covered = torch.zeros(ROWS, COLUMNS, dtype=torch.int64)
+    for tile in mosaic.tiles:
+        y0, x0, y1, x1 = tile.box
+        covered[y0:y1, x0:x1] += 1
+    assert bool((covered == 1).all())
+    boxes = {int(s): box for s, box in zip(deep.index.serials, deep.index.boxes, strict=True)}
+    for tile in mosaic.tiles:
+        frame, *own = boxes[tile.token].tolist()
+        is_same = list(tile.box) == own
+        assert tile.kind == ("new" if frame >= 10 else "kept" if is_same else "absorbed")
+        assert tile.age_s >= 0
+        assert (tile.age_s <= 0.5) == (frame >= 10)
+    assert {tile.kind for tile in mosaic.tiles} >= {"kept"}
+    in_view = deep.index.serials[deep.last_seen[: len(deep)] == 11]
+    assert {tile.token for tile in mosaic.tiles} == set(in_view.tolist())
+    assert (mosaic.before, mosaic.after) == (12 * CELLS, len(deep))
+    assert mosaic.captured_at == 100.5
+
+
+def test_without_merging_every_cell_of_the_newest_frame_is_a_new_tile(
+    tiny_model: VideoLLM,
+) -> None:
+    session = _session(tiny_model, reducer="none")
+    _feed(session, _video(tiny_model, 4), cut=2)
+    mosaic = session.mosaic()
+    assert len(mosaic.tiles) == CELLS
+    assert {(tile.kind, tile.size, tile.age_s) for tile in mosaic.tiles} == {("new", 1, 0.0)}
+
+
+def test_a_repeated_frame_has_nothing_new(tiny_model: VideoLLM) -> None:
+    session = _session(tiny_model)
+    _feed(session, _video(tiny_model, 4), cut=2)
+    before = session.mosaic()
+    session.repeat([100.0])
+    after = session.mosaic()
+    assert [tile.box for tile in after.tiles] == [tile.box for tile in before.tiles]
+    assert "new" not in {tile.kind for tile in after.tiles}
+    assert sum(tile.size for tile in after.tiles) > sum(tile.size for tile in before.tiles)

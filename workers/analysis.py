@@ -18,6 +18,7 @@ from dataclasses import replace
 from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.queries import StandingQueries
 from stream_sttm.types import (
     Answer,
@@ -62,6 +63,7 @@ class Analysis:
         self._shown: dict[str, deque[Frame]] = {}  # the newest of each of the last clips
         self._asked: dict[str, asyncio.Future[Answer]] = {}
         self._listening: dict[str, Callable[[str], None]] = {}
+        self._drawing: dict[str, asyncio.Future[Mosaic | None]] = {}
         self._wake = asyncio.Event()
         self._stepping: float | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -125,6 +127,26 @@ class Analysis:
         finally:
             self._asked.pop(question.id, None)
             self._listening.pop(question.id, None)
+
+    async def mosaic(self, stream: str) -> Mosaic | None:
+        """What stands for a stream's newest frame, as soon as the engine's present step is done; None before the first.
+
+        Whoever asks meanwhile gets the same, so that many who look cost the engine no more than one.
+        """
+        if self._is_stopping:
+            raise _stopping()
+        drawing = self._drawing.get(stream)
+        if drawing is None:
+            loop = asyncio.get_running_loop()
+            drawing = loop.run_in_executor(self._thread, self._engine.mosaic, stream)
+            self._drawing[stream] = drawing
+            drawing.add_done_callback(lambda _: self._drawing.pop(stream))
+        return await asyncio.shield(drawing)
+
+    def remembered(self, stream: str) -> Frame | None:
+        """The newest frame that is in a stream's memory, of those seen since the start."""
+        shown = self._shown.get(stream)
+        return shown[-1] if shown else None
 
     def call(self, stream: str, query: str) -> bool:
         """Something calls for a standing query's answer now; False where that has to wait for its turn."""

@@ -207,7 +207,7 @@ def _ask(options: argparse.Namespace) -> int:
                 "type": options.type,
                 "choices": options.choice,
             },
-            headers={"Authorization": f"Bearer {token}".encode()} if token else {},
+            headers={b"authorization": f"Bearer {token}".encode()} if token else {},
             timeout=60,
         )
         body = reply.json()

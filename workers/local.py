@@ -23,6 +23,7 @@ from stream_sttm.api.trial import routes as trial_routes
 from stream_sttm.config import AnsweringSettings, Settings
 from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
 from stream_sttm.eventlog import EventLog
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
@@ -166,6 +167,15 @@ class LocalService:
         """The newest frame as JPEG, None before the first."""
         frame = self._newest.get(stream)
         return jpeg(frame.image) if frame is not None else None
+
+    async def mosaic(self, stream: str) -> Mosaic | None:
+        """What stands for a stream's newest frame, None before the first."""
+        return await self._analysis.mosaic(stream) if self._analysis is not None else None
+
+    def remembered(self, stream: str) -> tuple[bytes, float] | None:
+        """The newest frame in a stream's memory as JPEG, and its wall clock; None before the first."""
+        frame = self._analysis.remembered(stream) if self._analysis is not None else None
+        return (jpeg(frame.image), frame.captured_at) if frame is not None else None
 
     def _seen(self, status: StreamStatus) -> StreamStatus:
         """The status with what changes without a change of state: the newest frame's time, since when all is still."""

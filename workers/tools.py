@@ -70,7 +70,7 @@ class _Service:
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}".encode()} if token else {}
+        self._headers = {b"authorization": f"Bearer {token}".encode()} if token else {}
 
     async def get(self, path: str, asked: Mapping[str, str] | None = None) -> dict[str, Any]:
         query = "&".join(f"{key}={quote(value, safe='')}" for key, value in (asked or {}).items())

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
-from stream_sttm.api import answers, asking, events, openai, websocket
+from stream_sttm.api import answers, asking, events, openai, pagefiles, websocket
 from stream_sttm.api.guard import ErrorBody, Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.api.tokens import Tokens
@@ -74,16 +74,6 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     StreamSTTMError: 500,
 }
 _RETRY_AFTER = {429: "1", 503: "2"}  # seconds
-_PAGE = Path(__file__).parent / "page"
-_PAGE_TYPES = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
-_SECURE = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
-    " frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 
 Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -154,6 +144,25 @@ def _add_streams(app: FastAPI, service: Service) -> None:
             raise NoVideoYet(f"stream {name!r} has shown no frame yet")
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
+    @app.get("/api/v1/streams/{name}/mosaic")
+    async def show_mosaic(name: Name) -> dict[str, Any]:
+        """What stands for a stream's newest remembered picture: tiles, in cells, and the tokens behind them."""
+        asking.status_of(service, name)
+        mosaic = await service.mosaic(name)
+        if mosaic is None:
+            raise NoVideoYet(f"stream {name!r} has nothing in its memory yet")
+        return mosaic.as_dict()
+
+    @app.get("/api/v1/streams/{name}/mosaic.jpg", response_class=Response)
+    async def show_remembered(name: Name) -> Response:
+        """The picture that a mosaic lies over; `X-Captured-At` says which."""
+        asking.status_of(service, name)
+        picture = await asyncio.to_thread(service.remembered, name)
+        if picture is None:
+            raise NoVideoYet(f"stream {name!r} has nothing in its memory yet")
+        headers = {"Cache-Control": "no-store", "X-Captured-At": repr(picture[1])}
+        return Response(picture[0], media_type="image/jpeg", headers=headers)
+
     @app.get("/api/v1/queries")
     async def list_queries() -> dict[str, Any]:
         """Every standing query."""
@@ -207,17 +216,16 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    def add(file: str, media_type: str) -> None:
-        content = (_PAGE / file).read_bytes()
+    def add(path: str, file: Path) -> None:
+        content, media_type = file.read_bytes(), pagefiles.media_type(file)
 
         async def show() -> Response:
-            return Response(content, media_type=media_type, headers=_SECURE)
+            return Response(content, media_type=media_type, headers=pagefiles.HEADERS)
 
-        path = "/" if file == "index.html" else f"/{file}"
         app.add_api_route(path, show, include_in_schema=False, response_model=None)
 
-    for file, media_type in _PAGE_TYPES.items():
-        add(file, media_type)
+    for path, file in pagefiles.PAGE.items():
+        add(path, file)
 
 
 def _refused(request: Request, status: int, line: str, headers: Mapping[str, str]) -> Response:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.types import Answer, Question, StreamStatus
 
 
 class Service(Protocol):
-    """What runs behind the interface; all but `snapshot` is called on the event loop and must not block it."""
+    """What runs behind the interface; all but the pictures is called on the event loop and must not block it."""
 
     @property
     def model(self) -> str:
@@ -30,6 +31,14 @@ class Service(Protocol):
 
     def snapshot(self, stream: str) -> bytes | None:
         """The stream's newest picture as JPEG, None before the first; called from a thread."""
+        ...
+
+    def remembered(self, stream: str) -> tuple[bytes, float] | None:
+        """The newest remembered picture and its wall clock, None before the first; called from a thread."""
+        ...
+
+    async def mosaic(self, stream: str) -> Mosaic | None:
+        """What stands for the stream's newest picture in its memory, None before the first."""
         ...
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:

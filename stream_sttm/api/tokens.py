@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote
 
+from stream_sttm.api.pagefiles import PAGE
 from stream_sttm.httpconfig import HttpSettings, Scope
 
 MAIN = "main"  # the name of http.token
 OPEN_PATHS = frozenset(
     [
-        *("/", "/page.js", "/page.css", "/openapi.json", "/healthz", "/readyz"),
+        *PAGE,
+        *("/openapi.json", "/healthz", "/readyz"),
         *(f"/v1/health/{state}" for state in ("live", "ready", "startup")),
     ]
 )

@@ -36,6 +36,7 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
 
@@ -110,6 +111,11 @@ class Engine:
             self._archives.drop(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
+
+    def mosaic(self, stream: str) -> Mosaic | None:
+        """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
+        session = self._sessions.get(stream)
+        return session.mosaic() if session is not None else None
 
     def saved(self, stream: str) -> SavedMemory | None:
         """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""

@@ -25,11 +25,13 @@ from stream_sttm.engine.gaze import NOW
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.recall import Past, kept
 from stream_sttm.engine.suffix import Suffix
+from stream_sttm.engine.tiles import tiles
 from stream_sttm.engine.time_axis import TimeAxis
 from stream_sttm.engine.view import Appended, View
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.mosaic import Mosaic
 from stream_sttm.reducers import Reducer
 from stream_sttm.retention.fifo import Fifo
 from stream_sttm.tokens import VisualTokens
@@ -59,6 +61,7 @@ class StreamSession:
         )
         self._state: Any = None
         self._grid = (0, 0)
+        self._since = 0  # the newest window's first frame
         self._seen = 0  # cells of all frames so far; a camera may change its picture's size
         self._captured: deque[tuple[int, float, int]] = deque()  # frame, wall clock, cells
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
@@ -141,7 +144,7 @@ class StreamSession:
     ) -> None:
         """Count frames (T, H, W, C) that are in the memory now, and keep what they brought into it."""
         frames, rows, columns, _ = features.shape
-        first = self.frames
+        first = self._since = self.frames
         self.frames += frames
         self._seen += frames * rows * columns
         cells = [rows * columns] * frames
@@ -226,6 +229,25 @@ class StreamSession:
             if window_s is None or newest - one[1] <= window_s or one is self._captured[-1]
         ]
 
+    def mosaic(self) -> Mosaic:
+        """What stands for the newest frame; tokens of the newest window are new."""
+        drawn = tiles(
+            self.cache.deep,
+            getattr(self._state, "shown", None),
+            newest=self.frames - 1,
+            since=self._since,
+            captured={frame: at for frame, at, _ in self._captured},
+        )
+        return Mosaic(
+            rows=self._grid[0],
+            columns=self._grid[1],
+            tiles=drawn,
+            before=sum(cells for _, _, cells in self._captured),
+            after=len(self.cache.deep),
+            span_s=self.span_seconds,
+            captured_at=self._captured[-1][1],
+        )
+
     def saved(self) -> dict[str, Tensor]:
         """All that this memory is, for `restore`; what comes later leaves it alone."""
         frames, captured, cells = zip(*self._captured, strict=True)
@@ -245,7 +267,7 @@ class StreamSession:
         """Be the memory that was saved; raises StateError where that is not one of this model and plan."""
         try:
             self.frames, self._seen, *grid = tensors["clock"].tolist()
-            self._grid = (grid[0], grid[1])
+            self._grid, self._since = (grid[0], grid[1]), self.frames
             parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))
             self._captured.extend(zip(*parts, strict=True))
             self._ring.extend(tensors["ring"].to(self._model.device))

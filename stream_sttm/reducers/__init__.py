@@ -21,7 +21,11 @@ REDUCERS: dict[str, str] = {
 
 
 class ReducerState(Protocol):
-    """What a reducer carries from one clip of a stream to the next; immutable, owned by the caller."""
+    """What a reducer carries from one clip of a stream to the next; immutable, owned by the caller.
+
+    One that knows what stands for each part of the last frame may also have `shown`: boxes (M, 4), y0, x0, y1, x1,
+    that tile it, and the serials (M,) of the tokens that stand for them.
+    """
 
     @property
     def absorbed(self) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,11 @@ class StreamState:
             last_seen=(serials, torch.full_like(serials, newest)),
         )
 
+    @property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """What the last frame shows: boxes (M, 4) of its leaves, and the serials (M,) of what stands for them."""
+        return self.last.boxes[:, 1:], self.serials
+
     def saved(self) -> dict[str, Tensor]:
         """All that the next call needs."""
         return {
