@@ -149,16 +149,23 @@ def test_a_burst_that_is_late_or_jumps_is_not_held_and_an_unwanted_one_is_left()
     assert len(pauses) == 1
 
 
-async def test_motion_jpeg_is_known_by_its_type_whatever_it_begins_with(tmp_path):
+@pytest.mark.parametrize(
+    "begins", [[b"--x\r\n"], [b"\r\n--x\r\n"], [b"\r\n", b"-", b"-x", b"\r\n"]]
+)
+async def test_motion_jpeg_is_known_by_its_type_however_it_begins(tmp_path, begins):
     path = write_video(tmp_path / "x.avi", Scene(1).render, codec="mjpeg", size=96)
     with av.open(str(path)) as container:
         pictures = [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
     async def page(_head, writer):
-        kind = b"Content-Type: multipart/x-mixed-replace;boundary=x\r\n\r\n\r\n"
+        kind = b"Content-Type: multipart/x-mixed-replace;boundary=x\r\n\r\n"
         writer.write(b"HTTP/1.0 200 OK\r\n" + kind)
+        for begun in begins:  # each a segment of its own
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(begun)
         for picture in pictures * 10:
-            writer.write(b"--x\r\nContent-Type: image/jpeg\r\n\r\n" + picture + b"\r\n")
+            writer.write(b"Content-Type: image/jpeg\r\n\r\n" + picture + b"\r\n--x\r\n")
             await writer.drain()
             await asyncio.sleep(0.02)
 

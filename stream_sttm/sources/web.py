@@ -33,6 +33,7 @@ _FORMATS = {  # by Content-Type, where FFmpeg's guess from the bytes alone is wo
     "audio/mpegurl": "hls",
 }
 _PLAYLIST = b"#EXTM3U"
+_LINE = 1024  # bytes; a boundary has 70 at most (RFC 2046)
 NOTHING_ELSE = {"protocol_whitelist": "data"}  # FFmpeg itself may connect to nothing
 _HLS = {"http_persistent": "0", "http_multiple": "0"}
 
@@ -95,6 +96,8 @@ class Web:
         form = _FORMATS.get(body.content_type)
         if form is None and body.peek().startswith(_PLAYLIST):
             form = "hls"
+        if form == "mpjpeg":
+            body.start_with_line()
         if form == "hls":
             self._first = body
             return av.open(
@@ -215,6 +218,19 @@ class Body:
         if not self._peeked:
             self._peeked = self._more()
         return self._peeked
+
+    def start_with_line(self) -> None:
+        """Let the next read give a whole line at least, blank ones before it left out.
+
+        FFmpeg's mpjpeg returns to its first line, and can only while one read holds all of it.
+        """
+        line = self._peeked
+        while b"\n" not in (line := line.lstrip(b"\r\n")) and len(line) < _LINE:
+            more = self._more()
+            if not more:
+                break
+            line += more
+        self._peeked = line
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, as many as are there; none at the end or after a failure."""
