@@ -117,6 +117,22 @@ async def test_an_open_playlist_is_live_and_goes_on_with_its_next_segments(playl
     assert all(b > a for a, b in pairwise(times))
 
 
+async def test_a_kept_connection_that_closes_under_a_request_costs_nothing(playlist):
+    async with site() as served:
+        publish(served, playlist)
+        kept = served.pages["/live1.ts"]
+        refused = []
+
+        async def page(head, writer):
+            if refused:
+                writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + kept)
+            refused.append(head)
+
+        served.pages["/live1.ts"] = page
+        assert len(await frames_of(served.url("/live.m3u8"))) == 40
+        assert len(refused) == 2
+
+
 class Tick:
     """A packet of one tenth of a second's clock."""
 

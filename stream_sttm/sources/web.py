@@ -33,6 +33,7 @@ _FORMATS = {  # by Content-Type, where FFmpeg's guess from the bytes alone is wo
     "audio/mpegurl": "hls",
 }
 _PLAYLIST = b"#EXTM3U"
+_CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _LINE = 1024  # bytes; a boundary has 70 at most (RFC 2046)
 NOTHING_ELSE = {"protocol_whitelist": "data"}  # FFmpeg itself may connect to nothing
 _HLS = {"http_persistent": "0", "http_multiple": "0"}
@@ -149,9 +150,13 @@ class Web:
             extensions = {"sni_hostname": str(parts.hostname)}
             target = target.copy_with(host=address)
         is_same = (parts.scheme, parts.hostname, parts.port) == self._origin
+        login = self._login if is_same else None
         request = self._client.build_request("GET", target, headers=headers, extensions=extensions)
         try:
-            return self._client.send(request, stream=True, auth=self._login if is_same else None)
+            with contextlib.suppress(*_CLOSED):
+                return self._client.send(request, stream=True, auth=login)
+            # a server may close a kept connection just as it is used again: once more, on a new one
+            return self._client.send(request, stream=True, auth=login)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self.unavailable(error) from error
 
