@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup check test demo bench accuracy train fix clean
+.PHONY: setup check test test-slow demo bench accuracy train fix clean
 
 setup: $(READY)
 
@@ -23,6 +23,9 @@ check: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
 demo: $(READY)
 	$(BIN)/stream-sttm demo $(ARGS)

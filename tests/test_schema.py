@@ -19,6 +19,7 @@ NEW = ("/api/v1/streams/test", "/api/v1/config", "/api/v1/answers/export")
 LOOK = {"look": {"streams": ["hall"], "ask": "how many objects are there?", "every": 5}}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_every_route_answers_as_its_schema_says(tmp_path: Path) -> None:
     with Service(tmp_path, streams=SCENE, queries=LOOK, watch_file=None) as service:

@@ -184,6 +184,7 @@ def test_the_curriculum_falls_from_peak_to_last_and_ends():
         place(total, CURRICULUM)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
     def run(folder):
         return Run(argparse.Namespace(out=str(folder), seed=2, device="cpu", processes=1, share=0.001), 0)  # fmt: skip
