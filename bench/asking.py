@@ -2,10 +2,11 @@
 
     python -m bench.asking [--repeat 9] [--worlds 8] [--model FOLDER]
 
-First part: 1, 8 and 16 questions at once to one memory of 4,096 visual tokens, free text and yes/no, in turn in one
-process; ratios to one question. Second part: yes/no questions with a known answer about drawn worlds, half of them to
-fit the temperature, the other half to measure: how often right, mean confidence, expected calibration error over ten
-bins of equal count (https://arxiv.org/abs/1706.04599), before and after. Last line: JSON.
+First part: 8 and 16 questions at once to one memory of 4,096 visual tokens, free text and yes/no, that begin alike
+(`is there a ...`), and 8 that do not, in turn in one process; ratios to the one of them that takes longest alone.
+Second part: yes/no questions with a known answer about drawn worlds, half of them to fit the temperature, the other
+half to measure: how often right, mean confidence, expected calibration error over ten bins of equal count
+(https://arxiv.org/abs/1706.04599), before and after. Last line: JSON.
 """
 
 from __future__ import annotations
@@ -30,8 +31,23 @@ from stream_sttm.types import FREE_TEXT, Answer, AnswerType, Clip, Form, Frame, 
 
 FPS, SIDE, TOKENS = 2.0, 192, 4096
 CELLS = 64  # of a token frame of the bundled model
-COUNTS = (1, 8, 16)
+COUNTS = (8, 16)
 YES_NO = Form(AnswerType.YES_NO)
+COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "star", "triangle")
+ALIKE = tuple(f"is there a {colour} {shape}?" for shape in SHAPES for colour in COLOURS)
+# no two begin alike
+MIXED = {
+    "text": (
+        "is there a red circle?", "how many objects are there?", "what colour is the square?",
+        "where is the star?", "which way does the circle move?", "what appeared last?",
+        "list the objects.", "describe the scene.",
+    ),
+    "yes_no": (
+        "is there a red circle?", "are there any objects?", "was there a star?",
+        "do you see a triangle?", "has the blue square left?", "did anything move?",
+        "can you see a green star?", "does the circle move?",
+    ),
+}  # fmt: skip
 FIRST, REACH, EVERY = 6_000_000, 60.0, 12.0  # seed of the first world; seconds
 BINS = 10
 
@@ -56,7 +72,7 @@ def main() -> None:
 
 
 def cost(model: VideoLLM, repeat: int) -> dict[str, float]:
-    """Seconds until the last answer, by kind and number of questions, as ratios to one question."""
+    """Seconds until the last answer, by kind and number of questions, as ratios to the slowest of them alone."""
     engine = _engine(model, ReducerSettings(name="none"), MemorySettings(window_tokens=TOKENS))
     scene, step = Scene(seed=3), CLIP_FRAMES / FPS
     windows = TOKENS // (CLIP_FRAMES // model.frames_per_token) // CELLS
@@ -67,35 +83,36 @@ def cost(model: VideoLLM, repeat: int) -> dict[str, float]:
         engine.step()
     found: dict[str, float] = {}
     for kind, form in (("text", FREE_TEXT), ("yes_no", YES_NO)):
-        seconds: dict[int, list[float]] = {count: [] for count in COUNTS}
-        for _ in range(repeat):
-            for count in COUNTS:
-                seconds[count].append(_asked(engine, form, count))
-        middle = {count: statistics.median(each) for count, each in seconds.items()}
-        for count, value in middle.items():
-            ratio = value / middle[1]
-            print(f"{kind:7} {count:3} at once {value * 1e3:8.1f} ms {ratio:6.2f}x one")
-            found[f"{kind}_{count}"] = round(ratio, 3)
+        sets = {f"{count} alike": ALIKE[:count] for count in COUNTS}
+        sets["8 mixed"] = MIXED[kind]
+        for name, texts in sets.items():
+            alone: dict[str, list[float]] = {text: [] for text in texts}
+            together = []
+            for _ in range(repeat):
+                for text, seconds in alone.items():
+                    seconds.append(_asked(engine, form, [text]))
+                together.append(_asked(engine, form, texts))
+            one = max(statistics.median(seconds) for seconds in alone.values())
+            at_once = statistics.median(together)
+            print(
+                f"{kind:7} {name:>8} {at_once * 1e3:8.1f} ms, one {one * 1e3:6.1f} ms: {at_once / one:5.2f}x"
+            )
+            found[f"{kind} {name}"] = round(at_once / one, 3)
     return found
 
 
-def _asked(engine: Engine, form: Form, count: int) -> float:
-    """Seconds until the last of so many questions is answered from the whole memory."""
-    texts = [f"is there a {colour} {shape}?" for shape in SHAPES for colour in COLOURS][:count]
+def _asked(engine: Engine, form: Form, texts: Sequence[str]) -> float:
+    """Seconds until the last of these questions is answered from the whole memory."""
     started = time.perf_counter()
     for place, text in enumerate(texts):
         engine.ask(Question(str(place), "cam", text, time.time(), 32, form=form))
-    left = count
+    left = len(texts)
     while left:
         for answer in engine.step():
             assert isinstance(answer, Answer), answer
             assert answer.tokens.visual == TOKENS, "the memory is not full"
             left -= 1
     return time.perf_counter() - started
-
-
-SHAPES = ("circle", "square", "star")
-COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 
 
 # what a confidence is worth

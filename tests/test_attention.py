@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import attention
-from stream_sttm.engine.attention import Shared, attend
+from stream_sttm.engine.attention import Asking, Shared, attend
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,20 @@ def test_joined_parts_equal_one_softmax(
     assert torch.allclose(
         ours, _plain(query, keys, values, torch.cat([*seen, mask.log()], 3)), atol=1e-5
     )
+
+
+def test_tokens_that_are_alike_look_at_the_prefix_once_for_all_of_them() -> None:
+    query = _random(2, 6, 4, 8, seed=1)
+    query[1, :, :2] = query[0, :, :2]  # two rows that begin alike, in batch and columns
+    key, value = (_random(2, 2, 4, 8, seed=seed) for seed in (2, 3))
+    key[1, :, :2], value[1, :, :2] = key[0, :, :2], value[0, :, :2]
+    part = Shared(_random(1, 2, 7, 8, seed=4), _random(1, 2, 7, 8, seed=5), None)
+    once = Asking(torch.tensor([0, 1, 2, 3, 6, 7]), torch.tensor([0, 1, 2, 3, 0, 1, 4, 5]))
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    module, given = SimpleNamespace(layer_idx=0), {"prefix": [_OneLayer(part)]}
+    ours, _ = attend(module, query, key, value, mask, asking=[once], **given)
+    every, _ = attend(module, query, key, value, mask, **given)
+    assert torch.allclose(ours, every, atol=1e-6)
 
 
 def test_without_a_prefix_it_is_plain_attention() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stream_sttm.engine import answering
 from stream_sttm.engine.answering import AnswerBatch
+from stream_sttm.engine.beginnings import Beginnings
 from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
@@ -243,6 +244,7 @@ def test_batched_questions_equal_one_by_one(
     texts = (
         "a?",
         "what objects are there in the picture now?",
+        "what objects are there?",
         "which way does the star move?",
         "how many?",
     )
@@ -250,6 +252,15 @@ def test_batched_questions_equal_one_by_one(
     alone = {text: _answers(tiny_model, session, text)[text] for text in texts}
     assert together == alone
     assert len(set(together.values())) > 1
+
+
+def test_what_questions_share_from_their_beginning_looks_at_the_memory_once() -> None:
+    prompts = ([7, 1, 2, 3, 9], [7, 1, 2, 4, 5, 9], [7, 6, 9])
+    *each, last = Beginnings(prompts).asking(0, 6, 4, torch.device("cpu"))
+    beginnings = {tuple(ids[: end + 1]) for ids in prompts for end in range(len(ids))}
+    assert [len(layer.tokens) for layer in each] == [len(beginnings)] * 3
+    assert [layer.of.tolist()[6:9] for layer in each] == [[0, 1, 2]] * 3  # as the first prompt's
+    assert last.tokens.tolist() == [4, 11, 14]
 
 
 def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(

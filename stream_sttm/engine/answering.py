@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import decoder, forms
-from stream_sttm.engine.attention import Watch
+from stream_sttm.engine.attention import Asking, Watch
+from stream_sttm.engine.beginnings import Beginnings
 from stream_sttm.engine.forms import Forms, Grammar, Options
 from stream_sttm.engine.recall import Past
 from stream_sttm.engine.suffix import Suffix
@@ -94,6 +95,7 @@ class AnswerBatch:
         self._real = asked | (columns >= self._longest)  # (B, columns), False at padding
         padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
         self._ids = torch.tensor(padded, device=device)
+        self._beginnings = Beginnings(prompts)
         self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
         self._next = torch.empty(0)
 
@@ -141,7 +143,8 @@ class AnswerBatch:
         ends_here, last = (last >= 0) & (last < end - start), last.clamp(0, end - start - 1)
         watch = partial(self._gaze.see, last, ends_here) if self._gaze else None
         steps = steps.expand(len(self._rows), -1)
-        hidden = self._walk(self._ids[:, start:end], steps, mask, self._suffix, watch)
+        asking = self._beginnings.asking(start, end, len(self._model.layers), device)
+        hidden = self._walk(self._ids[:, start:end], steps, mask, self._suffix, watch, asking)
         found = hidden[torch.arange(len(last), device=device), last]
         self._last = torch.where(ends_here[:, None], found, self._last) if start else found
         if end < self._longest:
@@ -165,7 +168,13 @@ class AnswerBatch:
         self._keep(stays)
 
     def _walk(
-        self, ids: Tensor, steps: Tensor, mask: Tensor, suffix: Suffix, watch: Watch | None = None
+        self,
+        ids: Tensor,
+        steps: Tensor,
+        mask: Tensor,
+        suffix: Suffix,
+        watch: Watch | None = None,
+        asking: Sequence[Asking] = (),
     ) -> Tensor:
         """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
         model, view = self._model, self.view
@@ -183,6 +192,7 @@ class AnswerBatch:
                 cache=suffix,
                 prefix=view.prefix,
                 watch=watch,
+                asking=asking,
             )
         suffix.commit(ids.shape[1])
         return hidden

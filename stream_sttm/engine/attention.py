@@ -36,6 +36,17 @@ class Shared:
         return Shared(self.keys[:, :, count:], self.values[:, :, count:], bias)
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Which tokens of a batch (B, n) look at the prefix: of those that are alike one, for all of them.
+
+    `tokens` (U,) places in B * n; `of` (B * n,) whose answer each token takes, a place in `tokens`.
+    """
+
+    tokens: Tensor
+    of: Tensor
+
+
 def register() -> None:
     """Make `attend` known to transformers under NAME."""
     from transformers import AttentionInterface
@@ -52,12 +63,14 @@ def attend(
     scaling: float | None = None,
     prefix: Sequence[Any] = (),
     watch: Watch | None = None,
+    asking: Sequence[Asking] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
 
     `attention_mask` (B or 1, 1, n, m) speaks of the own part only: True or 0 is seen. `prefix` holds views with
-    `shared(layer) -> Shared`; `watch` is shown the queries. Returns (B, n, heads, D) and None for the weights.
+    `shared(layer) -> Shared`; `watch` is shown the queries; `asking` says, layer by layer, which tokens look at the
+    prefix, all where it is empty. Returns (B, n, heads, D) and None for the weights.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if watch is not None:
@@ -70,18 +83,23 @@ def attend(
             query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=grouped
         )
         return out.transpose(1, 2), None
-    parts = [_over_shared(query, part, scale) for part in shared]
+    among = asking[module.layer_idx] if asking else None
+    parts = [_over_shared(query, part, scale, among) for part in shared]
     parts.append(_over_own(query, key, value, attention_mask, scale))
     return _joined(parts).to(query.dtype).transpose(1, 2), None
 
 
-def _over_shared(query: Tensor, part: Shared, scale: float) -> tuple[Tensor, Tensor]:
+def _over_shared(
+    query: Tensor, part: Shared, scale: float, among: Asking | None
+) -> tuple[Tensor, Tensor]:
     """Output (B, heads, n, D) and log-sum-exp (B, heads, n, 1), float32: all rows as one matrix per kv head."""
     batch, heads, count, width = query.shape
     kv_heads, length = part.keys.shape[1], part.keys.shape[2]
     groups = heads // kv_heads
-    rows = query.reshape(batch, kv_heads, groups, count, width).transpose(0, 1)
-    rows = rows.reshape(kv_heads, batch * groups * count, width)
+    tokens = query.transpose(0, 1).reshape(heads, batch * count, width)
+    if among is not None:
+        tokens = tokens[:, among.tokens]
+    rows = tokens.reshape(kv_heads, groups * tokens.shape[1], width)
     if _FUSED is not None and rows.device.type == "cpu":
         out, lse = _fused(rows, part, scale)
     else:
@@ -89,10 +107,12 @@ def _over_shared(query: Tensor, part: Shared, scale: float) -> tuple[Tensor, Ten
         pieces = torch.split(rows, max(1, _MOST_LOGITS // (kv_heads * length)), dim=1)
         done = [_softmax(piece @ keys, part.bias, values, scale) for piece in pieces]
         out, lse = (torch.cat(parts, dim=1) for parts in zip(*done, strict=True))
-    shape = (kv_heads, batch, groups, count, -1)
+    out, lse = out.reshape(*tokens.shape), lse.reshape(*tokens.shape[:2], 1)
+    if among is not None:
+        out, lse = out[:, among.of], lse[:, among.of]
     return (
-        out.reshape(shape).transpose(0, 1).reshape(batch, heads, count, width),
-        lse.reshape(shape).transpose(0, 1).reshape(batch, heads, count, 1),
+        out.reshape(heads, batch, count, width).transpose(0, 1),
+        lse.reshape(heads, batch, count, 1).transpose(0, 1),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.attention import Watch
+from stream_sttm.engine.attention import Asking, Watch
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import RollingCache
 from stream_sttm.engine.slots import CacheShape, Format
@@ -31,12 +31,13 @@ def walk(
     cache: Any,
     prefix: Sequence[Any] = (),
     watch: Watch | None = None,
+    asking: Sequence[Asking] = (),
 ) -> Tensor:
     """(B, N, C) through layers [first, last) -> (B, N, C).
 
     `positions` (axes, B, N) as stored in the cache; `mask` (B or 1, 1, N, own keys), None for all; `cache` takes each
-    layer's keys and values by `update`; `prefix` holds what every row also sees, `watch` is shown the queries (see
-    attention.attend).
+    layer's keys and values by `update`; `prefix` holds what every row also sees, `watch` is shown the queries, `asking`
+    says for each of the model's layers which tokens look at the prefix (see attention.attend).
     """
     rotation = model.rotary(hidden, positions)
     for layer in model.layers[layers[0] : layers[1]]:
@@ -48,6 +49,7 @@ def walk(
             use_cache=True,
             prefix=prefix,
             watch=watch,
+            asking=asking,
         )
         hidden = out[0] if isinstance(out, tuple) else out
     return hidden
