@@ -205,6 +205,35 @@ def test_a_standing_query_is_paused_asked_now_and_resumed(tab: Tab, service: Ser
     tab.until("document.getElementById('queries-error').textContent === ''", "nothing is refused")
 
 
+def test_a_standing_query_is_added_asked_and_deleted(tab: Tab, service: Service) -> None:
+    tab.until("!document.getElementById('add-query').hidden", "the service takes queries")
+    tab.run("document.getElementById('add-query').open = true")
+    tab.run("[...document.querySelectorAll('#query-streams input')].map((x) => x.checked = true)")
+    fill(tab, query_name="count", query_ask="how many objects are there?", query_every="1")
+    fill(tab, query_type="number")
+    submit(tab, "query-form")
+    row = "document.querySelector('.query [aria-label=\"Delete count\"]')"
+    tab.until(row, "it is listed")
+    (added,) = (one for one in service.get("/api/v1/queries")["queries"] if one["name"] == "count")
+    assert added["streams"] == ["hall", "yard"]
+    assert added["type"] == "number"
+    until(lambda: service.get("/api/v1/answers?query=count")["answers"], "it is asked")
+    tab.run(f"window.confirm = () => true; {row}.click()")
+    tab.until(f"!{row}", "it is gone")
+    assert [one["name"] for one in service.get("/api/v1/queries")["queries"]] == list(QUERIES)
+    tab.run("document.getElementById('add-query').open = false")
+
+
+def test_what_the_file_holds_is_not_deleted_and_the_page_says_so(tab: Tab) -> None:
+    row = "document.querySelector('.query [aria-label=\"Delete objects\"]')"
+    tab.run(f"window.confirm = () => true; {row}.click()")
+    tab.until(
+        "document.getElementById('queries-error').textContent.includes('objects')", "a line says so"
+    )
+    tab.complaints.clear()  # the browser's own about the 409
+    assert tab.run(f"Boolean({row})")
+
+
 def test_a_stream_is_switched_off_and_on_by_keyboard(tab: Tab, service: Service) -> None:
     switch = "document.querySelector('[aria-label=\"Watch yard\"]')"
     for wanted in ("disabled", "online"):
