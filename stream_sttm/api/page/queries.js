@@ -42,7 +42,6 @@ function addRow(name) {
     if (window.confirm(`Delete the standing query ${name}?`)) quietly(() => send("DELETE", path(name)));
   });
   row.gone.setAttribute("aria-label", `Delete ${name}`);
-  row.gone.hidden = !can("DELETE", "/api/v1/queries/{name}");
   row.acts = make("div", "acts", row.now, row.gone, row.toggle);
   row.acts.hidden = !mayChange;
   row.box = make("li", "query", make("div", "head", make("h3", "", name), row.acts), row.words, row.facts);
@@ -59,6 +58,8 @@ function showQuery(query) {
   set(row.toggle, query.enabled !== false);
   row.box.classList.toggle("off", query.enabled === false);
   row.now.hidden = !(query.on_event ?? []).includes("manual") || !can("POST", "/api/v1/queries/{name}/trigger");
+  // the configuration file's own can be paused only
+  row.gone.hidden = !query.added || !can("DELETE", "/api/v1/queries/{name}");
   row.words.textContent = query.ask;
   const facts = [
     query.enabled === false ? "paused" : query.every ? `every ${query.every} s` : "when called for",
