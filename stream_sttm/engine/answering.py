@@ -20,6 +20,7 @@ from torch import Tensor
 from stream_sttm.engine import decoder, forms
 from stream_sttm.engine.attention import Watch
 from stream_sttm.engine.forms import Forms, Grammar, Options
+from stream_sttm.engine.gaze import Gaze
 from stream_sttm.engine.recall import Past
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.view import View
@@ -59,7 +60,8 @@ class AnswerBatch:
     """Questions that are being answered from one view.
 
     `past`: what those among them may recall that are to do so if they look back; `opening`: what makes another view of
-    the given one, as a step of its own.
+    the given one, as a step of its own. Room on the device is taken by the first step, so that making a batch can't fail
+    for want of it.
     """
 
     def __init__(
@@ -75,25 +77,14 @@ class AnswerBatch:
         self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
         self.past = past
         self.opening: Callable[[], View] | None = None
-        self._gaze = past.gaze(len(questions)) if past is not None else None
+        self._gaze: Gaze | None = None
         self._model = model
-        prompts = [known.prompt(question) for question in questions]
+        self._prompts = [known.prompt(question) for question in questions]
         self._rows = [
             _Row(question, len(ids), known.options(question.form), known.grammar(question.form))
-            for question, ids in zip(questions, prompts, strict=True)
+            for question, ids in zip(questions, self._prompts, strict=True)
         ]
-        self._longest = max(len(ids) for ids in prompts)
-        most = max(question.max_new_tokens for question in questions)
-        self._suffix = Suffix(
-            decoder.shape_of(model), rows=len(prompts), capacity=self._longest + most
-        )
-        device = model.device
-        self._lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-        columns = torch.arange(self._longest + most, device=device)
-        asked = columns < self._lengths[:, None]
-        self._real = asked | (columns >= self._longest)  # (B, columns), False at padding
-        padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
-        self._ids = torch.tensor(padded, device=device)
+        self._has_begun = False
         self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
         self._next = torch.empty(0)
 
@@ -114,11 +105,29 @@ class AnswerBatch:
         if self.opening is not None:
             self.view, self.opening = self.opening(), None
             return []
+        if not self._has_begun:
+            self._begin()
         if self._suffix.length < self._longest:
             with stage("prefill"):
                 return self._read()
         with stage("decode_text"):
             return self._write()
+
+    def _begin(self) -> None:
+        """Take the room that questions and answers need."""
+        model, device = self._model, self._model.device
+        prompts, rows = self._prompts, len(self._prompts)
+        self._longest = max(len(ids) for ids in prompts)
+        columns = self._longest + max(question.max_new_tokens for question in self.questions)
+        self._gaze = self.past.gaze(rows) if self.past is not None else None
+        self._lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+        column = torch.arange(columns, device=device)
+        asked = column < self._lengths[:, None]
+        self._real = asked | (column >= self._longest)  # (B, columns), False at padding
+        padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
+        self._ids = torch.tensor(padded, device=device)
+        self._suffix = Suffix(decoder.shape_of(model), rows=rows, capacity=columns)
+        self._has_begun = True
 
     def _write(self) -> list[Finished]:
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)

@@ -188,14 +188,17 @@ class Engine:
         if work is None:
             return outcomes
         metrics.ENGINE_STEPS.labels(type(work).__name__.lower()).inc()
-        try:
-            outcomes += self._do(work)
-        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
-            outcomes += self._recover(work, error)
+        outcomes += self._attempted(work)
         metrics.ENGINE_LAST_STEP.set(self._clock())
         metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
         return outcomes
+
+    def _attempted(self, work: Work) -> Sequence[Outcome]:
+        try:
+            return self._do(work)
+        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
+            return self._recover(work, error)
 
     def _do(self, work: Work) -> Sequence[Outcome]:
         match work:
@@ -248,14 +251,9 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        first, *others = in_batches(self.model, session, questions, self._forms)
-        finished = first.step()
-        others += set_aside(self.model, first, self._forms)
-        # only now: whoever's batch fails at once is told so, and nothing of it may go on
-        number = self._opened(first)
-        for batch in others:
-            self._opened(batch)
-        return self._answers(number, finished)
+        batches = in_batches(self.model, session, questions, self._forms)
+        first, *_ = [self._opened(batch) for batch in batches]
+        return self._attempted(Decode(first))  # what fails of it is that batch's alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
         batch = self._batches[number]
