@@ -213,9 +213,9 @@ def test_after_a_lost_or_removed_memory_a_clip_that_shows_nothing_new_is_encoded
         engine.observe(replace(_clip("door", index), same_as=0))
         _run(engine)
     assert tower.windows == 2
-    saved = engine.saved("door")
+    saved = engine.memories.saved("door")
     assert saved is not None
-    engine.restore(saved)
+    engine.memories.restore(saved)
     engine.observe(replace(_clip("door", 3), same_as=0))
     _run(engine)
     assert tower.windows == 3

@@ -288,7 +288,7 @@ def test_what_only_the_past_shows_is_told_by_whoever_recalls_it() -> None:
         frames = [Frame("drawn", scene.render(at, 96), at, at) for at in (index, index + 0.5)]
         engine.observe(Clip("drawn", index, tuple(frames)))
         _run(engine)
-    begin = seconds - engine._sessions["drawn"].span_seconds - 2
+    begin = seconds - engine.memories.of("drawn").span_seconds - 2
     asked = [
         one
         for one in scene.questions(0.0, seconds - 0.5)

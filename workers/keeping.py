@@ -62,7 +62,7 @@ class Keeping:
                 _log.info("stream %s: its memory is %.0f s old and is left out", stream, age)
                 metrics.STATE.labels(stream, "too_old").inc()
                 return
-            self._engine.restore(saved)
+            self._engine.memories.restore(saved)
         except StateError as error:
             aside = self._set_aside(stream)
             _log.warning("stream %s starts empty: %s; %s", stream, error, aside)
@@ -96,7 +96,7 @@ class Keeping:
     async def _save_all(self, folder: Path) -> None:
         loop = asyncio.get_running_loop()
         for stream in tuple(self._streams()):
-            saved = await loop.run_in_executor(self._thread, self._engine.saved, stream)
+            saved = await loop.run_in_executor(self._thread, self._engine.memories.saved, stream)
             if saved is None:
                 continue
             try:

@@ -60,8 +60,8 @@ class AnswerBatch:
     """Questions that are being answered from one view.
 
     `past`: what those among them may recall that are to do so if they look back; `opening`: what makes another view of
-    the given one, as a step of its own. Room on the device is taken by the first step, so that making a batch can't fail
-    for want of it.
+    the given one, as a step of its own. Room on the device is taken by the first step, so that making a batch can't
+    fail for want of it.
     """
 
     def __init__(

@@ -10,20 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from stream_sttm.engine.answering import AnswerBatch
-from stream_sttm.engine.archive import Archives
 from stream_sttm.engine.forms import Forms
-from stream_sttm.engine.plan import RecallPlan
 from stream_sttm.engine.recall import Past
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question
-
-
-def archives_for(recall: RecallPlan | None) -> Archives | None:
-    """Where the streams' pasts are kept, None where nothing is ever recalled."""
-    if recall is None:
-        return None
-    return Archives(most_bytes=recall.most_bytes, max_age=recall.max_age, folder=recall.folder)
 
 
 def in_batches(
