@@ -178,13 +178,15 @@ class StateSettings(Section):
     dir: str | None = Field(
         None,
         min_length=1,
-        description="Folder for the streams' memories; null: each start begins empty.",
+        description="Folder for the streams' memories, and for what memory.recall keeps; null: each start begins empty.",
     )
     save_every: float = Field(
         60.0, ge=1, description="Seconds between two saves; a crash loses at most so much."
     )
     max_age: float = Field(
-        600.0, gt=0, description="Seconds after which a saved memory is not taken back any more."
+        600.0,
+        gt=0,
+        description="Seconds after which a saved memory is not taken back any more; the past beyond it has an age of its own.",
     )
 
 

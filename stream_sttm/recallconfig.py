@@ -25,5 +25,5 @@ class RecallSettings(Section):
     dir: str | None = Field(
         None,
         min_length=1,
-        description="Folder on a disk to keep it in; null: in the host's memory. Nothing of it outlasts the process.",
+        description="Folder on a disk to keep it in while the service runs; null: in the host's memory. state.dir makes it outlast a restart.",
     )

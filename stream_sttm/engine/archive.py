@@ -2,15 +2,17 @@
 
 Of each window its survivors' features as they came from the vision tower, so that they can be run through the model
 again, and their keys at a few layers, by which a question finds them. Bounded by bytes and by age, the oldest go
-first. Lives on the host; knows no model, and of the memory only the serials that it still holds.
+first. Lives on the host; knows no model, and of the memory only the serials that it still holds. What it contains can
+be taken out and put into another one, after a restart.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,9 +52,13 @@ class Window:
         """Bytes it takes, wherever they are."""
         return sum(part.nbytes for part in (self.features, self.keys, self.boxes, self.sizes))
 
+    def read(self) -> Tensor:
+        """Its features; raises OSError where the disk does not give them back."""
+        return self.features.read() if isinstance(self.features, Shelved) else self.features
+
     def tokens(self, rows: Tensor) -> VisualTokens:
         """Some of its tokens; raises OSError where the disk does not give them back."""
-        features = self.features.read() if isinstance(self.features, Shelved) else self.features
+        features = self.read()
         return VisualTokens(features[rows], self.boxes[rows].long(), self.sizes[rows].long())
 
 
@@ -86,6 +92,22 @@ class Gone:
         return torch.cat(parts)[starts[torch.searchsorted(wanted, self.owner)] + self.row]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Contents:
+    """What an archive, told from others by its `id`, holds at one moment; later work leaves it alone.
+
+    An archive numbers its windows without a gap; these are the ones from number `begin` on. `firsts` are their first
+    serials, in the memory that is told from others by `memory`.
+    """
+
+    id: str
+    memory: str
+    begin: int
+    windows: tuple[Window, ...]
+    firsts: tuple[int, ...]
+    events: tuple[Event, ...]
+
+
 class Archive:
     """The past of one stream: at most `most_bytes` of it, none older than `max_age` seconds; in `folder`, if given."""
 
@@ -93,6 +115,8 @@ class Archive:
         self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
     ) -> None:
         self.stream = stream
+        self.memory = _id()  # tells whose serials these are
+        self._id, self._begin = _id(), 0
         self._most_bytes, self._max_age = most_bytes, max_age
         self._windows: deque[Window] = deque()
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -132,8 +156,14 @@ class Archive:
                 window.features = self._shelved(features)
                 self._windows.append(window)
                 self.nbytes += window.nbytes
-        while self._windows and self._has_to_go(self._windows[0], captured[1]):
+        self._trim(captured[1])
+
+    def _trim(self, now: float) -> None:
+        while self._windows and self._has_to_go(self._windows[0], now):
             self.nbytes -= self._windows.popleft().nbytes
+            self._begin += 1
+        while self._events and self._events[0].until < now - self._max_age:
+            self._events.popleft()
 
     def _has_to_go(self, oldest: Window, now: float) -> bool:
         return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
@@ -158,8 +188,36 @@ class Archive:
 
     def restart(self) -> None:
         """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
+        self.memory = _id()
         for window in self._windows:
             window.first = _GONE
+
+    def contents(self) -> Contents:
+        """What it holds now."""
+        windows = tuple(self._windows)
+        firsts = tuple(window.first for window in windows)
+        events = tuple(replace(event) for event in self._events)
+        return Contents(self._id, self.memory, self._begin, windows, firsts, events)
+
+    def take_back(self, contents: Contents, *, emitted: int, now: float) -> None:
+        """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
+
+        Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
+        are those that it took in after it was saved, whose serials it gives out once more. From here on it is another
+        memory, so that what was saved of this one is not taken for it.
+        """
+        self._id, self._begin = contents.id, contents.begin
+        is_same = contents.memory == self.memory
+        for window, first in zip(contents.windows, contents.firsts, strict=True):
+            is_known = is_same and first + len(window) <= emitted
+            features = self._shelved(window.read())
+            window = replace(window, features=features, first=first if is_known else _GONE)
+            self._windows.append(window)
+            self.nbytes += window.nbytes
+            self._trim(now)
+        self._events.extend(contents.events)
+        self._trim(now)
+        self.memory = _id()
 
     def gone(self, held: Tensor) -> Gone | None:
         """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
@@ -187,8 +245,7 @@ class Archive:
             last.until = max(last.until, at)
         else:
             self._events.append(Event(query, answer.question.text, answer.text, at, at))
-        while self._events and self._events[0].until < at - self._max_age:
-            self._events.popleft()
+        self._trim(at)
 
     def events(self, since: float, until: float) -> Iterator[Event]:
         """What was answered between two moments, in the order in which it was first."""
@@ -202,15 +259,23 @@ class Archives:
         self._most_bytes, self._max_age, self._folder = most_bytes, max_age, folder
         self._archives: dict[str, Archive] = {}
 
+    def of(self, stream: str) -> Archive | None:
+        """A stream's archive, None where it has none so far."""
+        return self._archives.get(stream)
+
+    def begun(self, stream: str) -> Archive:
+        """A stream's archive, an empty one where it had none."""
+        archive = self._archives.get(stream)
+        if archive is None:
+            archive = self._archives[stream] = Archive(
+                stream, most_bytes=self._most_bytes, max_age=self._max_age, folder=self._folder
+            )
+        return archive
+
     def of_new_memory(self, stream: str) -> Archive:
         """Where a new memory of the stream keeps its past: beside what an earlier one has left, if one has."""
-        archive = self._archives.get(stream)
-        if archive is not None:
-            archive.restart()
-            return archive
-        self._archives[stream] = archive = Archive(
-            stream, most_bytes=self._most_bytes, max_age=self._max_age, folder=self._folder
-        )
+        archive = self.begun(stream)
+        archive.restart()
         return archive
 
     def note(self, answer: Answer) -> None:
@@ -222,6 +287,10 @@ class Archives:
     def drop(self, stream: str) -> None:
         """Forget a stream's past."""
         self._archives.pop(stream, None)
+
+
+def _id() -> str:
+    return secrets.token_hex(8)
 
 
 def _halves(tensor: Tensor) -> Tensor:

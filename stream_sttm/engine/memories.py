@@ -13,9 +13,12 @@ import torch
 
 from stream_sttm.config import ReducerSettings
 from stream_sttm.engine.archive import Archives
-from stream_sttm.engine.memory_file import SavedMemory, misfit
+from stream_sttm.engine.archive_file import SavedPast
+from stream_sttm.engine.memory_file import SavedMemory
 from stream_sttm.engine.plan import MemoryPlan, reducer_for
+from stream_sttm.engine.recall import search_layers
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.state_file import misfit
 from stream_sttm.errors import NoVideoYet, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Answer
@@ -115,7 +118,8 @@ class Memories:
         session = self._sessions.get(stream)
         if session is None:
             return None
-        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved())
+        memory = session.archive.memory if session.archive is not None else ""
+        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved(), memory)
 
     @torch.inference_mode()
     def restore(self, saved: SavedMemory) -> None:
@@ -125,7 +129,38 @@ class Memories:
             raise StateError(why)
         session = self.anew(saved.stream)
         session.restore(saved.tensors)
+        if session.archive is not None and saved.memory:
+            session.archive.memory = saved.memory
         self.hold(session)
+
+    def saved_past(self, stream: str) -> SavedPast | None:
+        """What is kept beside the stream's memory as it is now, None where nothing is; like `saved`."""
+        archive = self._archives.of(stream) if self._archives is not None else None
+        if archive is None:
+            return None
+        return SavedPast(stream, self._clock(), self._past_fits(), archive.contents())
+
+    def restore_past(self, saved: SavedPast) -> int:
+        """Keep again what was kept, once the stream's memory is back if it is; raises StateError as `restore` does.
+
+        Returns how many windows of it are within the bounds of now.
+        """
+        why = misfit(saved.fits, self._past_fits())
+        if why is not None or self._archives is None:
+            raise StateError(why or "nothing of the past is to be kept")
+        session = self._sessions.get(saved.stream)
+        emitted = 0 if session is None else session.cache.deep.emitted
+        archive = self._archives.begun(saved.stream)
+        archive.take_back(saved.contents, emitted=emitted, now=self._clock())
+        return len(archive)
+
+    @property
+    def past_age(self) -> float | None:
+        """Seconds for which what leaves a memory is kept, None where nothing is."""
+        return None if self._plan.recall is None else self._plan.recall.max_age
+
+    def _past_fits(self) -> dict[str, Any]:
+        return {"model": self._model.fingerprint, "layers": list(search_layers(self._model))}
 
     def _fits(self, stream: str) -> dict[str, Any]:
         """What must be the same for a saved memory to live on, in terms that a file can hold."""
