@@ -111,7 +111,7 @@ class Question:
 class TokenCounts:
     """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens.
 
-    Of the visual ones `recalled` had left the memory and were brought back.
+    Of the visual ones `recalled` had left the memory and were brought back, and `fresh` are the newest frames unmerged.
     """
 
     visual: int
@@ -119,6 +119,21 @@ class TokenCounts:
     question: int
     answer: int
     recalled: int = 0
+    fresh: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What it took to make what an answer was given from: `fresh`, to show the newest frames unmerged, once for all
+    questions of that moment; `recall`, to find what had left the memory and to show it again, for this question alone.
+    """
+
+    fresh: float = 0.0
+    recall: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """The one JSON shape of it."""
+        return {"fresh": round(self.fresh, 6), "recall": round(self.recall, 6)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +153,7 @@ class Answer:
     news: bool = True
     structured: Structured = None
     confidence: float | None = None
+    seconds: Seconds = Seconds()
 
     @property
     def captured_at(self) -> float:
@@ -165,10 +181,12 @@ class Answer:
             "tokens": {
                 "visual": self.tokens.visual,
                 "visual_before_merge": self.tokens.visual_before_merge,
+                "fresh": self.tokens.fresh,
                 "recalled": self.tokens.recalled,
                 "question": self.tokens.question,
                 "answer": self.tokens.answer,
             },
+            "seconds": self.seconds.as_dict(),
             "model": self.model,
         }
 

@@ -96,10 +96,37 @@ def test_a_question_gets_as_much_of_the_past_as_it_wishes_for(tiny_model: VideoL
     assert [answers[f"q{n}"].tokens.recalled for n in range(3)] == [64, 64, 0]
     assert answers["q0"].tokens.visual == answers["q2"].tokens.visual + 64
     assert answers["q0"].as_dict(published_at=0.0)["tokens"]["recalled"] == 64
+    assert answers["q0"].seconds.recall > 0
+    assert answers["q0"].seconds.recall != answers["q1"].seconds.recall, "each has its own"
+    assert answers["q2"].seconds.recall == 0
     assert answers["q0"].span[0] < answers["q2"].span[0]
     assert answers["q0"].span[1] == answers["q2"].span[1] == 59.0
     after = REGISTRY.get_sample_value("stream_sttm_recalled_tokens_total", {"stream": STREAM})
     assert after == before + 128
+
+
+def test_what_fresh_frames_cost_is_told_once_for_all_that_share_them(tiny_model: VideoLLM) -> None:
+    """The same pictures again and again, so that a fresh view shows more than the memory holds."""
+    engine = Engine(
+        tiny_model,
+        memory=MemorySettings(window_tokens=96, horizon=1920, fresh_frames=0),
+        clock=lambda: 0.0,
+    )
+    engine.open(STREAM, fps=1)
+    for index in range(4):
+        engine.observe(replace(_clip(0), index=index))
+        _run(engine)
+    session = engine.memories.of(STREAM)
+    assert session is not None
+    cells = session.grid[0] * session.grid[1]
+    for place, fresh in enumerate((2, 2, None)):
+        engine.ask(Question(f"q{place}", STREAM, "what is it?", 0.0, 6, fresh_frames=fresh))
+    got = {one.question.id: one for one in _run(engine) if isinstance(one, Answer)}
+    assert [got[f"q{n}"].tokens.fresh for n in range(3)] == [2 * cells, 2 * cells, 0]
+    first, second, none = (got[f"q{n}"].as_dict(published_at=0.0)["seconds"] for n in range(3))
+    assert first == second
+    assert first["fresh"] > 0
+    assert none == {"fresh": 0.0, "recall": 0.0}
 
 
 def test_what_others_recall_changes_no_answer(tiny_model: VideoLLM) -> None:

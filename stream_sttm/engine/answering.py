@@ -295,4 +295,11 @@ class AnswerBatch:
 
     def _counts(self, row: _Row) -> TokenCounts:
         view = self.view
-        return TokenCounts(view.visual, view.before_merge, row.asked, len(row.ids), view.recalled)
+        return TokenCounts(
+            visual=view.visual,
+            visual_before_merge=view.before_merge,
+            question=row.asked,
+            answer=len(row.ids),
+            recalled=view.recalled,
+            fresh=view.fresh,
+        )

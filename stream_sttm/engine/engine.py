@@ -232,6 +232,7 @@ class Engine:
                 now,
                 structured=done.structured,
                 confidence=done.confidence,
+                seconds=batch.view.seconds,
             )
             outcomes.append(answer)
             self.memories.note(answer)

@@ -23,6 +23,7 @@ from stream_sttm.engine.cache import CacheSnapshot
 from stream_sttm.engine.gaze import Gaze
 from stream_sttm.engine.plan import RecallPlan
 from stream_sttm.engine.rope import turned
+from stream_sttm.engine.stopwatch import Stopwatch
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import Grid, TimeAxis
 from stream_sttm.engine.view import View
@@ -117,7 +118,12 @@ class Past:
         return share >= self.model.tuned.recall_from
 
     def recalled(self, question: Question) -> View:
-        """The view with what the question wants to see again; the view itself where that can't be had."""
+        """The view with what the question wants to see again; without it where that can't be had."""
+        with Stopwatch(self.model.device) as clock:
+            view = self._recalled(question)
+        return replace(view, recall_clock=clock)
+
+    def _recalled(self, question: Question) -> View:
         chosen = self._chosen(self._relevance(question))
         tokens, spans = self._tokens(chosen)
         if not len(tokens):

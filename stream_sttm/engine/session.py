@@ -24,6 +24,7 @@ from stream_sttm.engine.eviction import staying
 from stream_sttm.engine.gaze import NOW
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.recall import Past, kept
+from stream_sttm.engine.stopwatch import Stopwatch
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.tiles import tiles
 from stream_sttm.engine.time_axis import TimeAxis
@@ -174,8 +175,10 @@ class StreamSession:
         prefix: tuple[Any, ...] = (snapshot,)
         visual = snapshot.tokens
         extra = fresh * self._grid[0] * self._grid[1]
-        if fresh:
-            prefix = (snapshot, self._fresh(snapshot, fresh))
+        clock = Stopwatch(self._model.device) if fresh else None
+        if clock is not None:
+            with clock:
+                prefix = (snapshot, self._fresh(snapshot, fresh))
         starts = []
         for band in self.cache.bands:
             start = self._axis.text_start(band, self._grid, frame=self.frames, fresh=fresh)
@@ -188,6 +191,8 @@ class StreamSession:
             visual=visual + extra,
             before_merge=sum(cells for _, _, cells in watched),
             span=(watched[0][1], watched[-1][1]),
+            fresh=extra,
+            fresh_clock=clock,
         )
 
     def past(self, view: View) -> Past | None:
