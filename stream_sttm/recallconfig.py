@@ -18,6 +18,12 @@ class RecallSettings(Section):
     tokens: int = Field(
         256, ge=1, le=65_536, description="Visual tokens that a question brings back at most."
     )
+    log: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Earlier answers of standing questions that are told to a question which looks back, a line each; for models that follow instructions.",
+    )
     bytes: int = Field(
         256 << 20, ge=1 << 16, description="Bytes that are kept of a stream, the newest first."
     )

@@ -59,9 +59,9 @@ class _Row:
 class AnswerBatch:
     """Questions that are being answered from one view.
 
-    `past`: what those among them may recall that are to do so if they look back; `opening`: what makes another view of
-    the given one, as a step of its own. Room on the device is taken by the first step, so that making a batch can't
-    fail for want of it.
+    `past`: what those among them may recall that are to do so if they look back; `before`: text that each of them is
+    asked behind; `opening`: what makes another view of the given one, as a step of its own. Room on the device is taken
+    by the first step, so that making a batch can't fail for want of it.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class AnswerBatch:
         known: Forms,
         *,
         past: Past | None = None,
+        before: str = "",
     ) -> None:
         self.view = view
         self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
@@ -79,7 +80,7 @@ class AnswerBatch:
         self.opening: Callable[[], View] | None = None
         self._gaze: Gaze | None = None
         self._model = model
-        self._prompts = [known.prompt(question) for question in questions]
+        self._prompts = [known.prompt(question, before) for question in questions]
         self._rows = [
             _Row(question, len(ids), known.options(question.form), known.grammar(question.form))
             for question, ids in zip(questions, self._prompts, strict=True)

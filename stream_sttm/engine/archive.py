@@ -248,8 +248,9 @@ class Archive:
         self._trim(at)
 
     def events(self, since: float, until: float) -> Iterator[Event]:
-        """What was answered between two moments, in the order in which it was first."""
-        return (event for event in self._events if event.since <= until and event.until >= since)
+        """What was answered between two moments, in the order in which it was first, as it is known now."""
+        kept = (event for event in self._events if event.since <= until and event.until >= since)
+        return (replace(event) for event in kept)
 
 
 class Archives:

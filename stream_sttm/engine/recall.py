@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stream_sttm import metrics
 from stream_sttm.engine import decoder
-from stream_sttm.engine.archive import Gone, Kept
+from stream_sttm.engine.archive import Event, Gone, Kept
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot
 from stream_sttm.engine.gaze import Gaze
@@ -104,6 +104,8 @@ class Past:
     gone: Gone
     is_now: tuple[Tensor, ...]
     size_bias: float
+    events: tuple[Event, ...]  # answers of when the memory's oldest frame was yet to come
+    text_room: int  # tokens of question and answer together
 
     def wishes(self, question: Question) -> str:
         """never, auto or always: what the question says, else the configuration."""

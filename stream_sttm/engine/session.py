@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -223,6 +224,8 @@ class StreamSession:
             gone=gone,
             is_now=tuple(is_now),
             size_bias=self._plan.size_bias,
+            events=tuple(self.archive.events(-inf, view.span[0])) if plan.log else (),
+            text_room=self._plan.question_tokens,
         )
 
     def _watched(self, window_s: float | None) -> list[tuple[int, float, int]]:
