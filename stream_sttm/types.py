@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_sttm.errors import StreamSTTMError
-
 Recall = Literal["never", "auto", "always"]
 
 
@@ -284,39 +282,3 @@ class StreamStatus:
             "last_frame_at": self.last_frame_at,
             **self.details,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A clip that is now in its stream's memory, counted in visual tokens."""
-
-    clip: Clip
-    before_merge: int
-    after_merge: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A clip that did not get into its stream's memory, and why."""
-
-    clip: Clip
-    error: StreamSTTMError
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A question that got no answer, and why."""
-
-    question: Question
-    error: StreamSTTMError
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The words of an answer that is still being written, all of them so far."""
-
-    question: Question
-    text: str
-
-
-Outcome = Answer | Observed | Lost | Unanswered | Progress

@@ -25,6 +25,7 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models import load_model
+from stream_sttm.outcomes import Observed, Outcome
 from stream_sttm.queries import StandingQueries
 from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.types import (
@@ -34,8 +35,6 @@ from stream_sttm.types import (
     EventKind,
     Evidence,
     Frame,
-    Observed,
-    Outcome,
     Question,
     Structured,
     TokenCounts,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stream_sttm.engine.archive import Archive, Contents
+from stream_sttm.engine.archive import Archive
 from stream_sttm.engine.archive_file import (
     SavedPast,
     arranged,
@@ -30,6 +30,7 @@ from stream_sttm.engine.archive_file import (
     set_aside,
     write,
 )
+from stream_sttm.engine.window import Contents
 from stream_sttm.errors import StateError
 from tests.test_archive import NONE, _answer, _fill, _kept
 

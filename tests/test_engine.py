@@ -15,8 +15,9 @@ from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for, reducer_for
 from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
-from stream_sttm.types import Answer, Clip, Frame, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Frame, Question
 
 
 class Clock:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from stream_sttm.config import StateSettings
 from stream_sttm.engine import archive_file, memory_file, state_file
 from stream_sttm.engine.engine import Engine
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.storeconfig import StateSettings
 from stream_sttm.types import Answer, Question
 from tests.service import Service, until
 from tests.test_recalling import STREAM, _ask, _clip, _engine, _run, _show

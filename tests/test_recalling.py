@@ -20,22 +20,11 @@ from stream_sttm.engine.suffix import Suffix
 from stream_sttm.errors import OutOfMemory, QuestionRejected
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.outcomes import Lost, Outcome, Progress, Unanswered
 from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.truth import PAST
-from stream_sttm.types import (
-    Answer,
-    AnswerType,
-    Clip,
-    Form,
-    Frame,
-    Lost,
-    Outcome,
-    Progress,
-    Question,
-    Recall,
-    Unanswered,
-)
+from stream_sttm.types import Answer, AnswerType, Clip, Form, Frame, Question, Recall
 
 STREAM, SIDE = "recalling", 48
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from stream_sttm.config import MemorySettings, ReducerSettings
-from stream_sttm.engine.archive import Event
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.retelling import retold
+from stream_sttm.engine.window import Event
 from stream_sttm.errors import ConfigError
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM

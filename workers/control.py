@@ -26,11 +26,11 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
+from stream_sttm.outcomes import Outcome
 from stream_sttm.queries import StandingQueries
 from stream_sttm.sinks import Sink
 from stream_sttm.streamconfig import SourceRules, StreamSettings
 from stream_sttm.toggles import Place, Toggles
-from stream_sttm.types import Outcome
 from workers.analysis import Analysis
 from workers.ingest import Opener
 from workers.outlets import Outlets

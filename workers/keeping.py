@@ -17,10 +17,10 @@ from threading import Lock
 from typing import Any
 
 from stream_sttm import metrics
-from stream_sttm.config import StateSettings
 from stream_sttm.engine import archive_file, memory_file
 from stream_sttm.engine.memories import Memories
 from stream_sttm.errors import StateError
+from stream_sttm.storeconfig import StateSettings
 
 _log = logging.getLogger(__name__)
 _LAST_SAVE = 10.0  # seconds that a stopping service gives to its last save

@@ -12,100 +12,19 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine.shelf import Shelf, Shelved
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.engine.window import GONE, Contents, Event, Gone, Kept, Window
 from stream_sttm.types import Answer
 
 _log = logging.getLogger(__name__)
 EVENTS = 4096  # answers remembered, those that repeat the one before counted once
 _SEGMENTS = 8  # files that a full archive is spread over
-Kept = tuple[VisualTokens, Tensor]  # a window's tokens, and their keys (layers, N, heads, D)
-_GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
-
-
-@dataclass(slots=True, eq=False)
-class Window:
-    """What one window put into a memory: N tokens, on the CPU; `first` is the serial of the first one.
-
-    `features` (N, C); `keys` (L, N, heads, D), turned by no position; `captured` the wall clock of its oldest and
-    newest frame.
-    """
-
-    features: Tensor | Shelved
-    keys: Tensor
-    boxes: Tensor
-    sizes: Tensor
-    captured: tuple[float, float]
-    first: int
-
-    def __len__(self) -> int:
-        return self.boxes.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it takes, wherever they are."""
-        return sum(part.nbytes for part in (self.features, self.keys, self.boxes, self.sizes))
-
-    def read(self) -> Tensor:
-        """Its features; raises OSError where the disk does not give them back."""
-        return self.features.read() if isinstance(self.features, Shelved) else self.features
-
-    def tokens(self, rows: Tensor) -> VisualTokens:
-        """Some of its tokens; raises OSError where the disk does not give them back."""
-        features = self.read()
-        return VisualTokens(features[rows], self.boxes[rows].long(), self.sizes[rows].long())
-
-
-@dataclass(slots=True, eq=False)
-class Event:
-    """A standing question's answer, and the newest frames, by wall clock, of when it was first and last given."""
-
-    query: str
-    question: str
-    answer: str
-    since: float
-    until: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gone:
-    """Of an archive's windows the N tokens that their memory has lost: each one's window, and its row there."""
-
-    windows: tuple[Window, ...]
-    owner: Tensor
-    row: Tensor
-
-    def __len__(self) -> int:
-        return self.owner.shape[0]
-
-    def keys(self, layer: int) -> Tensor:
-        """(N, heads, D) of the so-manieth layer that is kept."""
-        wanted = torch.unique(self.owner)
-        parts = [self.windows[place].keys[layer] for place in wanted.tolist()]
-        starts = torch.tensor([0, *[len(part) for part in parts]]).cumsum(0)
-        return torch.cat(parts)[starts[torch.searchsorted(wanted, self.owner)] + self.row]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Contents:
-    """What an archive, told from others by its `id`, holds at one moment; later work leaves it alone.
-
-    An archive numbers its windows without a gap; these are the ones from number `begin` on. `firsts` are their first
-    serials, in the memory that is told from others by `memory`.
-    """
-
-    id: str
-    memory: str
-    begin: int
-    windows: tuple[Window, ...]
-    firsts: tuple[int, ...]
-    events: tuple[Event, ...]
 
 
 class Archive:
@@ -190,7 +109,7 @@ class Archive:
         """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
         self.memory = _id()
         for window in self._windows:
-            window.first = _GONE
+            window.first = GONE
 
     def contents(self) -> Contents:
         """What it holds now."""
@@ -211,7 +130,7 @@ class Archive:
         for window, first in zip(contents.windows, contents.firsts, strict=True):
             is_known = is_same and first + len(window) <= emitted
             features = self._shelved(window.read())
-            window = replace(window, features=features, first=first if is_known else _GONE)
+            window = replace(window, features=features, first=first if is_known else GONE)
             self._windows.append(window)
             self.nbytes += window.nbytes
             self._trim(now)
@@ -228,7 +147,7 @@ class Archive:
         counts = torch.tensor([len(window) for window in windows])
         owner = torch.repeat_interleave(counts)
         row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-        is_gone = (first[owner] == _GONE) | ~torch.isin(first[owner] + row, held)
+        is_gone = (first[owner] == GONE) | ~torch.isin(first[owner] + row, held)
         return Gone(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
 
     def note(self, answer: Answer) -> None:

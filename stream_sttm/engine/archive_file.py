@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import state_file
-from stream_sttm.engine.archive import Contents, Event, Window
+from stream_sttm.engine.window import Contents, Event, Window
 from stream_sttm.errors import StateError
 
 LARGEST = 8 << 20  # bytes that are written anew at most for one window that came or went

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from stream_sttm import metrics
 from stream_sttm.engine import decoder
-from stream_sttm.engine.archive import Event, Gone, Kept
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot
 from stream_sttm.engine.gaze import Gaze
@@ -27,6 +26,7 @@ from stream_sttm.engine.stopwatch import Stopwatch
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import Grid, TimeAxis
 from stream_sttm.engine.view import View
+from stream_sttm.engine.window import Event, Gone, Kept
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.tokens import VisualTokens

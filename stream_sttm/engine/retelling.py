@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stream_sttm.engine.archive import Event
+from stream_sttm.engine.window import Event
 
 _HEAD = "What was asked and answered about this video before:"
 _LONGEST = 200  # characters of a question or an answer
