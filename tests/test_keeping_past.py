@@ -215,7 +215,8 @@ def _recalling(folder: Path, *streams: str) -> Service:
         streams={
             name: {"source": f"scene://{place}", "fps": 4} for place, name in enumerate(streams)
         },
-        memory={"window_tokens": 64, "recall": {"when": "auto"}},
+        reducer={"name": "none"},  # so that the memory is full within seconds
+        memory={"window_tokens": 512, "recall": {"when": "auto"}},
         state={"dir": str(folder / "state"), "save_every": 1},
     )
 

@@ -18,7 +18,7 @@ from workers.faults import faults_of
 async def test_an_answer_that_delivery_has_no_room_for_is_counted_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(local, "_ANSWERS_AHEAD", 2)
+    monkeypatch.setattr(delivery, "ANSWERS_AHEAD", 2)
     outbox = local.LocalService(Settings()).outbox
     before = STORE_ERRORS._value.get()
     outbox.offer(make_status())
