@@ -77,7 +77,7 @@ KV_REBUILDS = Counter(
 )
 STATE = Counter(
     _P + "state_total",
-    "Memories saved and taken back, by result: saved, failed, restored, refused, too_old.",
+    "Memories, and pasts kept for recall, saved and taken back, by result: saved, failed, restored, refused, too_old.",
     ["stream", "result"],
 )
 MEMORY_SPAN = Gauge(

@@ -18,6 +18,12 @@ class RecallSettings(Section):
     tokens: int = Field(
         256, ge=1, le=65_536, description="Visual tokens that a question brings back at most."
     )
+    log: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Earlier answers of standing questions that are told to a question which looks back, a line each; for models that follow instructions.",
+    )
     bytes: int = Field(
         256 << 20, ge=1 << 16, description="Bytes that are kept of a stream, the newest first."
     )
@@ -25,5 +31,5 @@ class RecallSettings(Section):
     dir: str | None = Field(
         None,
         min_length=1,
-        description="Folder on a disk to keep it in; null: in the host's memory. Nothing of it outlasts the process.",
+        description="Folder on a disk to keep it in while the service runs; null: in the host's memory. state.dir makes it outlast a restart.",
     )

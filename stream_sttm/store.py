@@ -62,6 +62,9 @@ MIGRATIONS = (
     """,
     eventlog.SCHEMA,
     eventlog.ADDED,
+    """
+    ALTER TABLE answers ADD COLUMN seconds TEXT NOT NULL DEFAULT '{"fresh": 0.0, "recall": 0.0}';
+    """,
 )
 COLUMNS = (
     "id",
@@ -79,9 +82,10 @@ COLUMNS = (
     "answered_at",
     "event_to_answer_ms",
     "tokens",
+    "seconds",
     "model",
 )
-JSON_COLUMNS = ("structured", "window", "tokens")
+JSON_COLUMNS = ("structured", "window", "tokens", "seconds")
 MAX_LIMIT = 1000
 PRUNED_AT_ONCE = 1000  # rows; so that a long prune lets writers through in between
 _PURPOSE = Purpose("store", "store.path", "make room or set store.keep_days")

@@ -58,6 +58,9 @@ MIGRATIONS = (
     CREATE INDEX answers_by_age ON answers (answered_at);
     CREATE INDEX answers_by_word ON answers USING GIN (words);
     """,
+    """
+    ALTER TABLE answers ADD COLUMN seconds TEXT NOT NULL DEFAULT '{"fresh": 0.0, "recall": 0.0}';
+    """,
 )
 _MIGRATING = 0x5354544D  # the advisory lock of whoever brings the schema up to date
 _LISTED = ", ".join(f'"{column}"' for column in COLUMNS)

@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_sttm.errors import StreamSTTMError
-
 Recall = Literal["never", "auto", "always"]
 
 
@@ -111,7 +109,7 @@ class Question:
 class TokenCounts:
     """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens.
 
-    Of the visual ones `recalled` had left the memory and were brought back.
+    Of the visual ones `recalled` had left the memory and were brought back, and `fresh` are the newest frames unmerged.
     """
 
     visual: int
@@ -119,6 +117,21 @@ class TokenCounts:
     question: int
     answer: int
     recalled: int = 0
+    fresh: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What it took to make what an answer was given from: `fresh`, to show the newest frames unmerged, once for all
+    questions of that moment; `recall`, to find what had left the memory and to show it again, for this question alone.
+    """
+
+    fresh: float = 0.0
+    recall: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """The one JSON shape of it."""
+        return {"fresh": round(self.fresh, 6), "recall": round(self.recall, 6)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +151,7 @@ class Answer:
     news: bool = True
     structured: Structured = None
     confidence: float | None = None
+    seconds: Seconds = Seconds()
 
     @property
     def captured_at(self) -> float:
@@ -165,10 +179,12 @@ class Answer:
             "tokens": {
                 "visual": self.tokens.visual,
                 "visual_before_merge": self.tokens.visual_before_merge,
+                "fresh": self.tokens.fresh,
                 "recalled": self.tokens.recalled,
                 "question": self.tokens.question,
                 "answer": self.tokens.answer,
             },
+            "seconds": self.seconds.as_dict(),
             "model": self.model,
         }
 
@@ -266,39 +282,3 @@ class StreamStatus:
             "last_frame_at": self.last_frame_at,
             **self.details,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A clip that is now in its stream's memory, counted in visual tokens."""
-
-    clip: Clip
-    before_merge: int
-    after_merge: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A clip that did not get into its stream's memory, and why."""
-
-    clip: Clip
-    error: StreamSTTMError
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A question that got no answer, and why."""
-
-    question: Question
-    error: StreamSTTMError
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The words of an answer that is still being written, all of them so far."""
-
-    question: Question
-    text: str
-
-
-Outcome = Answer | Observed | Lost | Unanswered | Progress

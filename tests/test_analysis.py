@@ -25,6 +25,7 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models import load_model
+from stream_sttm.outcomes import Observed, Outcome
 from stream_sttm.queries import StandingQueries
 from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.types import (
@@ -34,8 +35,6 @@ from stream_sttm.types import (
     EventKind,
     Evidence,
     Frame,
-    Observed,
-    Outcome,
     Question,
     Structured,
     TokenCounts,
@@ -216,7 +215,7 @@ async def test_streams_come_and_go_while_others_go_on() -> None:
         running.analysis.watch("door", running.clips["door"])
         await running.show("door", 1)
         async with asyncio.timeout(20):
-            while "door" not in running.engine._sessions:  # noqa: ASYNC110 - a poll
+            while running.engine.memories.of("door") is None:  # noqa: ASYNC110 - a poll
                 await asyncio.sleep(0.01)
         assert (await running.ask("door", "is there a red circle?")).span[1] == 5000.5
         assert (await running.ask("yard", "is there a red circle?")).text

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stream_sttm.api.pagefiles import PAGE
+from stream_sttm.api.shapes import AnswerShape
 from stream_sttm.errors import (
     NoVideoYet,
     QuestionExpired,
@@ -44,6 +45,7 @@ async def test_question_is_answered_as_json(served: Served) -> None:
     assert body["answer"] == "Wer ist da? 😀"
     assert body["stream"] == "door"
     assert set(body) == set(make_answer().as_dict(published_at=0))
+    AnswerShape.model_validate(body)
     (asked,) = served.service.asked
     assert (asked.stream, asked.text, asked.form) == ("door", "Wer ist da? 😀", FREE_TEXT)
     assert (asked.max_new_tokens, asked.timeout) == (5, 3)
@@ -486,3 +488,12 @@ async def test_page_loads_nothing_from_elsewhere(served: Served) -> None:
 async def test_hundred_questions_at_once_are_each_answered(served: Served) -> None:
     answers = await asyncio.gather(*(served.ask(f"Question {n}?") for n in range(100)))
     assert [answer.json()["answer"] for answer in answers] == [f"Question {n}?" for n in range(100)]
+
+
+async def test_openapi_tells_what_an_answer_looks_like(served: Served) -> None:
+    schema = (await served.client.get("/openapi.json")).json()
+    told = schema["paths"]["/api/v1/ask"]["post"]["responses"]["200"]["content"]
+    assert set(told) == {"application/json", "text/event-stream"}
+    answer = schema["components"]["schemas"]["AnswerShape"]["properties"]
+    assert set(answer) == set(make_answer().as_dict(published_at=0))
+    assert {"fresh", "recalled"} < set(schema["components"]["schemas"]["TokensShape"]["properties"])

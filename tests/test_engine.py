@@ -15,8 +15,9 @@ from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for, reducer_for
 from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
-from stream_sttm.types import Answer, Clip, Frame, Lost, Observed, Outcome, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Frame, Question
 
 
 class Clock:
@@ -213,9 +214,9 @@ def test_after_a_lost_or_removed_memory_a_clip_that_shows_nothing_new_is_encoded
         engine.observe(replace(_clip("door", index), same_as=0))
         _run(engine)
     assert tower.windows == 2
-    saved = engine.saved("door")
+    saved = engine.memories.saved("door")
     assert saved is not None
-    engine.restore(saved)
+    engine.memories.restore(saved)
     engine.observe(replace(_clip("door", 3), same_as=0))
     _run(engine)
     assert tower.windows == 3

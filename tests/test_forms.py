@@ -10,9 +10,10 @@ from torch import Tensor
 
 from stream_sttm.config import MemorySettings, ReducerSettings
 from stream_sttm.engine import answering
-from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.forms import Forms, structured
 from stream_sttm.engine.plan import plan_for
+from stream_sttm.engine.row import Finished
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.view import View
 from stream_sttm.errors import QuestionRejected
@@ -66,7 +67,7 @@ def logs_after(model: VideoLLM, view: View, question: Question, *said: int) -> T
     """(V,) log-probabilities of the next token when `said` was said already, by reading all of it as the question."""
     known = Forms(model)
     ids = [*known.prompt(question), *said]
-    known.prompt = lambda _: ids  # type: ignore[method-assign]
+    known.prompt = lambda *_: ids  # type: ignore[method-assign]
     seen: list[Tensor] = []
     batch = AnswerBatch(model, view, [asked("", most=1)], known)
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]

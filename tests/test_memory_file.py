@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 
 from stream_sttm.engine.memory_file import (
     SavedMemory,
-    misfit,
     path_of,
     read,
+    remove,
     set_aside,
     write,
 )
+from stream_sttm.engine.state_file import misfit
 from stream_sttm.errors import StateError
 
 SAVED = SavedMemory(
@@ -132,6 +133,17 @@ def test_what_was_refused_is_set_aside_and_not_read_again(tmp_path: Path) -> Non
     assert aside.exists()
     assert aside != path
     assert read(tmp_path, "door") is None
+
+
+def test_of_a_stream_that_is_gone_nothing_is_left(tmp_path: Path) -> None:
+    write(tmp_path, SAVED)
+    set_aside(tmp_path, "door")
+    write(tmp_path, SAVED)
+    (tmp_path / "door.unfinished").write_bytes(b"half")
+    write(tmp_path, replace(SAVED, stream="door-2"))
+    remove(tmp_path, "door")
+    remove(tmp_path, "door")
+    assert [path.name for path in tmp_path.iterdir()] == ["door-2.safetensors"]
 
 
 def test_misfits_are_told_in_words() -> None:

@@ -8,30 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.engine import answering
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for
-from stream_sttm.errors import QuestionRejected
+from stream_sttm.engine.slots import CacheShape
+from stream_sttm.engine.suffix import Suffix
+from stream_sttm.errors import OutOfMemory, QuestionRejected
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.outcomes import Lost, Outcome, Progress, Unanswered
 from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.truth import PAST
-from stream_sttm.types import (
-    Answer,
-    AnswerType,
-    Clip,
-    Form,
-    Frame,
-    Lost,
-    Outcome,
-    Progress,
-    Question,
-    Recall,
-    Unanswered,
-)
+from stream_sttm.types import Answer, AnswerType, Clip, Form, Frame, Question, Recall
 
 STREAM, SIDE = "recalling", 48
 
@@ -92,10 +85,37 @@ def test_a_question_gets_as_much_of_the_past_as_it_wishes_for(tiny_model: VideoL
     assert [answers[f"q{n}"].tokens.recalled for n in range(3)] == [64, 64, 0]
     assert answers["q0"].tokens.visual == answers["q2"].tokens.visual + 64
     assert answers["q0"].as_dict(published_at=0.0)["tokens"]["recalled"] == 64
+    assert answers["q0"].seconds.recall > 0
+    assert answers["q0"].seconds.recall != answers["q1"].seconds.recall, "each has its own"
+    assert answers["q2"].seconds.recall == 0
     assert answers["q0"].span[0] < answers["q2"].span[0]
     assert answers["q0"].span[1] == answers["q2"].span[1] == 59.0
     after = REGISTRY.get_sample_value("stream_sttm_recalled_tokens_total", {"stream": STREAM})
     assert after == before + 128
+
+
+def test_what_fresh_frames_cost_is_told_once_for_all_that_share_them(tiny_model: VideoLLM) -> None:
+    """The same pictures again and again, so that a fresh view shows more than the memory holds."""
+    engine = Engine(
+        tiny_model,
+        memory=MemorySettings(window_tokens=96, horizon=1920, fresh_frames=0),
+        clock=lambda: 0.0,
+    )
+    engine.open(STREAM, fps=1)
+    for index in range(4):
+        engine.observe(replace(_clip(0), index=index))
+        _run(engine)
+    session = engine.memories.of(STREAM)
+    assert session is not None
+    cells = session.grid[0] * session.grid[1]
+    for place, fresh in enumerate((2, 2, None)):
+        engine.ask(Question(f"q{place}", STREAM, "what is it?", 0.0, 6, fresh_frames=fresh))
+    got = {one.question.id: one for one in _run(engine) if isinstance(one, Answer)}
+    assert [got[f"q{n}"].tokens.fresh for n in range(3)] == [2 * cells, 2 * cells, 0]
+    first, second, none = (got[f"q{n}"].as_dict(published_at=0.0)["seconds"] for n in range(3))
+    assert first == second
+    assert first["fresh"] > 0
+    assert none == {"fresh": 0.0, "recall": 0.0}
 
 
 def test_what_others_recall_changes_no_answer(tiny_model: VideoLLM) -> None:
@@ -177,6 +197,40 @@ def test_who_can_not_be_answered_is_told_so_once(
     assert sorted(asked) == ["q0", "q1", "q2"]
 
 
+class _FullForOne(Suffix):
+    """Room for the questions of a batch, on a device that has none for whoever asks alone."""
+
+    def __init__(self, shape: CacheShape, *, rows: int, capacity: int) -> None:
+        if rows == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        super().__init__(shape, rows=rows, capacity=capacity)
+
+
+@pytest.mark.parametrize("is_read_at_once", [True, False])
+@pytest.mark.parametrize("wish", ["auto", "always"])
+def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
+    tiny_model: VideoLLM, wish: Recall, is_read_at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are answered by the very step that sets the question aside."""
+    engine = _engine(tiny_model, "auto")
+    _show(engine, 30)
+    monkeypatch.setattr(answering, "Suffix", _FullForOne)
+    monkeypatch.setattr(answering, "PIECE", 512 if is_read_at_once else 8)
+    monkeypatch.setattr(tiny_model, "tuned", replace(tiny_model.tuned, recall_from=-1.0))
+    wishes: dict[str, Recall] = {"here": "never", "there": "never", "back": wish}
+    for id_, recall in wishes.items():
+        form = Form(AnswerType.YES_NO)
+        engine.ask(Question(id_, STREAM, "is it there?", 0.0, 6, form=form, recall=recall))
+    outcomes = _run(engine)
+    answers = [one.question.id for one in outcomes if isinstance(one, Answer)]
+    [failed] = [one for one in outcomes if isinstance(one, Unanswered)]
+    assert (sorted(answers), failed.question.id) == (["here", "there"], "back")
+    assert isinstance(failed.error, OutOfMemory)
+    assert "\n" not in str(failed.error)
+    monkeypatch.setattr(answering, "Suffix", Suffix)
+    assert _ask(engine, "always")["q0"].tokens.recalled == 64
+
+
 @pytest.mark.parametrize("is_sought", [True, False])
 def test_on_its_own_a_question_recalls_only_where_it_looks_back(
     tiny_model: VideoLLM, is_sought: bool, monkeypatch: pytest.MonkeyPatch
@@ -250,7 +304,7 @@ def test_what_only_the_past_shows_is_told_by_whoever_recalls_it() -> None:
         frames = [Frame("drawn", scene.render(at, 96), at, at) for at in (index, index + 0.5)]
         engine.observe(Clip("drawn", index, tuple(frames)))
         _run(engine)
-    begin = seconds - engine._sessions["drawn"].span_seconds - 2
+    begin = seconds - engine.memories.of("drawn").span_seconds - 2
     asked = [
         one
         for one in scene.questions(0.0, seconds - 0.5)

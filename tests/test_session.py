@@ -293,7 +293,7 @@ def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: Vid
             assert place <= horizon + band.pinned + CELLS
     assert session.cache.deep.evicted > 0
     assert session.cache.nbytes == size
-    assert len(session._captured) <= 30
+    assert len(session._footage.shots) <= 30
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -435,7 +435,7 @@ def test_a_memory_nobody_asks_of_does_not_grow_either(tiny_model: VideoLLM) -> N
     session = _session(tiny_model, replace(PLAN, window_tokens=96, shallow_tokens=96))
     _feed(session, _video(tiny_model, 120), cut=2)
     oldest = int(session.cache.deep.index.frames[0])
-    assert [frame for frame, *_ in session._captured] == list(range(oldest, 120))
+    assert [shot.frame for shot in session._footage.shots] == list(range(oldest, 120))
     assert session.span_seconds == (119 - oldest) / 2
 
 

@@ -19,21 +19,9 @@ from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
 from stream_sttm.mosaic import Mosaic
+from stream_sttm.outcomes import Lost, Observed, Outcome, Progress, Unanswered
 from stream_sttm.queries import StandingQueries
-from stream_sttm.types import (
-    Answer,
-    Clip,
-    Event,
-    EventKind,
-    Evidence,
-    Frame,
-    Lost,
-    Observed,
-    Outcome,
-    Progress,
-    Question,
-    Unanswered,
-)
+from stream_sttm.types import Answer, Clip, Event, EventKind, Evidence, Frame, Question
 from workers.channel import Channel
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,11 +26,11 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
+from stream_sttm.outcomes import Outcome
 from stream_sttm.queries import StandingQueries
 from stream_sttm.sinks import Sink
 from stream_sttm.streamconfig import SourceRules, StreamSettings
 from stream_sttm.toggles import Place, Toggles
-from stream_sttm.types import Outcome
 from workers.analysis import Analysis
 from workers.ingest import Opener
 from workers.outlets import Outlets
@@ -53,6 +53,7 @@ class Parts:
         [SourceRules, list[str]], Callable[[StreamSettings], Opener]
     ]  # by rules and the streams that are published, then by stream
     show: Callable[[Settings, Callable[[Place], bool]], None]  # to whoever asks what there is
+    forget: Callable[[str], Awaitable[None]]  # what was saved of a stream
 
 
 class Control:
@@ -182,7 +183,7 @@ class Control:
                 parts.analysis.change(partial(_opened, name, stream, is_anew))
         async with asyncio.TaskGroup() as group:  # one that takes its time to close delays no other
             for name in (name for name in old.streams if name not in new.streams):
-                group.create_task(parts.streams.forget(name), name=f"forget[{name}]")
+                group.create_task(_forgotten(parts, name), name=f"forget[{name}]")
             for name, stream in new.streams.items():
                 is_on = self.is_on((name, ""))
                 follows = parts.streams.follow(name, stream, is_on=is_on, anew=rules_differ)
@@ -228,6 +229,12 @@ def _opened(
     ended = engine.close(name) if is_anew else []
     engine.open(name, fps=settings.fps, regions=settings.encodes_regions)
     return ended
+
+
+async def _forgotten(parts: Parts, name: str) -> None:
+    """Nothing of a stream is left, not in the engine and not on the disk."""
+    await parts.streams.forget(name)
+    await parts.forget(name)
 
 
 async def _exchange(parts: Parts, urls: list[str], opened: dict[str, Sink]) -> None:

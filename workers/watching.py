@@ -88,7 +88,7 @@ class Watching:
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(thread, _engine, settings)
         keeping = Keeping(
-            engine, settings.state, lambda: self.control.settings.streams, thread=thread
+            engine.memories, settings.state, lambda: self.control.settings.streams, thread=thread
         )
         await loop.run_in_executor(thread, keeping.restore)
         queries = StandingQueries(settings.queries, settings.answering)
@@ -127,6 +127,7 @@ class Watching:
                     open_sink=self.open_sink,
                     opener=opener,
                     show=service.show,
+                    forget=keeping.forget,
                 )
             )
             if self.file is not None:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from stream_sttm import registry
 from stream_sttm.api.service import Service
+from stream_sttm.api.shapes import ANSWERED
 from stream_sttm.api.tokens import Caller
 from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import QuestionExpired, QuestionRejected, StreamSTTMError, UnknownStream
@@ -87,7 +88,7 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
     """The route that asks."""
     router = APIRouter()
 
-    @router.post("/api/v1/ask", response_model=None)
+    @router.post("/api/v1/ask", response_model=None, responses=ANSWERED)
     async def ask(
         asked: AskRequest, request: Request, accept: Annotated[str, Header()] = ""
     ) -> Response:

@@ -9,9 +9,7 @@ forms.py. Knows no queue and no clock.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,47 +18,25 @@ from torch import Tensor
 from stream_sttm.engine import decoder, forms
 from stream_sttm.engine.attention import Asking, Watch
 from stream_sttm.engine.beginnings import Beginnings
-from stream_sttm.engine.forms import Forms, Grammar, Options
+from stream_sttm.engine.forms import Forms
+from stream_sttm.engine.gaze import Gaze
 from stream_sttm.engine.recall import Past
+from stream_sttm.engine.row import Finished, Row
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.view import View
-from stream_sttm.errors import AnswerUnfinished
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.types import AnswerType, Question, Structured, TokenCounts
+from stream_sttm.types import Question
 
 PIECE = 512  # question tokens of all rows together that one step reads
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One question's answer and what it cost; where it got none, why."""
-
-    question: Question
-    text: str
-    tokens: TokenCounts
-    structured: Structured = None
-    confidence: float | None = None
-    error: AnswerUnfinished | None = None
-
-
-@dataclass(slots=True)
-class _Row:
-    """A question, its length in tokens, what rules its answer, the answer so far, and the logarithm of its weight."""
-
-    question: Question
-    asked: int
-    options: Options | None
-    grammar: Grammar | None
-    ids: list[int] = field(default_factory=list)
-    log: float = 0.0
 
 
 class AnswerBatch:
     """Questions that are being answered from one view.
 
-    `past`: what those among them may recall that are to do so if they look back; `opening`: what makes another view of
-    the given one, as a step of its own.
+    `past`: what those among them may recall that are to do so if they look back; `before`: text that each of them is
+    asked behind; `opening`: what makes another view of the given one, as a step of its own. Room on the device is taken
+    by the first step, so that making a batch can't fail for want of it.
     """
 
     def __init__(
@@ -71,31 +47,21 @@ class AnswerBatch:
         known: Forms,
         *,
         past: Past | None = None,
+        before: str = "",
     ) -> None:
         self.view = view
         self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
         self.past = past
         self.opening: Callable[[], View] | None = None
-        self._gaze = past.gaze(len(questions)) if past is not None else None
+        self._gaze: Gaze | None = None
         self._model = model
-        prompts = [known.prompt(question) for question in questions]
+        self._prompts = [known.prompt(question, before) for question in questions]
         self._rows = [
-            _Row(question, len(ids), known.options(question.form), known.grammar(question.form))
-            for question, ids in zip(questions, prompts, strict=True)
+            Row(question, len(ids), known.options(question.form), known.grammar(question.form))
+            for question, ids in zip(questions, self._prompts, strict=True)
         ]
-        self._longest = max(len(ids) for ids in prompts)
-        most = max(question.max_new_tokens for question in questions)
-        self._suffix = Suffix(
-            decoder.shape_of(model), rows=len(prompts), capacity=self._longest + most
-        )
-        device = model.device
-        self._lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-        columns = torch.arange(self._longest + most, device=device)
-        asked = columns < self._lengths[:, None]
-        self._real = asked | (columns >= self._longest)  # (B, columns), False at padding
-        padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
-        self._ids = torch.tensor(padded, device=device)
-        self._beginnings = Beginnings(prompts)
+        self._beginnings = Beginnings(self._prompts)
+        self._has_begun = False
         self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
         self._next = torch.empty(0)
 
@@ -116,11 +82,29 @@ class AnswerBatch:
         if self.opening is not None:
             self.view, self.opening = self.opening(), None
             return []
+        if not self._has_begun:
+            self._begin()
         if self._suffix.length < self._longest:
             with stage("prefill"):
                 return self._read()
         with stage("decode_text"):
             return self._write()
+
+    def _begin(self) -> None:
+        """Take the room that questions and answers need."""
+        model, device = self._model, self._model.device
+        prompts, rows = self._prompts, len(self._prompts)
+        self._longest = max(len(ids) for ids in prompts)
+        columns = self._longest + max(question.max_new_tokens for question in self.questions)
+        self._gaze = self.past.gaze(rows) if self.past is not None else None
+        self._lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+        column = torch.arange(columns, device=device)
+        asked = column < self._lengths[:, None]
+        self._real = asked | (column >= self._longest)  # (B, columns), False at padding
+        padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
+        self._ids = torch.tensor(padded, device=device)
+        self._suffix = Suffix(decoder.shape_of(model), rows=rows, capacity=columns)
+        self._has_begun = True
 
     def _write(self) -> list[Finished]:
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
@@ -210,7 +194,9 @@ class AnswerBatch:
         # The one place where answering waits for the device: which rows are done decides what runs next.
         for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
             if row.options is not None:
-                finished.append(self._choose(row, row.options, self._scores(place, logits[place])))
+                finished.append(
+                    row.chosen(self._scores(place, logits[place]), self._model, self.view)
+                )
                 continue
             is_end = token in self._model.eos
             row.log += logs[place]
@@ -218,7 +204,7 @@ class AnswerBatch:
                 row.ids.append(token)
                 is_end = row.grammar is not None and row.grammar.take(token)
             if is_end or len(row.ids) >= row.question.max_new_tokens:
-                finished.append(self._finish(row, is_end=is_end))
+                finished.append(row.written(self._model, self.view, is_end=is_end))
             else:
                 open_rows.append(place)
         self._next = chosen[open_rows]
@@ -270,30 +256,3 @@ class AnswerBatch:
         follows = torch.where(steps[1:] < lengths[:, None], follows, 0).sum(dim=1)
         ends = logs[torch.arange(rows, device=device), lengths - 1][:, sorted(self._model.eos)]
         return follows + ends.logsumexp(dim=1)
-
-    def _choose(self, row: _Row, options: Options, scores: Tensor) -> Finished:
-        weights = forms.probabilities(scores, self._model.tuned.temperature)
-        confidence, best = weights.max(dim=0)
-        option = options.options[int(best)]
-        return Finished(
-            row.question, option.text, self._counts(row), option.value, float(confidence)
-        )
-
-    def _finish(self, row: _Row, *, is_end: bool) -> Finished:
-        question, text = row.question, self._model.answer(row.ids)
-        if row.grammar is None:
-            return Finished(question, text, self._counts(row))
-        if not is_end:
-            error = AnswerUnfinished(
-                f"the answer has not ended after {len(row.ids)} tokens; raise max_new_tokens, "
-                "or ask for less by json_schema (maxLength, maxItems)"
-            )
-            return Finished(question, text, self._counts(row), error=error)
-        is_number = question.form.type is AnswerType.NUMBER
-        confidence = math.exp(row.log) if is_number else None
-        value = forms.structured(text, question.form)
-        return Finished(question, text, self._counts(row), value, confidence)
-
-    def _counts(self, row: _Row) -> TokenCounts:
-        view = self.view
-        return TokenCounts(view.visual, view.before_merge, row.asked, len(row.ids), view.recalled)

@@ -2,88 +2,29 @@
 
 Of each window its survivors' features as they came from the vision tower, so that they can be run through the model
 again, and their keys at a few layers, by which a question finds them. Bounded by bytes and by age, the oldest go
-first. Lives on the host; knows no model, and of the memory only the serials that it still holds.
+first. Lives on the host; knows no model, and of the memory only the serials that it still holds. What it contains can
+be taken out and put into another one, after a restart.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stream_sttm.engine.shelf import Shelf, Shelved
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.engine.window import GONE, Contents, Event, Gone, Kept, Window
 from stream_sttm.types import Answer
 
 _log = logging.getLogger(__name__)
 EVENTS = 4096  # answers remembered, those that repeat the one before counted once
 _SEGMENTS = 8  # files that a full archive is spread over
-Kept = tuple[VisualTokens, Tensor]  # a window's tokens, and their keys (layers, N, heads, D)
-_GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
-
-
-@dataclass(slots=True, eq=False)
-class Window:
-    """What one window put into a memory: N tokens, on the CPU; `first` is the serial of the first one.
-
-    `features` (N, C); `keys` (L, N, heads, D), turned by no position; `captured` the wall clock of its oldest and
-    newest frame.
-    """
-
-    features: Tensor | Shelved
-    keys: Tensor
-    boxes: Tensor
-    sizes: Tensor
-    captured: tuple[float, float]
-    first: int
-
-    def __len__(self) -> int:
-        return self.boxes.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it takes, wherever they are."""
-        return sum(part.nbytes for part in (self.features, self.keys, self.boxes, self.sizes))
-
-    def tokens(self, rows: Tensor) -> VisualTokens:
-        """Some of its tokens; raises OSError where the disk does not give them back."""
-        features = self.features.read() if isinstance(self.features, Shelved) else self.features
-        return VisualTokens(features[rows], self.boxes[rows].long(), self.sizes[rows].long())
-
-
-@dataclass(slots=True, eq=False)
-class Event:
-    """A standing question's answer, and the newest frames, by wall clock, of when it was first and last given."""
-
-    query: str
-    question: str
-    answer: str
-    since: float
-    until: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gone:
-    """Of an archive's windows the N tokens that their memory has lost: each one's window, and its row there."""
-
-    windows: tuple[Window, ...]
-    owner: Tensor
-    row: Tensor
-
-    def __len__(self) -> int:
-        return self.owner.shape[0]
-
-    def keys(self, layer: int) -> Tensor:
-        """(N, heads, D) of the so-manieth layer that is kept."""
-        wanted = torch.unique(self.owner)
-        parts = [self.windows[place].keys[layer] for place in wanted.tolist()]
-        starts = torch.tensor([0, *[len(part) for part in parts]]).cumsum(0)
-        return torch.cat(parts)[starts[torch.searchsorted(wanted, self.owner)] + self.row]
 
 
 class Archive:
@@ -93,6 +34,8 @@ class Archive:
         self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
     ) -> None:
         self.stream = stream
+        self.memory = _id()  # tells whose serials these are
+        self._id, self._begin = _id(), 0
         self._most_bytes, self._max_age = most_bytes, max_age
         self._windows: deque[Window] = deque()
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -132,8 +75,14 @@ class Archive:
                 window.features = self._shelved(features)
                 self._windows.append(window)
                 self.nbytes += window.nbytes
-        while self._windows and self._has_to_go(self._windows[0], captured[1]):
+        self._trim(captured[1])
+
+    def _trim(self, now: float) -> None:
+        while self._windows and self._has_to_go(self._windows[0], now):
             self.nbytes -= self._windows.popleft().nbytes
+            self._begin += 1
+        while self._events and self._events[0].until < now - self._max_age:
+            self._events.popleft()
 
     def _has_to_go(self, oldest: Window, now: float) -> bool:
         return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
@@ -158,8 +107,36 @@ class Archive:
 
     def restart(self) -> None:
         """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
+        self.memory = _id()
         for window in self._windows:
-            window.first = _GONE
+            window.first = GONE
+
+    def contents(self) -> Contents:
+        """What it holds now."""
+        windows = tuple(self._windows)
+        firsts = tuple(window.first for window in windows)
+        events = tuple(replace(event) for event in self._events)
+        return Contents(self._id, self.memory, self._begin, windows, firsts, events)
+
+    def take_back(self, contents: Contents, *, emitted: int, now: float) -> None:
+        """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
+
+        Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
+        are those that it took in after it was saved, whose serials it gives out once more. From here on it is another
+        memory, so that what was saved of this one is not taken for it.
+        """
+        self._id, self._begin = contents.id, contents.begin
+        is_same = contents.memory == self.memory
+        for window, first in zip(contents.windows, contents.firsts, strict=True):
+            is_known = is_same and first + len(window) <= emitted
+            features = self._shelved(window.read())
+            window = replace(window, features=features, first=first if is_known else GONE)
+            self._windows.append(window)
+            self.nbytes += window.nbytes
+            self._trim(now)
+        self._events.extend(contents.events)
+        self._trim(now)
+        self.memory = _id()
 
     def gone(self, held: Tensor) -> Gone | None:
         """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
@@ -170,7 +147,7 @@ class Archive:
         counts = torch.tensor([len(window) for window in windows])
         owner = torch.repeat_interleave(counts)
         row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-        is_gone = (first[owner] == _GONE) | ~torch.isin(first[owner] + row, held)
+        is_gone = (first[owner] == GONE) | ~torch.isin(first[owner] + row, held)
         return Gone(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
 
     def note(self, answer: Answer) -> None:
@@ -187,12 +164,12 @@ class Archive:
             last.until = max(last.until, at)
         else:
             self._events.append(Event(query, answer.question.text, answer.text, at, at))
-        while self._events and self._events[0].until < at - self._max_age:
-            self._events.popleft()
+        self._trim(at)
 
     def events(self, since: float, until: float) -> Iterator[Event]:
-        """What was answered between two moments, in the order in which it was first."""
-        return (event for event in self._events if event.since <= until and event.until >= since)
+        """What was answered between two moments, in the order in which it was first, as it is known now."""
+        kept = (event for event in self._events if event.since <= until and event.until >= since)
+        return (replace(event) for event in kept)
 
 
 class Archives:
@@ -202,15 +179,23 @@ class Archives:
         self._most_bytes, self._max_age, self._folder = most_bytes, max_age, folder
         self._archives: dict[str, Archive] = {}
 
+    def of(self, stream: str) -> Archive | None:
+        """A stream's archive, None where it has none so far."""
+        return self._archives.get(stream)
+
+    def begun(self, stream: str) -> Archive:
+        """A stream's archive, an empty one where it had none."""
+        archive = self._archives.get(stream)
+        if archive is None:
+            archive = self._archives[stream] = Archive(
+                stream, most_bytes=self._most_bytes, max_age=self._max_age, folder=self._folder
+            )
+        return archive
+
     def of_new_memory(self, stream: str) -> Archive:
         """Where a new memory of the stream keeps its past: beside what an earlier one has left, if one has."""
-        archive = self._archives.get(stream)
-        if archive is not None:
-            archive.restart()
-            return archive
-        self._archives[stream] = archive = Archive(
-            stream, most_bytes=self._most_bytes, max_age=self._max_age, folder=self._folder
-        )
+        archive = self.begun(stream)
+        archive.restart()
         return archive
 
     def note(self, answer: Answer) -> None:
@@ -222,6 +207,10 @@ class Archives:
     def drop(self, stream: str) -> None:
         """Forget a stream's past."""
         self._archives.pop(stream, None)
+
+
+def _id() -> str:
+    return secrets.token_hex(8)
 
 
 def _halves(tensor: Tensor) -> Tensor:

@@ -10,8 +10,6 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -19,11 +17,12 @@ from stream_sttm import metrics
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine import attention, gauges, vision
 from stream_sttm.engine.admission import check
-from stream_sttm.engine.answering import AnswerBatch, Finished
+from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.forms import Forms
-from stream_sttm.engine.intake import archives_for, in_batches, set_aside
-from stream_sttm.engine.memory_file import SavedMemory, misfit
-from stream_sttm.engine.plan import plan_for, reducer_for
+from stream_sttm.engine.intake import in_batches, set_aside
+from stream_sttm.engine.memories import Memories
+from stream_sttm.engine.plan import plan_for
+from stream_sttm.engine.row import Finished
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.errors import (
@@ -31,25 +30,16 @@ from stream_sttm.errors import (
     NoVideoYet,
     OutOfMemory,
     QuestionExpired,
-    StateError,
     StreamSTTMError,
     UnknownStream,
 )
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.mosaic import Mosaic
+from stream_sttm.outcomes import Lost, Observed, Outcome, Progress, Unanswered
 from stream_sttm.registry import suggest
-from stream_sttm.types import Answer, Clip, Lost, Observed, Outcome, Progress, Question, Unanswered
+from stream_sttm.types import Answer, Clip, Question
 
 _log = logging.getLogger(__name__)
-# Of the plan, what a saved memory does not depend on.
-_FREE_TO_CHANGE = (
-    "retention",
-    "evict_share",
-    "fresh_frames",
-    "question_tokens",
-    "rebase_at",
-    "recall",
-)
 
 
 class Engine:
@@ -65,26 +55,20 @@ class Engine:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.model = model
-        self._reducer_settings = reducer or ReducerSettings()
+        reducer = reducer or ReducerSettings()
         self._limits = answering or AnsweringSettings()
-        self.plan = plan_for(model, self._reducer_settings, memory or MemorySettings())
+        self.plan = plan_for(model, reducer, memory or MemorySettings())
+        self.memories = Memories(model, self.plan, reducer, clock=clock)
         self._clock = clock
         self._scheduler = Scheduler(
             max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
         )
-        self._streams: dict[str, float] = {}
         self._regions: set[str] = set()  # streams of which only what changed is encoded
-        self._sessions: dict[str, StreamSession] = {}
-        self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
-        self._archives = archives_for(self.plan.recall)
         self._batches: dict[int, AnswerBatch] = {}
         self._forms = Forms(model)
         self._numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
-        reducer_for(
-            model, self._reducer_settings, 1.0
-        )  # a wrong option is a fault at start, not at the first frame
 
     @property
     def is_idle(self) -> bool:
@@ -96,7 +80,7 @@ class Engine:
 
         `regions`: whether of its clips only what changed is encoded, where the model's family can.
         """
-        self._streams[stream] = fps
+        self.memories.open(stream, fps)
         self._regions.discard(stream)
         if regions:
             self._regions.add(stream)
@@ -104,47 +88,14 @@ class Engine:
 
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
-        self._streams.pop(stream, None)
-        self._sessions.pop(stream, None)
-        self._lost.pop(stream, None)
-        if self._archives is not None:
-            self._archives.drop(stream)
+        self.memories.close(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
 
     def mosaic(self, stream: str) -> Mosaic | None:
         """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
-        session = self._sessions.get(stream)
+        session = self.memories.of(stream)
         return session.mosaic() if session is not None else None
-
-    def saved(self, stream: str) -> SavedMemory | None:
-        """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""
-        session = self._sessions.get(stream)
-        if session is None:
-            return None
-        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved())
-
-    @torch.inference_mode()
-    def restore(self, saved: SavedMemory) -> None:
-        """Go on from a saved memory; raises StateError where it does not fit this model and configuration."""
-        why = misfit(saved.fits, self._fits(saved.stream))
-        if why is not None:
-            raise StateError(why)
-        session = self._new_session(saved.stream)
-        session.restore(saved.tensors)
-        self._sessions[saved.stream] = session
-
-    def _fits(self, stream: str) -> dict[str, Any]:
-        """What must be the same for a saved memory to live on, in terms that a file can hold."""
-        plan = {
-            name: value for name, value in asdict(self.plan).items() if name not in _FREE_TO_CHANGE
-        }
-        return {
-            "model": self.model.fingerprint,
-            "reducer.name": self._reducer_settings.name,
-            "fps": self._streams.get(stream, 1.0),
-            **plan,
-        }
 
     def observe(self, clip: Clip) -> Clip | None:
         """Queue a clip; returns the stream's oldest waiting clip where that had to go, counted as dropped."""
@@ -162,18 +113,13 @@ class Engine:
             raise
 
     def _admit(self, question: Question) -> None:
-        if question.stream not in self._streams:
-            known = sorted(self._streams)
+        known = self.memories.streams
+        if question.stream not in known:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
         check(question, forms=self._forms, plan=self.plan, limits=self._limits)
-        if question.stream not in self._sessions and question.stream in self._lost:
-            raise NoVideoYet(f"nothing to answer from: {self._lost[question.stream]}")
-        if question.stream not in self._sessions:
-            raise NoVideoYet(
-                f"stream {question.stream!r} has shown no video yet; try again when it is online"
-            )
+        self.memories.check(question.stream)
         self._scheduler.add_question(question)
 
     @torch.inference_mode()
@@ -188,14 +134,17 @@ class Engine:
         if work is None:
             return outcomes
         metrics.ENGINE_STEPS.labels(type(work).__name__.lower()).inc()
-        try:
-            outcomes += self._do(work)
-        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
-            outcomes += self._recover(work, error)
+        outcomes += self._attempted(work)
         metrics.ENGINE_LAST_STEP.set(self._clock())
         metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
         return outcomes
+
+    def _attempted(self, work: Work) -> Sequence[Outcome]:
+        try:
+            return self._do(work)
+        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
+            return self._recover(work, error)
 
     def _do(self, work: Work) -> Sequence[Outcome]:
         match work:
@@ -208,9 +157,7 @@ class Engine:
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
-        session = self._sessions.get(stream)
-        if session is None:
-            session = self._new_session(stream)
+        session = self.memories.of(stream) or self.memories.anew(stream)
         # the clip that this one is said to look like may have been dropped on its way
         is_known = clip.same_as is not None and clip.same_as == session.shows
         times, encoded = self._token_times(clip), 0
@@ -222,8 +169,7 @@ class Engine:
             done = session.append(seen.features, times)
         is_as_before = clip.same_as is not None and clip.changed is None
         session.shows = clip.same_as if is_as_before else clip.index
-        self._sessions[stream] = session
-        self._lost.pop(stream, None)
+        self.memories.hold(session)
         gauges.show(session, done, encoded=encoded)
         return Observed(clip, done.before_merge, done.after_merge)
 
@@ -244,18 +190,13 @@ class Engine:
         return vision.changed(self.model, clip, kept, grid)
 
     def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
-        session = self._sessions.get(stream)
+        session = self.memories.of(stream)
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        first, *others = in_batches(self.model, session, questions, self._forms)
-        finished = first.step()
-        others += set_aside(self.model, first, self._forms)
-        # only now: whoever's batch fails at once is told so, and nothing of it may go on
-        number = self._opened(first)
-        for batch in others:
-            self._opened(batch)
-        return self._answers(number, finished)
+        batches = in_batches(self.model, session, questions, self._forms)
+        first, *_ = [self._opened(batch) for batch in batches]
+        return self._attempted(Decode(first))  # what fails of it is that batch's alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
         batch = self._batches[number]
@@ -293,10 +234,10 @@ class Engine:
                 now,
                 structured=done.structured,
                 confidence=done.confidence,
+                seconds=batch.view.seconds,
             )
             outcomes.append(answer)
-            if self._archives is not None:
-                self._archives.note(answer)
+            self.memories.note(answer)
         return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
@@ -315,16 +256,14 @@ class Engine:
             failure = ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
         match work:
             case Append(clip):
-                if self._lost.get(clip.stream) != str(failure):  # not again for each window
+                if self.memories.lose(clip.stream, str(failure)):  # not again for each window
                     _log.error(
                         "stream %s: a window was lost, its memory starts anew: %s",
                         clip.stream,
                         failure,
                     )
-                self._lost[clip.stream] = str(failure)
                 metrics.FRAMES_DROPPED.labels(clip.stream, "engine_error").inc(len(clip.frames))
                 metrics.KV_REBUILDS.labels(clip.stream, "error").inc()
-                self._sessions.pop(clip.stream, None)
                 return [Lost(clip, failure)]
             case Ask(_, questions):
                 return [Unanswered(question, failure) for question in questions]
@@ -333,12 +272,3 @@ class Engine:
                 self._scheduler.closed(number)
                 open_questions = [*batch.questions, *batch.looking_back]
                 return [Unanswered(question, failure) for question in open_questions]
-
-    def _new_session(self, stream: str) -> StreamSession:
-        fps = self._streams.get(stream, 1.0)
-        rate = fps / self.model.frames_per_token
-        reducer = reducer_for(self.model, self._reducer_settings, rate)
-        session = StreamSession(self.model, reducer, self.plan, stream=stream, fps=fps)
-        if self._archives is not None:
-            session.archive = self._archives.of_new_memory(stream)
-        return session

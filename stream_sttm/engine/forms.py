@@ -115,9 +115,9 @@ class Forms:
         told = _plain(self._model.tokenizer)
         return LLTokenizer(told, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos))
 
-    def prompt(self, question: Question) -> list[int]:
-        """The token ids of a question; where the model wants it, told which form of answer is wanted."""
-        form, text = question.form, question.text.strip()
+    def prompt(self, question: Question, before: str = "") -> list[int]:
+        """The token ids of a question, behind the text `before`; where the model wants it, told its form."""
+        form, text = question.form, f"{before}{question.text.strip()}"
         told = _TOLD.get(form.type)
         if told is not None and self._model.tuned.instruct:
             told = told.format(choices="; ".join(form.choices), schema=form.json_schema or "{}")

@@ -10,20 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from stream_sttm.engine.answering import AnswerBatch
-from stream_sttm.engine.archive import Archives
 from stream_sttm.engine.forms import Forms
-from stream_sttm.engine.plan import RecallPlan
 from stream_sttm.engine.recall import Past
+from stream_sttm.engine.retelling import retold
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question
-
-
-def archives_for(recall: RecallPlan | None) -> Archives | None:
-    """Where the streams' pasts are kept, None where nothing is ever recalled."""
-    if recall is None:
-        return None
-    return Archives(most_bytes=recall.most_bytes, max_age=recall.max_age, folder=recall.folder)
 
 
 def in_batches(
@@ -58,7 +50,20 @@ def set_aside(model: VideoLLM, batch: AnswerBatch, known: Forms) -> list[AnswerB
 def _looking_back(
     model: VideoLLM, past: Past, questions: Sequence[Question], known: Forms
 ) -> list[AnswerBatch]:
-    batches = [AnswerBatch(model, past.view, [question], known) for question in questions]
-    for batch, question in zip(batches, questions, strict=True):
+    batches = []
+    for question in questions:
+        before = _retold(past, question, known)
+        batch = AnswerBatch(model, past.view, [question], known, before=before)
         batch.opening = partial(past.recalled, question)
+        batches.append(batch)
     return batches
+
+
+def _retold(past: Past, question: Question, known: Forms) -> str:
+    """The newest earlier answers that a question has room for; its own are left out, or it would agree with itself."""
+    others = [event for event in past.events if event.query != question.query]
+    for count in range(min(past.plan.log, len(others)), 0, -1):
+        before = retold(others[-count:], now=past.view.span[1])
+        if len(known.prompt(question, before)) + question.max_new_tokens <= past.text_room:
+            return before
+    return ""

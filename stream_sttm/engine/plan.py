@@ -22,6 +22,8 @@ _RECALL_SHARE = 0.25  # of the horizon, left free for what is recalled
 class RecallPlan:
     """What a question may bring back: `tokens` at most, on `room` positions that the memory leaves free for them.
 
+    It is told `log` earlier answers at most.
+
     The archive of a stream holds `most_bytes`, nothing older than `max_age` seconds, in `folder` or on the host.
     """
 
@@ -31,6 +33,7 @@ class RecallPlan:
     most_bytes: int
     max_age: float
     folder: Path | None
+    log: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,11 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
     if positions == "contiguous" and model.axes > 1:
         raise ConfigError("contiguous positions need a model with one position axis")
     recall = _recall_plan(memory.recall, horizon)
+    if recall is not None and recall.log and not tuned.instruct:
+        raise ConfigError(
+            "memory.recall.log: the model follows no instructions and was never shown text before a question; "
+            "leave it at 0"
+        )
     return MemoryPlan(
         merge_at=merge_at,
         window_tokens=memory.window_tokens,
@@ -121,6 +129,7 @@ def _recall_plan(recall: RecallSettings, horizon: int) -> RecallPlan | None:
         most_bytes=recall.bytes,
         max_age=recall.max_age,
         folder=None if recall.dir is None else Path(recall.dir),
+        log=recall.log,
     )
 
 

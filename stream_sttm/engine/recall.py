@@ -17,15 +17,16 @@ from torch import Tensor
 
 from stream_sttm import metrics
 from stream_sttm.engine import decoder
-from stream_sttm.engine.archive import Gone, Kept
 from stream_sttm.engine.band import Band
 from stream_sttm.engine.cache import CacheSnapshot
 from stream_sttm.engine.gaze import Gaze
 from stream_sttm.engine.plan import RecallPlan
 from stream_sttm.engine.rope import turned
+from stream_sttm.engine.stopwatch import Stopwatch
 from stream_sttm.engine.suffix import Suffix
 from stream_sttm.engine.time_axis import Grid, TimeAxis
 from stream_sttm.engine.view import View
+from stream_sttm.engine.window import Event, Gone, Kept
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.tokens import VisualTokens
@@ -103,6 +104,8 @@ class Past:
     gone: Gone
     is_now: tuple[Tensor, ...]
     size_bias: float
+    events: tuple[Event, ...]  # answers of when the memory's oldest frame was yet to come
+    text_room: int  # tokens of question and answer together
 
     def wishes(self, question: Question) -> str:
         """never, auto or always: what the question says, else the configuration."""
@@ -117,7 +120,12 @@ class Past:
         return share >= self.model.tuned.recall_from
 
     def recalled(self, question: Question) -> View:
-        """The view with what the question wants to see again; the view itself where that can't be had."""
+        """The view with what the question wants to see again; without it where that can't be had."""
+        with Stopwatch(self.model.device) as clock:
+            view = self._recalled(question)
+        return replace(view, recall_clock=clock)
+
+    def _recalled(self, question: Question) -> View:
         chosen = self._chosen(self._relevance(question))
         tokens, spans = self._tokens(chosen)
         if not len(tokens):

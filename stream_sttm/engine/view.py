@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from stream_sttm.engine.stopwatch import Stopwatch
+from stream_sttm.types import Seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -22,7 +25,7 @@ class View:
 
     `starts`: per band, where text begins on the time axis and on the other axes, as stored. `visual` tokens are seen
     in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame. Of
-    the visual tokens `recalled` had left the memory.
+    the visual tokens `recalled` had left the memory and `fresh` are unmerged; the clocks say what it took to show them.
     """
 
     prefix: tuple[Any, ...]
@@ -32,3 +35,12 @@ class View:
     before_merge: int
     span: tuple[float, float]
     recalled: int = 0
+    fresh: int = 0
+    fresh_clock: Stopwatch | None = None
+    recall_clock: Stopwatch | None = None
+
+    @property
+    def seconds(self) -> Seconds:
+        """What it took to make it, beyond taking the memory as it is; to be asked when it has been answered from."""
+        fresh, recall = self.fresh_clock, self.recall_clock
+        return Seconds(fresh.seconds if fresh else 0.0, recall.seconds if recall else 0.0)

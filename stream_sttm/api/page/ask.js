@@ -15,12 +15,13 @@ export function certainty(answer) {
 }
 
 export function factsOf(answer) {
-  const { visual, visual_before_merge: before } = answer.tokens;
+  const { visual, visual_before_merge: before, recalled } = answer.tokens;
   return make("div", "facts",
     make("span", "", clock(answer.answered_at)),
     certainty(answer),
     fact(milliseconds(answer.event_to_answer_ms), "event to answer", "from the newest frame's capture"),
-    fact(`${count(before)} → ${count(visual)}`, "tokens", "visual tokens before and after merging"));
+    fact(`${count(before)} → ${count(visual)}`, "tokens", "visual tokens before and after merging"),
+    recalled ? fact(count(recalled), "recalled", `brought back in ${milliseconds(answer.seconds.recall * 1000)}`) : null);
 }
 
 function asked() {

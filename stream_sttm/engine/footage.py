@@ -1,0 +1,96 @@
+"""Which frames a memory remembers: when each was captured, how many cells it had, and the newest ones' own features.
+
+Counts frames from the stream's start. Knows no model and no cache.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stream_sttm.types import MAX_FRESH_FRAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One remembered frame: its number, the wall clock it was captured at, its cells."""
+
+    frame: int
+    at: float
+    cells: int
+
+
+class Footage:
+    """The remembered frames of one camera, oldest first."""
+
+    def __init__(self) -> None:
+        self.frames = 0  # so far
+        self.cells = 0  # of all of them; a camera may change its picture's size
+        self.grid = (0, 0)  # rows and columns of the newest one's
+        self.since = 0  # the newest window's first
+        self.shots: deque[Shot] = deque()
+        self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
+
+    def take(self, features: Tensor, captured: Sequence[float]) -> None:
+        """Count a window's frames (T, H, W, C), captured at those wall clocks, and keep the newest as they are."""
+        frames, rows, columns, _ = features.shape
+        if self.grid != (rows, columns):
+            self._ring.clear()  # only what has one size can be stacked
+        self.grid, self.since = (rows, columns), self.frames
+        self.frames += frames
+        self.cells += frames * rows * columns
+        numbers = range(self.since, self.frames)
+        self.shots.extend(
+            Shot(n, at, rows * columns) for n, at in zip(numbers, captured, strict=True)
+        )
+        self._ring.extend(features)
+
+    def forget(self, before: int) -> None:
+        """Let go of all frames before one of them."""
+        while self.shots[0].frame < before:
+            self.shots.popleft()
+
+    def within(self, seconds: float | None) -> list[Shot]:
+        """The remembered frames of the last `seconds`, the newest in any case; all of them for None."""
+        newest = self.shots[-1]
+        return [
+            shot
+            for shot in self.shots
+            if seconds is None or newest.at - shot.at <= seconds or shot is newest
+        ]
+
+    @property
+    def span_seconds(self) -> float:
+        """Seconds from the oldest remembered frame to the newest."""
+        return self.shots[-1].at - self.shots[0].at
+
+    @property
+    def at_hand(self) -> int:
+        """How many of the newest frames' features are kept."""
+        return len(self._ring)
+
+    def newest(self, count: int) -> Tensor:
+        """(count, H, W, C) features of the newest frames, of those that are kept."""
+        return torch.stack(list(self._ring)[-count:])
+
+    def saved(self) -> dict[str, Tensor]:
+        """All of it, for `restore`."""
+        return {
+            "clock": torch.tensor([self.frames, self.cells, *self.grid]),
+            "captured": torch.tensor([shot.at for shot in self.shots], dtype=torch.float64),
+            "captured.frames": torch.tensor([shot.frame for shot in self.shots]),
+            "captured.cells": torch.tensor([shot.cells for shot in self.shots]),
+            "ring": torch.stack(list(self._ring)),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Remember what was saved; raises KeyError or ValueError where something of it is missing."""
+        self.frames, self.cells, rows, columns = tensors["clock"].tolist()
+        self.grid, self.since = (rows, columns), self.frames
+        parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))
+        self.shots.extend(Shot(*shot) for shot in zip(*parts, strict=True))
+        self._ring.extend(tensors["ring"].to(device))
