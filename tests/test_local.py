@@ -11,15 +11,16 @@ from stream_sttm.errors import NotReady
 from stream_sttm.metrics import STORE_ERRORS
 from stream_sttm.sinks.commands import Commands
 from tests.answers import make_answer, make_status
-from workers import delivery, local
+from workers import delivery
 from workers.faults import faults_of
+from workers.service import LocalService
 
 
 async def test_an_answer_that_delivery_has_no_room_for_is_counted_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(delivery, "ANSWERS_AHEAD", 2)
-    outbox = local.LocalService(Settings()).outbox
+    outbox = LocalService(Settings()).outbox
     before = STORE_ERRORS._value.get()
     outbox.offer(make_status())
     for _ in range(3):
@@ -38,7 +39,7 @@ SETTINGS = {
 
 
 async def test_sinks_see_what_is_configured_and_change_nothing_before_the_start() -> None:
-    service = local.LocalService(Settings.model_validate(SETTINGS))
+    service = LocalService(Settings.model_validate(SETTINGS))
     commands: Commands = service
     assert list(commands.standing()) == ["look"]
     assert commands.is_query_enabled("look", "cam")

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -24,20 +24,13 @@ from stream_sttm.configfile import load
 from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
 from stream_sttm.httpconfig import Scope, TokenSettings
 from stream_sttm.types import AnswerType
+from workers.stopping import Stop, until_stopped
 
 _log = logging.getLogger("stream_sttm")
 ENGINE_THREAD = "engine"  # how workers/local.py names the thread that computes
 _QUIET = (
-    "httpx",
-    "httpcore",
-    "aiortc",
-    "aioice",
-    "libav",
-    "uvicorn",
-    "amqtt",
-    "transitions",
-    "asyncio",
-)
+    "httpx", "httpcore", "aiortc", "aioice", "libav", "uvicorn", "amqtt", "transitions", "asyncio",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,7 +162,7 @@ def _settings(path: str, **overrides: Any) -> Settings:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    stop = _Stop()
+    stop = Stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read anew
     from workers import local
     from workers.reloading import File
@@ -182,7 +175,7 @@ def _serve(options: argparse.Namespace) -> int:
     def listening(port: int) -> None:
         _log.info("listening on http://%s:%d", settings.http.host, port)
 
-    return _until_stopped(stop, local.run(settings, ready=listening, file=file))
+    return until_stopped(stop, local.run(settings, ready=listening, file=file))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -275,11 +268,11 @@ def _mcp(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    stop = _Stop()
+    stop = Stop()
     from workers import demo
 
     _log_to_stderr("warning")
-    return _until_stopped(
+    return until_stopped(
         stop,
         demo.run(seconds=options.seconds, mqtt=options.mqtt, port=options.port, seed=options.seed),
     )
@@ -296,54 +289,6 @@ def _log_to_stderr(level: str) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-class _Stop:
-    """SIGINT and SIGTERM, which are a good end at any time: before the work has begun, while it runs, while it ends."""
-
-    def __init__(self) -> None:
-        self._halt: Callable[[], object] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._asked)
-
-    async def run(self, work: Coroutine[Any, Any, int | None]) -> int:
-        """The work's own end, or 0 where it was stopped."""
-        task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
-        self._halt = lambda: loop.call_soon_threadsafe(task.cancel)
-        try:
-            return await task or 0
-        except asyncio.CancelledError:
-            return 0
-        finally:
-            self._halt = lambda: None
-
-    def _asked(self, *_: object) -> None:
-        if self._halt is None:
-            os._exit(0)  # imports take seconds, and nothing is open yet
-        self._halt()
-
-
-def _until_stopped(stop: _Stop, work: Coroutine[Any, Any, int | None]) -> int:
-    """Run to the end, or until stopped; of several errors the first is told."""
-    try:
-        return asyncio.run(stop.run(work))
-    except BaseExceptionGroup as group:
-        known = group.subgroup(StreamSTTMError)
-        if known is None:
-            raise
-        raise _first(known) from group
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the interpreter would put back what kills
-            signal.signal(number, signal.SIG_IGN)
-
-
-def _first(group: BaseExceptionGroup[StreamSTTMError]) -> StreamSTTMError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, StreamSTTMError)
-    return error
 
 
 if __name__ == "__main__":

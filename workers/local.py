@@ -3,242 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from stream_sttm import registry
-from stream_sttm.additions import AddedQuery, Additions, strangers
+from stream_sttm.additions import Additions, strangers
 from stream_sttm.api import whip
 from stream_sttm.api.app import create_app
 from stream_sttm.api.control import routes as control_routes
 from stream_sttm.api.entries import routes as entry_routes
 from stream_sttm.api.eventlog import routes as event_routes
 from stream_sttm.api.trial import routes as trial_routes
-from stream_sttm.config import AnsweringSettings, Settings
-from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
+from stream_sttm.config import Settings
 from stream_sttm.eventlog import EventLog
-from stream_sttm.mosaic import Mosaic
-from stream_sttm.queryconfig import QuerySettings
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
-from stream_sttm.sources.pictures import jpeg
-from stream_sttm.stats import Stats
-from stream_sttm.toggles import Place, Toggles
-from stream_sttm.types import Answer, Evidence, Frame, Question, StreamState, StreamStatus
-from workers import delivery, gateway, ingest
-from workers.analysis import Analysis
-from workers.channel import Channel
+from stream_sttm.toggles import Toggles
+from workers import delivery, gateway
 from workers.control import Control
 from workers.entries import Entries
 from workers.outlets import Outlets
 from workers.reloading import File
+from workers.service import LocalService
 from workers.watching import Watching, publishers_of
-
-_PICTURES = 16  # frames held for events that begin just now
-_STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for longer is not ready
-
-
-class LocalService:
-    """What the HTTP interface and the sinks may ask of the running service."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._statuses = {
-            name: StreamStatus(name, StreamState.CONNECTING, time.time())
-            for name in settings.streams
-        }
-        self._newest: dict[str, Frame] = {}
-        self._still_since: dict[str, float | None] = {}
-        self._pictures: OrderedDict[str, Frame] = OrderedDict()  # of events that begin just now
-        self._is_on: Callable[[Place], bool] = lambda place: self._configured(place)
-        self._analysis: Analysis | None = None
-        self._reason = "the model is being loaded"
-        self._stats = Stats()
-        self.control: Control | None = None
-        self.outbox: Channel[delivery.Outgoing] = Channel(
-            delivery.ANSWERS_AHEAD, on_drop=delivery.told_lost
-        )
-
-    @property
-    def model(self) -> str:
-        """Name of the model that answers."""
-        return self._settings.model
-
-    @property
-    def answering(self) -> AnsweringSettings:
-        """Limits for questions."""
-        return self._settings.answering
-
-    @property
-    def is_switchable(self) -> bool:
-        """Whether streams and queries can be enabled and disabled while the service runs."""
-        return self.control is not None
-
-    def streams(self) -> list[StreamStatus]:
-        """Every stream's status, in the order of the configuration."""
-        return [self._seen(status) for status in self._statuses.values()]
-
-    def queries(self) -> list[dict[str, Any]]:
-        """The standing queries as configured, with the streams that each is asked of now."""
-        return [
-            {
-                "name": name,
-                **query.model_dump(mode="json"),
-                "enabled": any(on := [s for s in query.streams if self._is_on((s, name))]),
-                "asked_of": on,
-                "added": isinstance(query, AddedQuery),
-            }
-            for name, query in self._settings.queries.items()
-        ]
-
-    def standing(self) -> Mapping[str, QuerySettings]:
-        """The standing queries by name."""
-        return self._settings.queries
-
-    def is_query_enabled(self, query: str, stream: str) -> bool:
-        """Whether a query is asked of a stream now."""
-        return stream in self._settings.queries[query].streams and self._is_on((stream, query))
-
-    def stats(self) -> dict[str, Any]:
-        """The service's numbers as JSON."""
-        return self._stats.collect(self.streams(), model=self.model)
-
-    def resend(self) -> None:
-        """Report every stream's status anew."""
-        for status in self.streams():
-            self.outbox.offer(status)
-
-    async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
-        """Watch a stream, or leave it out; holds over restarts."""
-        await self._controlled().set_stream_enabled(stream, is_enabled)
-
-    async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
-        """Ask a query of a stream, or of all of its own, or leave it out; holds over restarts."""
-        await self._controlled().set_query_enabled(query, stream, is_enabled)
-
-    async def trigger(self, query: str, stream: str | None = None) -> None:
-        """Ask a standing query now, whatever its rhythm."""
-        await self._controlled().trigger(query, stream)
-
-    def sighted(self, payload: bytes) -> None:
-        """Take a message of Frigate's topics `events` or `reviews`, garbage included."""
-        self._controlled().sighted(payload)
-
-    def _controlled(self) -> Control:
-        if self.control is None:
-            raise NotReady("the service has not started yet; try again in a moment")
-        return self.control
-
-    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer a question from a stream's memory; raises QuestionError where it can't be."""
-        stream = question.stream
-        if stream not in self._statuses:
-            hint = registry.suggest(stream, sorted(self._statuses))
-            raise UnknownStream(f"there is no stream {stream!r}{hint}")
-        if not self._is_on((stream, "")):
-            raise NoVideoYet(f"stream {stream!r} is disabled")
-        if self._analysis is None:
-            raise NoVideoYet(self._reason)
-        limits = self._settings.answering
-        timeout = limits.timeout if question.timeout is None else question.timeout
-        bounded = replace(
-            question,
-            max_new_tokens=min(question.max_new_tokens, limits.max_new_tokens),
-            timeout=min(timeout, limits.timeout),
-        )
-        return await self._analysis.ask(bounded, on_text)
-
-    def readiness(self) -> tuple[bool, str]:
-        """Whether questions can be answered, and why not."""
-        if self._analysis is None:
-            return False, self._reason
-        waited = self._analysis.seconds_in_step()
-        if waited > _STEP_WITHIN:
-            return False, f"the engine has been in one step for {waited:.0f} s"
-        return True, "ready"
-
-    def snapshot(self, stream: str) -> bytes | None:
-        """The newest frame as JPEG, None before the first."""
-        frame = self._newest.get(stream)
-        return jpeg(frame.image) if frame is not None else None
-
-    async def mosaic(self, stream: str) -> Mosaic | None:
-        """What stands for a stream's newest frame, None before the first."""
-        return await self._analysis.mosaic(stream) if self._analysis is not None else None
-
-    def remembered(self, stream: str) -> tuple[bytes, float] | None:
-        """The newest frame in a stream's memory as JPEG, and its wall clock; None before the first."""
-        frame = self._analysis.remembered(stream) if self._analysis is not None else None
-        return (jpeg(frame.image), frame.captured_at) if frame is not None else None
-
-    def _seen(self, status: StreamStatus) -> StreamStatus:
-        """The status with what changes without a change of state: the newest frame's time, since when all is still."""
-        frame = self._newest.get(status.stream)
-        if frame is None:
-            return status
-        still = {"still_since": self._still_since.get(status.stream)}
-        return replace(status, last_frame_at=frame.captured_at, details={**status.details, **still})
-
-    def keep_newest(self, frame: Frame) -> None:
-        """Remember a frame for snapshots."""
-        self._newest[frame.stream] = frame
-
-    def keep_stillness(self, stream: str, since: float | None) -> None:
-        """Remember since when nothing has changed in a stream's picture."""
-        self._still_since[stream] = since
-
-    def report(self, status: StreamStatus) -> None:
-        """Take a stream's new status and pass it on."""
-        self._statuses[status.stream] = status
-        self.outbox.offer(status)
-
-    def deliver(self, item: delivery.Outgoing) -> None:
-        """Pass on an answer or event; a picture is at hand at once, before the store has it."""
-        if isinstance(item, Evidence):
-            self._pictures[item.event] = item.frame
-            if len(self._pictures) > _PICTURES:
-                self._pictures.popitem(last=False)
-        self.outbox.offer(item)
-
-    def event_snapshot(self, event: str) -> bytes | None:
-        """The picture with which an event began a moment ago, None of an older one; called from a thread."""
-        frame = self._pictures.get(event)
-        return jpeg(frame.image) if frame is not None else None
-
-    def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
-        """Take other settings and switches; what became of streams by that is told."""
-        old, self._settings, self._is_on = self._statuses, settings, is_on
-        self._statuses = {
-            name: old.get(name) or StreamStatus(name, StreamState.CONNECTING, time.time())
-            for name in settings.streams
-        }
-        for name in [name for name in old if name not in settings.streams]:
-            self._newest.pop(name, None)
-            self._tell_off(name, "removed from the configuration")
-            del self._statuses[name]
-        for name, status in list(self._statuses.items()):
-            if not is_on((name, "")) and status.state is not StreamState.DISABLED:
-                by = "while running" if settings.streams[name].enabled else "in the configuration"
-                self._tell_off(name, f"disabled {by}")
-
-    def _tell_off(self, stream: str, reason: str) -> None:
-        ingest.show_state(stream, StreamState.DISABLED)
-        self.report(StreamStatus(stream, StreamState.DISABLED, time.time(), reason))
-
-    def _configured(self, place: Place) -> bool:
-        stream, query = place
-        is_watched = self._settings.streams[stream].enabled
-        return is_watched and (not query or self._settings.queries[query].enabled)
-
-    def started(self, analysis: Analysis) -> None:
-        """The engine runs."""
-        self._analysis = analysis
 
 
 async def run(
