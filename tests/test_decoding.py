@@ -16,11 +16,13 @@ import pytest
 
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.metrics import DECODE_CPU, DECODE_MODE, FRAMES_DROPPED
-from stream_sttm.sources import open_source, process
+from stream_sttm.sources import open_source, process, selection
+from stream_sttm.sources.mailbox import Mailbox
+from stream_sttm.sources.opening import Opening
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.video import VideoSource
-from stream_sttm.sources.wire import Limits
+from stream_sttm.sources.wire import Limits, Request
 from tests.leaks import decoders, open_files, threads, until
 from tests.rtsp_server import RtspCamera, why_missing, write_video
 from tests.test_sources_video import _mjpeg, saying, server
@@ -153,6 +155,24 @@ async def test_a_mode_asked_for_by_name_is_used(scene_video, mode):
     frames, video = await watched(f"file://{scene_video}", None, fps=2.0, decode=mode)
     assert video["decode"] == mode
     assert len(frames) == (4 if mode == "keyframes" else 8)
+
+
+def test_keyframes_that_come_are_not_missed_where_packets_were_too_large_to_wait(
+    scene_video, monkeypatch
+):
+    monkeypatch.setattr(selection, "MOST_HELD", 1)
+    opening = Opening(str(scene_video))
+    request = Request(
+        f"file://{scene_video}", opening, "cam", 0.5, 640, "keyframes", limits=Limits(keyframe=1.5)
+    )
+    mailbox = Mailbox()
+    mailbox.waits, mailbox.room = True, 1 << 30
+    with av.open(str(scene_video)) as container:
+        video = container.streams.video[0]
+        chosen = selection.Selection(request, video, mailbox, is_live=False)
+        for place, packet in enumerate(p for p in container.demux(video) if p.size):
+            chosen.add(selection.Stamped(packet, place / 10))
+    assert [mailbox.take(0)[0]["frame"]["pts"] for _ in range(2)] == [0.0, 2.0]
 
 
 # trouble

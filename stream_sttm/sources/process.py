@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 import time
+from enum import StrEnum
 from typing import Any
 
 from stream_sttm import metrics, urls
@@ -29,6 +30,14 @@ _ERRORS: dict[str, type[Exception]] = {
 logger = logging.getLogger(__name__)
 
 
+class Said(StrEnum):
+    """What a process says instead of a frame."""
+
+    END = "end"  # of the file, or of what is to be decoded of it
+    TURN = "turn"  # its segment is over, the next is another's
+    ASTRAY = "astray"  # a segment does not stand by itself
+
+
 class DecoderProcess:
     """A process that decodes what `request` names; `heard_at` and `details` as in the Source protocol."""
 
@@ -38,24 +47,38 @@ class DecoderProcess:
         self._serial = 0
         self.heard_at = 0.0
         self.details: dict[str, Any] = {}
+        self.shares = 1  # into how many the file is divided
 
     async def open(self) -> bool:
         """Start it and wait until its video is found; whether that is live. Raises SourceError."""
-        self._channel, self._serial = _FORKS.fork()
         limit = 2 * self._request.limits.open + OPEN_MARGIN
         try:
+            await self.start()
             async with asyncio.timeout(limit):
-                await wire.request(self._channel, self._request)
                 while "live" not in (message := (await self._ask())[0]):
                     pass
         except TimeoutError:
             raise SourceUnavailable(self._line("answers, but sends no video in time")) from None
         except EOFError:
             raise self._dead() from None
+        self.shares = message.get("shares", 1)
         return bool(message["live"])
+
+    async def start(self) -> None:
+        """Start it, without waiting for anything that it does."""
+        self._channel, self._serial = _FORKS.fork()
+        try:
+            await wire.request(self._channel, self._request)
+        except OSError:
+            raise self._dead() from None
 
     async def frame(self) -> Frame | None:
         """The newest frame, or a file's next, when there is one; None at the end. Raises SourceError."""
+        heard = await self.hear()
+        return heard if isinstance(heard, Frame) else None
+
+    async def hear(self) -> Frame | Said:
+        """The same, where what else it may say matters."""
         while True:
             try:
                 message, image = await self._ask()
@@ -65,8 +88,9 @@ class DecoderProcess:
                 told = message["frame"]
                 metrics.STAGE_DURATION.labels("decode").observe(told["spent"])
                 return Frame(self._request.stream, image, told["pts"], told["captured_at"])
-            if message.get("end"):
-                return None
+            for said in Said:
+                if message.get(said):
+                    return said
 
     async def close(self) -> None:
         """End it: politely if it listens, in any case soon."""
