@@ -230,6 +230,25 @@ async def test_damaged_packets_are_counted_as_corrupt(tmp_path):
     assert len(frames) == 40 - len(places)
 
 
+async def test_a_machine_that_is_slow_to_start_a_decoder_is_not_taken_for_a_silent_camera(
+    scene_video, monkeypatch
+):
+    monkeypatch.setattr(process, "OPEN_MARGIN", 0.0)
+    await watched(f"file://{scene_video}", 1)  # so that the server is there
+    pictures = _mjpeg([jpeg(SCENE.render(0, 96))])
+    async with server(pictures) as address, asyncio.timeout(40):
+        source = VideoSource(f"http://{address}/x", limits=Limits(open=1.0))
+        process._FORKS._process.send_signal(signal.SIGSTOP)
+        try:
+            opening = asyncio.create_task(source.__aenter__())
+            assert not await until(opening.done, 2.2)
+        finally:
+            process._FORKS._process.send_signal(signal.SIGCONT)
+        await opening
+        await anext(source.frames())
+        await source.__aexit__(None, None, None)
+
+
 # bad input
 
 

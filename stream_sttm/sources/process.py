@@ -21,6 +21,7 @@ from stream_sttm.sources.wire import Request
 from stream_sttm.types import Frame
 
 OPEN_MARGIN = 3.0  # seconds beyond FFmpeg's own limits until a process that opens is given up
+START = 60.0  # seconds that a process gets to begin, which is our machine's affair and no camera's; and a file to open
 GRACE = 1.5  # seconds that a process gets to say goodbye to its camera
 _FORKS = ForkServer()  # nothing runs before the first stream that needs it
 _ERRORS: dict[str, type[Exception]] = {
@@ -50,15 +51,25 @@ class DecoderProcess:
         self.shares = 1  # into how many the file is divided
 
     async def open(self) -> bool:
-        """Start it and wait until its video is found; whether that is live. Raises SourceError."""
-        limit = 2 * self._request.limits.open + OPEN_MARGIN
+        """Start it and wait until its video is found; whether that is live. Raises SourceError.
+
+        The time that a camera gets counts from the process's first word: a busy machine may be long in starting it.
+        """
+        is_file = urls.split(self._request.url).scheme == "file"
+        limit = START if is_file else 2 * self._request.limits.open + OPEN_MARGIN
+        late = f"its decoder has not begun within {START:g} s: this machine has too much to do"
         try:
             await self.start()
+            async with asyncio.timeout(START):
+                message = (await self._ask())[0]
+            late = (
+                "answers, but sends no video in time" if not is_file else "takes too long to open"
+            )
             async with asyncio.timeout(limit):
-                while "live" not in (message := (await self._ask())[0]):
-                    pass
+                while "live" not in message:
+                    message = (await self._ask())[0]
         except TimeoutError:
-            raise SourceUnavailable(self._line("answers, but sends no video in time")) from None
+            raise SourceUnavailable(self._line(late)) from None
         except EOFError:
             raise self._dead() from None
         self.shares = message.get("shares", 1)
