@@ -88,6 +88,7 @@ class Decoder:
         self._request, self._mailbox = request, mailbox
         scheme = urls.split(request.url).scheme
         self._is_file, self._is_rtsp = scheme == "file", scheme.startswith("rtsp")
+        self._is_http = scheme in ("http", "https")
 
     def run(self) -> None:
         """From opening to the end; never raises."""
@@ -112,8 +113,8 @@ class Decoder:
         self._mailbox.end(outcome)
 
     def _decode(self, container: InputContainer) -> None:
-        # over HTTP, what knows its length is a file
-        is_live = self._is_rtsp or (not self._is_file and container.duration is None)
+        # over HTTP, what knows its length is a file; an RTMP server may tell one that means nothing
+        is_live = not (self._is_file or (self._is_http and container.duration))
         video = self._video(container, is_live=is_live)
         self._mailbox.waits = not is_live
         if not is_live and self._request.share.count > 1:
