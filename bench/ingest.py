@@ -2,7 +2,8 @@
 
 Real RTSP over TCP from a GStreamer server in a process of its own, whose CPU time is not counted; counted is that of
 this process and its decoders. Full decoding of all cameras would not fit on two cores, so it runs with fewer and is
-compared per camera. Run: python -m bench.ingest; the last line is JSON.
+compared per camera. So are cameras read through the gate that stands before them where hosts are limited, and a file by
+one process and by several. Run: python -m bench.ingest; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.backfill import Fill, compare, lines, looped, usual
 from bench.processes import Usage, usage
+from stream_sttm.sources import open_source
+from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.scene import Scene
 from stream_sttm.streamconfig import StreamSettings
 from stream_sttm.types import Clip, StreamState, StreamStatus
@@ -33,14 +39,15 @@ from workers import ingest
 from workers.channel import Channel
 
 PATIENCE = 60.0  # seconds for cameras to come online, go, and processes to end
+LIMITED = Access(hosts=("127.0.0.1",))  # as with any `sources.hosts`, RTSP goes through the gate
 SETTLING = 3.0  # seconds after which the way of decoding has been chosen
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What one way of decoding cost: share of a core, sampled frames per camera and second."""
+    """What one way of watching cost: share of a core, sampled frames per camera and second."""
 
-    decode: str
+    name: str
     cameras: int
     cores: float
     frames_per_second: float
@@ -96,16 +103,20 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 @asynccontextmanager
-async def watching(urls: list[str], *, fps: float, decode: str) -> AsyncIterator[Watched]:
+async def watching(
+    urls: list[str], *, fps: float, decode: str, access: Access = EVERYTHING
+) -> AsyncIterator[Watched]:
     """Watch cameras as the service does, but for the model."""
-    watched = Watched()
+    watched, opener = Watched(), partial(open_source, access=access)
     async with asyncio.TaskGroup() as group:
         tasks = []
         for index, url in enumerate(urls):
             clips = ingest.clip_channel(2)
             settings = StreamSettings.model_validate({"source": url, "fps": fps, "decode": decode})
             tasks.append(group.create_task(watched.take(clips), name=f"take[{index}]"))
-            run = ingest.run(f"camera{index}", settings, clips=clips, report=watched.report)
+            run = ingest.run(
+                f"camera{index}", settings, clips=clips, report=watched.report, opener=opener
+            )
             tasks.append(group.create_task(run, name=f"ingest[{index}]"))
         try:
             yield watched
@@ -114,17 +125,20 @@ async def watching(urls: list[str], *, fps: float, decode: str) -> AsyncIterator
                 task.cancel()
 
 
-async def measure(camera: RtspCamera, cameras: int, decode: str, seconds: float) -> Arm:
+async def measure(
+    camera: RtspCamera, cameras: int, name: str, seconds: float, access: Access = EVERYTHING
+) -> Arm:
     """CPU time of watching so many cameras at one frame a second for so long."""
-    server = [camera.process.pid]
-    async with watching(camera.urls[:cameras], fps=1.0, decode=decode) as watched:
+    server, decode = [camera.process.pid], "full" if name == "full" else "auto"
+    urls = camera.urls[:cameras]
+    async with watching(urls, fps=1.0, decode=decode, access=access) as watched:
         await until(lambda: watched.online() == cameras, f"{cameras} cameras are online")
         await asyncio.sleep(SETTLING)
         frames, began, before = watched.frames, time.monotonic(), usage(without=server)
         await asyncio.sleep(seconds)
         after, passed = usage(without=server), time.monotonic() - began
         return Arm(
-            decode=decode,
+            name=name,
             cameras=cameras,
             cores=(after.cpu_seconds - before.cpu_seconds) / passed,
             frames_per_second=(watched.frames - frames) / cameras / passed,
@@ -162,33 +176,43 @@ async def _settled(camera: RtspCamera) -> Usage:
     return now()
 
 
-def table(arms: list[Arm], ends: tuple[Usage, Usage] | None, count: int) -> tuple[str, Any]:
-    """For people, and for programs."""
-    lines = [
-        f"{'decode':10}{'cameras':>8}{'cores':>8}{'% of a core each':>18}{'frames/s':>10}  modes"
-    ]
-    lines += [
-        f"{arm.decode:10}{arm.cameras:8}{arm.cores:8.3f}{100 * arm.per_camera:18.2f}"
+def table(arms: list[Arm]) -> tuple[list[str], dict[str, Any]]:
+    """What watching cost, for people and for programs."""
+    shown = [f"{'arm':10}{'cameras':>8}{'cores':>8}{'% of a core each':>18}{'frames/s':>10}  modes"]
+    shown += [
+        f"{arm.name:10}{arm.cameras:8}{arm.cores:8.3f}{100 * arm.per_camera:18.2f}"
         f"{arm.frames_per_second:10.2f}  {arm.modes}, {arm.memory / 2**20:.0f} MiB"
         for arm in arms
     ]
     told: dict[str, Any] = {"arms": [asdict(arm) for arm in arms]}
-    if len(arms) > 1:
-        told["full_to_chosen"] = round(arms[1].per_camera / arms[0].per_camera, 2)
-        lines.append(f"full decode : chosen mode = {told['full_to_chosen']} : 1, per camera")
-    if ends is not None:
-        told |= {"cycles": count, "after_ten": asdict(ends[0]), "after_all": asdict(ends[1])}
-        lines.append(
-            f"{count} cycles of add, kill, revive, delete: after the first ten, at the end"
-        )
-        for name, unit in (("processes", 1), ("threads", 1), ("files", 1), ("memory", 2**20)):
-            first, last = (getattr(end, name) / unit for end in ends)
-            lines.append(f"  {name:10}{first:8.0f}{last:8.0f}{' MiB' if unit > 1 else ''}")
-    return "\n".join(lines), told
+    cost = {arm.name: arm.per_camera for arm in arms}
+    if "full" in cost and "auto" in cost:
+        told["full_to_chosen"] = round(cost["full"] / cost["auto"], 2)
+        shown.append(f"full decode : chosen mode = {told['full_to_chosen']} : 1, per camera")
+    if "gated" in cost:
+        told["gate"] = round(cost["gated"] - cost["direct"], 5)
+        shown.append(f"the gate takes {100 * told['gate']:.2f} % of a core per camera")
+    return shown, told
+
+
+def ended(ends: tuple[Usage, Usage], count: int) -> tuple[list[str], dict[str, Any]]:
+    """What was left by cameras that came and went."""
+    shown = [f"{count} cycles of add, kill, revive, delete: after the first ten, at the end"]
+    for name, unit in (("processes", 1), ("threads", 1), ("files", 1), ("memory", 2**20)):
+        first, last = (getattr(end, name) / unit for end in ends)
+        shown.append(f"  {name:10}{first:8.0f}{last:8.0f}{' MiB' if unit > 1 else ''}")
+    return shown, {"cycles": count, "after_ten": asdict(ends[0]), "after_all": asdict(ends[1])}
 
 
 async def run(options: argparse.Namespace) -> tuple[str, Any]:
     """All that was asked for."""
+    ways = (
+        ("auto", options.cameras, EVERYTHING),
+        ("full", options.full, EVERYTHING),
+        ("direct", options.gated, EVERYTHING),
+        ("gated", options.gated, LIMITED),
+    )
+    mounts = max(cameras for _, cameras, _ in ways)
     with tempfile.TemporaryDirectory() as folder:
         video = write_video(
             Path(folder, "camera.mp4"),
@@ -200,14 +224,32 @@ async def run(options: argparse.Namespace) -> tuple[str, Any]:
             crf="24",
             sc_threshold="0",
         )
-        arms, ends = [], None
-        with RtspCamera(video, mounts=options.cameras) as camera:
-            for decode, cameras in (("auto", options.cameras), ("full", options.full)):
-                if cameras and options.seconds:
-                    arms.append(await measure(camera, cameras, decode, options.seconds))
+        parts = []
+        with RtspCamera(video, mounts=max(1, mounts)) as camera:
+            if options.seconds:
+                parts.append(
+                    table(
+                        [
+                            await measure(camera, cameras, name, options.seconds, access)
+                            for name, cameras, access in ways
+                            if cameras
+                        ]
+                    )
+                )
             if options.cycles:
-                ends = await cycles(camera, options.cycles)
-    return table(arms, ends, options.cycles)
+                parts.append(ended(await cycles(camera, options.cycles), options.cycles))
+        if options.film:
+            parts.append(await filled(video, Path(folder, "film.mp4"), options.film))
+    shown = [line for lines, _ in parts for line in lines]
+    return "\n".join(shown), {key: value for _, told in parts for key, value in told.items()}
+
+
+async def filled(video: Path, film: Path, seconds: float) -> tuple[list[str], dict[str, Any]]:
+    """A file by one process and by several: keyframes alone, and every picture."""
+    looped(video, film, seconds)
+    fills: list[Fill] = await compare(film, (1.0, 15.0), usual(len(os.sched_getaffinity(0))))
+    told = [asdict(fill) | {"ratio": round(fill.ratio, 2)} for fill in fills]
+    return lines(fills, seconds), {"backfill": told}
 
 
 def main() -> None:
@@ -215,6 +257,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cameras", type=int, default=32)
     parser.add_argument("--full", type=int, default=4, help="cameras that are decoded in full")
+    parser.add_argument("--gated", type=int, default=4, help="cameras read through the gate")
+    parser.add_argument("--film", type=float, default=60.0, help="seconds of a file; 0: none")
     parser.add_argument("--seconds", type=float, default=20.0, help="measured per arm")
     parser.add_argument("--height", type=int, default=720)
     parser.add_argument("--cycles", type=int, default=100)

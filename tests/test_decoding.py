@@ -16,11 +16,13 @@ import pytest
 
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.metrics import DECODE_CPU, DECODE_MODE, FRAMES_DROPPED
-from stream_sttm.sources import open_source, process
+from stream_sttm.sources import open_source, process, selection
+from stream_sttm.sources.mailbox import Mailbox
+from stream_sttm.sources.opening import Opening
 from stream_sttm.sources.pictures import jpeg
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.video import VideoSource
-from stream_sttm.sources.wire import Limits
+from stream_sttm.sources.wire import Limits, Request
 from tests.leaks import decoders, open_files, threads, until
 from tests.rtsp_server import RtspCamera, why_missing, write_video
 from tests.test_sources_video import _mjpeg, saying, server
@@ -155,6 +157,24 @@ async def test_a_mode_asked_for_by_name_is_used(scene_video, mode):
     assert len(frames) == (4 if mode == "keyframes" else 8)
 
 
+def test_keyframes_that_come_are_not_missed_where_packets_were_too_large_to_wait(
+    scene_video, monkeypatch
+):
+    monkeypatch.setattr(selection, "MOST_HELD", 1)
+    opening = Opening(str(scene_video))
+    request = Request(
+        f"file://{scene_video}", opening, "cam", 0.5, 640, "keyframes", limits=Limits(keyframe=1.5)
+    )
+    mailbox = Mailbox()
+    mailbox.waits, mailbox.room = True, 1 << 30
+    with av.open(str(scene_video)) as container:
+        video = container.streams.video[0]
+        chosen = selection.Selection(request, video, mailbox, is_live=False)
+        for place, packet in enumerate(p for p in container.demux(video) if p.size):
+            chosen.add(selection.Stamped(packet, place / 10))
+    assert [mailbox.take(0)[0]["frame"]["pts"] for _ in range(2)] == [0.0, 2.0]
+
+
 # trouble
 
 
@@ -208,6 +228,25 @@ async def test_damaged_packets_are_counted_as_corrupt(tmp_path):
     frames, _ = await watched(f"file://{path}", None, stream="hurt", fps=10.0)
     assert corrupt.get() - before == len(places)
     assert len(frames) == 40 - len(places)
+
+
+async def test_a_machine_that_is_slow_to_start_a_decoder_is_not_taken_for_a_silent_camera(
+    scene_video, monkeypatch
+):
+    monkeypatch.setattr(process, "OPEN_MARGIN", 0.0)
+    await watched(f"file://{scene_video}", 1)  # so that the server is there
+    pictures = _mjpeg([jpeg(SCENE.render(0, 96))])
+    async with server(pictures) as address, asyncio.timeout(40):
+        source = VideoSource(f"http://{address}/x", limits=Limits(open=1.0))
+        process._FORKS._process.send_signal(signal.SIGSTOP)
+        try:
+            opening = asyncio.create_task(source.__aenter__())
+            assert not await until(opening.done, 2.2)
+        finally:
+            process._FORKS._process.send_signal(signal.SIGCONT)
+        await opening
+        await anext(source.frames())
+        await source.__aexit__(None, None, None)
 
 
 # bad input

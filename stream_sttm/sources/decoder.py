@@ -28,7 +28,8 @@ from stream_sttm.sources.arrival import ArrivalClock, FileClock
 from stream_sttm.sources.ffmpeg import mapped, open_container
 from stream_sttm.sources.mailbox import Mailbox
 from stream_sttm.sources.playout import BURSTS, played
-from stream_sttm.sources.selection import Selection, Stamped
+from stream_sttm.sources.segments import ROOM, Part, begun, numbered
+from stream_sttm.sources.selection import Astray, Selection, Stamped
 from stream_sttm.sources.wire import Request
 
 SIGN_EVERY = 1.0  # seconds after which there is an answer without a frame: a sign of life
@@ -87,6 +88,7 @@ class Decoder:
         self._request, self._mailbox = request, mailbox
         scheme = urls.split(request.url).scheme
         self._is_file, self._is_rtsp = scheme == "file", scheme.startswith("rtsp")
+        self._is_http = scheme in ("http", "https")
 
     def run(self) -> None:
         """From opening to the end; never raises."""
@@ -101,6 +103,8 @@ class Decoder:
             outcome = _told(mapped(error, self._request, is_open=is_open, waited=waited))
         except SourceError as error:
             outcome = _told(error)
+        except Astray:
+            outcome = {"astray": True}
         except MemoryError:
             outcome = _told(SourceUnavailable(self._line("decoding it takes too much memory")))
         except Exception as error:  # noqa: BLE001 - a process has no other way to tell its consumer
@@ -109,13 +113,21 @@ class Decoder:
         self._mailbox.end(outcome)
 
     def _decode(self, container: InputContainer) -> None:
-        # over HTTP, what knows its length is a file
-        is_live = self._is_rtsp or (not self._is_file and container.duration is None)
+        # over HTTP, what knows its length is a file; an RTMP server may tell one that means nothing
+        is_live = not (self._is_file or (self._is_http and container.duration))
         video = self._video(container, is_live=is_live)
         self._mailbox.waits = not is_live
-        self._mailbox.note(live=is_live)
-        selection = Selection(self._request, video, self._mailbox, is_live=is_live)
+        if not is_live and self._request.share.count > 1:
+            self._decode_in_turns(self._stored(container, video), video)
+            return
         packets = self._live(container, video) if is_live else self._stored(container, video)
+        self._decode_all(packets, video, is_live=is_live)
+
+    def _decode_all(
+        self, packets: Iterable[Stamped], video: VideoStream, *, is_live: bool = False
+    ) -> None:
+        self._mailbox.mark(live=is_live)  # alone: who waits for it takes no picture yet
+        selection = Selection(self._request, video, self._mailbox, is_live=is_live)
         for packet in packets:
             if self._mailbox.is_closed:
                 return
@@ -123,6 +135,26 @@ class Decoder:
         if is_live:
             raise SourceUnavailable(self._line("the other side ended the stream"))
         selection.finish()
+
+    def _decode_in_turns(self, packets: Iterator[Stamped], video: VideoStream) -> None:
+        """What is our share of a file; all of it where it falls into no segments that would fit into the mailbox."""
+        request, mailbox = self._request, self._mailbox
+        packets = numbered(packets, request)
+        if not request.share.index:
+            packets, is_worth = begun(packets, request, video.codec_context)
+            if not is_worth:
+                self._decode_all(packets, video)
+                return
+        mailbox.room = ROOM
+        mailbox.mark(live=False, shares=request.share.count)
+        video.codec_context.thread_count = max(1, _cores() // request.share.count)
+        selection = Selection(request, video, mailbox, is_live=False, is_part=True)
+        part = Part(request.share, selection, mailbox)
+        for packet in packets:
+            if mailbox.is_closed:
+                return
+            part.add(packet)
+        part.finish()
 
     def _video(self, container: InputContainer, *, is_live: bool) -> VideoStream:
         """The stream to decode, its decoder set up."""
@@ -144,11 +176,20 @@ class Decoder:
         return video
 
     def _stored(self, container: InputContainer, video: VideoStream) -> Iterator[Stamped]:
-        """A file's packets with their own times."""
+        """A file's packets with their own times; without one at its end that is cut off."""
         clock = FileClock(float(video.average_rate or 0))
-        for packet in container.demux(video):
-            if packet.size:
-                yield Stamped(packet, clock.stamp(_media(packet)))
+        packets = (packet for packet in container.demux(video) if packet.size)
+        last = next(packets, None)
+        for packet in packets:
+            if last is not None:
+                yield Stamped(last, clock.stamp(_media(last)))
+            last = packet
+        if last is None:
+            return
+        if last.is_corrupt:  # it would take others with it that FFmpeg decodes in parallel
+            self._mailbox.count("corrupt", int(not self._request.share.index))
+        else:
+            yield Stamped(last, clock.stamp(_media(last)))
 
     def _live(self, container: InputContainer, video: VideoStream) -> Iterator[Stamped]:
         """A camera's packets with the times they were sent at, as nearly as can be told."""
@@ -205,6 +246,10 @@ def _placed(backlog: list[Packet[Any]], arrived: float) -> list[tuple[Packet[Any
         later = media
         placed.append((packet, arrived))
     return placed[::-1]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _media(packet: Packet[Any]) -> float | None:

@@ -43,6 +43,7 @@ class FolderSource:
     decode: str = "auto"
     max_pixels: int = MAX_PIXELS
     access: Access = EVERYTHING
+    processes: int = 0  # for each video, as of VideoSource
     is_live: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class FolderSource:
             decode=self.decode,
             max_pixels=self.max_pixels,
             access=self.access,
+            processes=self.processes,
         )
         await self._shown_now.aclose()
         await self._shown_now.enter_async_context(source)

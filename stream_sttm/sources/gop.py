@@ -110,10 +110,15 @@ class Grid:
     A hair stricter than the sampler (sampling.py), so that no frame is converted which it would leave.
     """
 
-    def __init__(self, fps: float) -> None:
+    def __init__(self, fps: float, origin: float | None = None) -> None:
         self._fps = fps
-        self._origin: float | None = None
+        self._origin = origin
         self._next = 0
+
+    def begin(self, t: float) -> None:
+        """Go on at `t` without knowing what was taken before, as if nothing of that point's period was."""
+        if self._origin is not None:
+            self._next = self._reached(t, self._origin)
 
     @property
     def due(self) -> float:

@@ -1,13 +1,14 @@
 """Between the two threads of a decoder's process: one decodes and puts, the other takes and tells.
 
-Holds one frame at most: of a live stream the newest wins, a file's decoder waits. What else there is to tell (counts,
-what the video is like, how it ended) is gathered until the next message. Knows nothing of decoding.
+Of a live stream it holds one frame, and the newest wins; of a file as many as there is room for, then its decoder
+waits. What else there is to tell of the video is told before the next frame, counts with any message, how it ended at
+last. Knows nothing of decoding.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,26 +26,44 @@ class Picture:
 
 
 class Mailbox:
-    """`put`, `count`, `note`, `rest` and `end` belong to the decoding thread, `take` and `close` to the other."""
+    """`put`, `mark`, `count`, `note`, `rest`, `end` belong to the decoding thread, `take` and `close` to the other."""
 
     def __init__(self) -> None:
         self.waits = False
+        self.room = 0  # bytes of pictures that may wait to be taken; one may always
         self.is_closed = False
         self._changed = threading.Condition()
-        self._picture: Picture | None = None
+        # each with what is to be told with it, or that alone
+        self._waiting: deque[tuple[Message, Picture | None]] = deque()
+        self._filled = 0  # bytes of those pictures
         self._notes: Message = {}
         self._counts: Counter[str] = Counter()
         self._outcome: Message | None = None
 
     def put(self, picture: Picture) -> None:
-        """Hand a picture over, after the one before was taken if this mailbox waits; else it is replaced."""
+        """Hand a picture over, when there is room if this mailbox waits; else it replaces the one before."""
+        size = picture.image.nbytes
         with self._changed:
             if self.waits:
-                self._changed.wait_for(lambda: self._picture is None or self.is_closed)
-            if self._picture is not None:
+                self._changed.wait_for(
+                    lambda: not self._filled or self._filled + size <= self.room or self.is_closed
+                )
+            elif self._filled:
+                notes, _ = self._waiting.pop()
+                self._notes, self._filled = notes | self._notes, 0
                 self._counts["superseded"] += 1
-            self._picture = picture
-            self._changed.notify_all()
+            self._queue(picture)
+
+    def mark(self, **notes: Any) -> None:
+        """Something to tell by itself, after the pictures before it and before those to come."""
+        with self._changed:
+            self._notes |= notes
+            self._queue(None)
+
+    def _queue(self, picture: Picture | None) -> None:
+        self._waiting.append((self._notes, picture))
+        self._notes, self._filled = {}, self._filled + _size(picture)
+        self._changed.notify_all()
 
     def count(self, what: str, times: int = 1) -> None:
         """Add to what is told as a count: packets `received`, and frames dropped, by reason."""
@@ -72,14 +91,18 @@ class Mailbox:
         """What there is to tell, at the latest after `patience` seconds."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._picture is not None or self._notes or self._outcome, patience
+                lambda: self._waiting or self._notes or self._outcome is not None, patience
             )
-            picture, self._picture = self._picture, None
-            message: Message = self._notes | {"counts": dict(self._counts)}
-            self._notes, self._counts = {}, Counter()
+            if self._waiting:
+                notes, picture = self._waiting.popleft()
+            else:
+                notes, picture = self._notes | (self._outcome or {}), None
+                self._notes = {}
+            message: Message = notes | {"counts": dict(self._counts)}
+            self._counts, self._filled = Counter(), self._filled - _size(picture)
             self._changed.notify_all()
             if picture is None:
-                return message | (self._outcome or {}), None
+                return message, None
             message["frame"] = {
                 "shape": picture.image.shape[:2],
                 "pts": picture.pts,
@@ -93,3 +116,7 @@ class Mailbox:
         with self._changed:
             self.is_closed = True
             self._changed.notify_all()
+
+
+def _size(picture: Picture | None) -> int:
+    return 0 if picture is None else picture.image.nbytes

@@ -41,6 +41,7 @@ class Opening:
     access: Access = EVERYTHING
     verify: bool = True
     authorities: str = ""  # the file of those whose certificates are believed; empty: the usual
+    size: int = 0  # bytes, of a file
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> Self:
@@ -80,9 +81,9 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
     access.check(bare)
     if scheme == "file":
         path = file_path(bare)
-        await asyncio.to_thread(_check_file, bare, path)
+        size = await asyncio.to_thread(_check_file, bare, path)
         by = "ffmpeg" if access.folders is None else "folder"
-        return Opening(str(path), by, access=access), None
+        return Opening(str(path), by, access=access, size=size), None
     if scheme == "v4l2":
         return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
@@ -149,8 +150,8 @@ def _at(url: str, address: str, access: Access) -> str:
     return urlunsplit((parts.scheme, netloc, parts.path, parts.query, ""))
 
 
-def _check_file(url: str, path: Path) -> None:
-    """Find what FFmpeg would name less clearly, and pipes and devices, which it would wait for without end."""
+def _check_file(url: str, path: Path) -> int:
+    """Its size; finds what FFmpeg would name less clearly, and pipes and devices, which it would wait for for ever."""
     shown = urls.mask(url)
     try:
         if not path.exists():
@@ -161,10 +162,11 @@ def _check_file(url: str, path: Path) -> None:
             )
         if not path.is_file():
             raise NotVideo(f"{shown}: is not a regular file")
-        if path.stat().st_size == 0:
+        if (size := path.stat().st_size) == 0:
             raise NotVideo(f"{shown}: the file is empty")
     except OSError as error:
         raise SourceUnavailable(f"{shown}: can't be read: {error.strerror}") from error
+    return size
 
 
 def _device(url: str) -> Opening:

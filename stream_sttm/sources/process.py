@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 import time
+from enum import StrEnum
 from typing import Any
 
 from stream_sttm import metrics, urls
@@ -20,6 +21,7 @@ from stream_sttm.sources.wire import Request
 from stream_sttm.types import Frame
 
 OPEN_MARGIN = 3.0  # seconds beyond FFmpeg's own limits until a process that opens is given up
+START = 60.0  # seconds that a process gets to begin, which is our machine's affair and no camera's; and a file to open
 GRACE = 1.5  # seconds that a process gets to say goodbye to its camera
 _FORKS = ForkServer()  # nothing runs before the first stream that needs it
 _ERRORS: dict[str, type[Exception]] = {
@@ -27,6 +29,14 @@ _ERRORS: dict[str, type[Exception]] = {
 }
 
 logger = logging.getLogger(__name__)
+
+
+class Said(StrEnum):
+    """What a process says instead of a frame."""
+
+    END = "end"  # of the file, or of what is to be decoded of it
+    TURN = "turn"  # its segment is over, the next is another's
+    ASTRAY = "astray"  # a segment does not stand by itself
 
 
 class DecoderProcess:
@@ -38,24 +48,48 @@ class DecoderProcess:
         self._serial = 0
         self.heard_at = 0.0
         self.details: dict[str, Any] = {}
+        self.shares = 1  # into how many the file is divided
 
     async def open(self) -> bool:
-        """Start it and wait until its video is found; whether that is live. Raises SourceError."""
-        self._channel, self._serial = _FORKS.fork()
-        limit = 2 * self._request.limits.open + OPEN_MARGIN
+        """Start it and wait until its video is found; whether that is live. Raises SourceError.
+
+        The time that a camera gets counts from the process's first word: a busy machine may be long in starting it.
+        """
+        is_file = urls.split(self._request.url).scheme == "file"
+        limit = START if is_file else 2 * self._request.limits.open + OPEN_MARGIN
+        late = f"its decoder has not begun within {START:g} s: this machine has too much to do"
         try:
+            await self.start()
+            async with asyncio.timeout(START):
+                message = (await self._ask())[0]
+            late = (
+                "answers, but sends no video in time" if not is_file else "takes too long to open"
+            )
             async with asyncio.timeout(limit):
-                await wire.request(self._channel, self._request)
-                while "live" not in (message := (await self._ask())[0]):
-                    pass
+                while "live" not in message:
+                    message = (await self._ask())[0]
         except TimeoutError:
-            raise SourceUnavailable(self._line("answers, but sends no video in time")) from None
+            raise SourceUnavailable(self._line(late)) from None
         except EOFError:
             raise self._dead() from None
+        self.shares = message.get("shares", 1)
         return bool(message["live"])
+
+    async def start(self) -> None:
+        """Start it, without waiting for anything that it does."""
+        self._channel, self._serial = _FORKS.fork()
+        try:
+            await wire.request(self._channel, self._request)
+        except OSError:
+            raise self._dead() from None
 
     async def frame(self) -> Frame | None:
         """The newest frame, or a file's next, when there is one; None at the end. Raises SourceError."""
+        heard = await self.hear()
+        return heard if isinstance(heard, Frame) else None
+
+    async def hear(self) -> Frame | Said:
+        """The same, where what else it may say matters."""
         while True:
             try:
                 message, image = await self._ask()
@@ -65,8 +99,9 @@ class DecoderProcess:
                 told = message["frame"]
                 metrics.STAGE_DURATION.labels("decode").observe(told["spent"])
                 return Frame(self._request.stream, image, told["pts"], told["captured_at"])
-            if message.get("end"):
-                return None
+            for said in Said:
+                if message.get(said):
+                    return said
 
     async def close(self) -> None:
         """End it: politely if it listens, in any case soon."""

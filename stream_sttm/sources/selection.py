@@ -23,14 +23,13 @@ from stream_sttm.errors import NotVideo, SourceUnavailable
 from stream_sttm.sources.arrival import LEAST_STEP
 from stream_sttm.sources.gop import Grid, Mode, Policy
 from stream_sttm.sources.mailbox import Mailbox, Picture
-from stream_sttm.sources.wire import Image, Request
+from stream_sttm.sources.wire import Image, Request, is_news
 
 MOST_HELD = 16 << 20  # bytes of packets that wait for a keyframe
 MOST_FRUITLESS = 300  # packets in a row that give no picture until it is no video
 MOST_REORDERED = 64  # packets that a decoder may hold back
 FULL_LOAD = 0.9  # share of one core from which a live stream's decoder is too slow
 LOAD_OVER = 2.0  # seconds over which that is measured
-CHANGED = 0.2  # share by which a rate has to differ to be told anew
 
 
 @dataclass(slots=True)
@@ -40,19 +39,34 @@ class Stamped:
     packet: Packet[Any]
     t: float
     captured_at: float | None = None
+    segment: int = 0  # of a file, see segments.py
+    is_ours: bool = True  # whether its picture is for this process to give
     is_decoded: bool = False
     is_out: bool = False  # whether its picture has come out of the decoder
+
+
+class Astray(Exception):  # noqa: N818 - no error: the file is decoded by one process instead
+    """A segment can't be decoded without what comes before it."""
 
 
 class Selection:
     """One stream's packets in, its due pictures into `mailbox`."""
 
     def __init__(
-        self, request: Request, video: VideoStream, mailbox: Mailbox, *, is_live: bool
+        self,
+        request: Request,
+        video: VideoStream,
+        mailbox: Mailbox,
+        *,
+        is_live: bool,
+        is_part: bool = False,
     ) -> None:
         self._request, self._mailbox, self._is_live = request, mailbox, is_live
+        self._is_part = is_part  # of a file, of which other processes decode the rest
         self._context = video.codec_context
-        self._policy, self._grid = Policy(request.decode, request.fps), Grid(request.fps)
+        self._policy = Policy(request.decode, request.fps)
+        self._grid = Grid(request.fps, request.share.origin)
+        self._awaited: Stamped | None = None  # the keyframe whose picture has to be the next
         # packets since the newest keyframe that the decoder lacks; None: there is nothing to start from
         self._chain: list[Stamped] | None = None
         self._reordered: dict[int | None, Stamped] = {}
@@ -65,20 +79,33 @@ class Selection:
         self._started = 0.0
         self._load_since, self._busy = time.monotonic(), 0.0
 
-    def add(self, item: Stamped) -> None:
-        """The next packet; raises SourceError where the stream can't be watched."""
+    @property
+    def is_done(self) -> bool:
+        """Whether no picture is to come from the decoder before the next keyframe's."""
+        return bool(self._chain) or self._policy.mode is Mode.KEYFRAMES
+
+    def note(self, item: Stamped) -> None:
+        """A packet that another process decodes."""
+        self._policy.add(item.t, is_key=item.packet.is_keyframe)
+
+    def add(self, item: Stamped, *, begins: bool = False) -> None:
+        """The next packet, which may begin a segment; raises SourceError where the stream can't be watched, Astray."""
         self._mailbox.count("received")
         is_key = item.packet.is_keyframe
         self._policy.add(item.t, is_key=is_key)
+        if begins:
+            self._grid.begin(item.t)
+            self._awaited = None if self._policy.mode is Mode.KEYFRAMES else item
         if is_key:
             self._keyframe(item)
             self._describe()
         elif self._chain is None:
             self._mailbox.count("not_decoded")
-            if item.t > self._request.limits.keyframe:
+            since = item.t - (self._policy.gop.newest or 0.0)
+            if since > self._request.limits.keyframe:
                 raise SourceUnavailable(
                     self._line(
-                        f"no keyframe in {item.t:.0f} s: set the camera's keyframe interval to a second or two"
+                        f"no keyframe in {since:.0f} s: set the camera's keyframe interval to a second or two"
                     )
                 )
         else:
@@ -95,9 +122,29 @@ class Selection:
     def finish(self) -> None:
         """The end of a file: what the decoder still holds."""
         self._drop_chain()
+        self._drain()
+        self._forget(0)
+        self._check_start()
+
+    def leave(self, tail: Sequence[Stamped]) -> None:
+        """The end of a segment; of `tail`, which follows it, pictures may still be shown in it. Raises Astray."""
+        if not self.is_done:
+            if tail:
+                self._decode(tail)
+            self._drain()
+        self._drop_chain()
+        self._restart()
+        self._check_start()
+
+    def _drain(self) -> None:
+        """What the decoder still holds."""
         self._started = time.perf_counter()
         self._deliver(self._context.decode(None), None)
-        self._forget(0)
+
+    def _check_start(self) -> None:
+        """Raise Astray where the segment's first picture has never come."""
+        if self._awaited is not None:
+            raise Astray
 
     def _keyframe(self, item: Stamped) -> None:
         """Start from here: whatever waited is not needed any more."""
@@ -123,8 +170,8 @@ class Selection:
     def _forget(self, most: int) -> None:
         """Give up on all but `most` of the packets whose pictures have not come: they were skipped."""
         while len(self._reordered) > most:
-            del self._reordered[next(iter(self._reordered))]
-            self._mailbox.count("not_decoded")
+            skipped = self._reordered.pop(next(iter(self._reordered)))
+            self._mailbox.count("not_decoded", int(skipped.is_ours))
 
     def _drop_chain(self) -> bool:
         """Forget the packets that wait; whether there were any that the decoder misses."""
@@ -172,6 +219,8 @@ class Selection:
             own = self._reordered.pop(picture.pts, item) if picture.pts is not None else item
             if own is not None:
                 own.is_out = True
+            if not self._is_due_here(picture, own):
+                continue
             if picture.is_corrupt:
                 self._mailbox.count("corrupt")
                 continue
@@ -187,6 +236,19 @@ class Selection:
             spent = time.perf_counter() - self._started
             self._mailbox.put(Picture(image, t, captured_at or time.time(), spent))
             self._started = time.perf_counter()
+
+    def _is_due_here(self, picture: VideoFrame, own: Stamped | None) -> bool:
+        """Whether a picture is for this process to give; raises Astray where it can't be told, or is no clean start."""
+        if not self._is_part:
+            return own is None or own.is_ours
+        if own is None or own.packet.pts != picture.pts:
+            raise Astray
+        if not own.is_ours:
+            return False
+        if self._awaited is not None and (own is not self._awaited or picture.is_corrupt):
+            raise Astray
+        self._awaited = None
+        return True
 
     def _shrunk(self, picture: VideoFrame) -> Image:
         """(H, W, 3) RGB, no larger than asked for."""
@@ -220,15 +282,9 @@ class Selection:
             "fps": gop.rate and round(gop.rate, 1),
             "keyframe_interval": gop.interval and round(gop.interval, 2),
         }
-        if any(_differs(value, self._told.get(key)) for key, value in now.items()):
+        if is_news(now, self._told):
             self._told = now
             self._mailbox.note(video=now)
 
     def _line(self, what: str) -> str:
         return f"{urls.mask(self._request.url)}: {what}"
-
-
-def _differs(new: Any, old: Any) -> bool:
-    if isinstance(new, float) and isinstance(old, float):
-        return abs(new - old) > CHANGED * old
-    return bool(new != old)

@@ -47,7 +47,7 @@ async def tried(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
         raise ConfigError(
             "whip: waits for a publisher, so there is nothing to try; add it as a stream"
         )
-    source = open_source(url, stream=NAME, fps=_FPS, max_side=_MAX_SIDE, access=access)
+    source = open_source(url, stream=NAME, fps=_FPS, max_side=_MAX_SIDE, access=access, processes=1)
     seen = Seen(time.monotonic())
     try:
         async with asyncio.timeout(seconds):

@@ -1,8 +1,8 @@
 """rtsp(s):// http(s):// rtmp(s):// srt:// v4l2:// file:// - everything FFmpeg reads, decoded in a process of its own.
 
 A live stream is shown as it is now: a frame that nobody took in time is replaced by the next, and counted. A file
-waits for its consumer and ends by returning. Only what is due is decoded and converted. Knows nothing of reconnecting;
-how a URL is opened is in opening.py, FFmpeg itself in decoder.py.
+waits for its consumer, ends by returning, and is decoded by several processes in turns (turns.py). Only what is due is
+decoded and converted. Knows nothing of reconnecting; how a URL is opened is in opening.py, FFmpeg itself in decoder.py.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from stream_sttm.sources.access import EVERYTHING, Access
 from stream_sttm.sources.gate import Gate
 from stream_sttm.sources.opening import Opening, check_spelling, prepare
 from stream_sttm.sources.process import DecoderProcess
-from stream_sttm.sources.wire import MAX_PIXELS, Limits, Request
+from stream_sttm.sources.turns import Turns, processes
+from stream_sttm.sources.wire import MAX_PIXELS, Limits, Request, Share
 from stream_sttm.types import Frame
 
 
 @dataclass
 class VideoSource:
-    """A camera or file that FFmpeg reads; entered, it is open and its video stream found."""
+    """A camera or file that FFmpeg reads; entered, it is open and its video stream found.
+
+    `processes` decode a file, if it can be cut; 0: as many as suit it and this machine.
+    """
 
     url: str
     stream: str = "video"
@@ -33,13 +37,14 @@ class VideoSource:
     decode: str = "auto"
     max_pixels: int = MAX_PIXELS
     access: Access = EVERYTHING
+    processes: int = 0
     limits: Limits = field(default_factory=Limits)
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
-        self._process: DecoderProcess | None = None
+        self._process: DecoderProcess | Turns | None = None
         self._gate: Gate | None = None
 
     @property
@@ -55,7 +60,9 @@ class VideoSource:
     async def __aenter__(self) -> Self:
         try:
             opening, self._gate = await prepare(self.url, self.access)
-            self._process = DecoderProcess(self._request(opening))
+            request = self._request(opening)
+            is_shared = request.share.count > 1
+            self._process = Turns(request) if is_shared else DecoderProcess(request)
             self.is_live = await self._process.open()
         except SourceError as error:
             await self._close()
@@ -84,6 +91,7 @@ class VideoSource:
             raise self._meant(error) from error
 
     def _request(self, opening: Opening) -> Request:
+        count = (self.processes or processes(opening.size)) if opening.size else 1
         return Request(
             url=self.url,
             opening=opening,
@@ -93,6 +101,7 @@ class VideoSource:
             decode=self.decode,
             max_pixels=self.max_pixels,
             limits=self.limits,
+            share=Share(0, count),
         )
 
     def _meant(self, error: SourceError) -> SourceError:

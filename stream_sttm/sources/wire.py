@@ -25,6 +25,7 @@ ASK = b"?"
 MAX_PIXELS = 36_000_000  # a little more than 8K
 _LENGTHS = struct.Struct("!II")  # bytes of JSON, bytes of pixels
 _MOST_JSON = 1 << 20
+_CHANGED = 0.2  # share by which a rate has to differ to be told anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,18 @@ class Limits:
     open: float = 5.0
     silence: float = 10.0
     keyframe: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What of a file a process decodes: of its segments each `count`th, beginning with number `index`.
+
+    `origin` is the time of the file's first frame, which whoever decodes the beginning finds out itself.
+    """
+
+    index: int = 0
+    count: int = 1
+    origin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,18 @@ class Request:
     decode: str = "auto"
     max_pixels: int = MAX_PIXELS
     limits: Limits = field(default_factory=Limits)
+    share: Share = field(default_factory=Share)
+
+
+def is_news(video: Message, told: Message) -> bool:
+    """Whether a description of a video says anything that the one before did not."""
+    return any(_differs(value, told.get(key)) for key, value in video.items())
+
+
+def _differs(new: Any, old: Any) -> bool:
+    if isinstance(new, float) and isinstance(old, float):
+        return abs(new - old) > _CHANGED * old
+    return bool(new != old)
 
 
 def tell(channel: socket.socket, message: Message, image: Image | None = None) -> None:
@@ -62,7 +87,11 @@ def read_request(channel: socket.socket) -> Request:
     """The request that our side began with; blocks. Raises EOFError where it left instead."""
     head = _read(channel, _LENGTHS.size)
     fields = json.loads(_read(channel, _LENGTHS.unpack(head)[0]))
-    parts = {"opening": Opening.restored(fields["opening"]), "limits": Limits(**fields["limits"])}
+    parts = {
+        "opening": Opening.restored(fields["opening"]),
+        "limits": Limits(**fields["limits"]),
+        "share": Share(**fields["share"]),
+    }
     return Request(**{**fields, **parts})
 
 
