@@ -20,6 +20,7 @@ from stream_sttm.types import (
     EventKind,
     Form,
     Question,
+    Seconds,
     TokenCounts,
 )
 
@@ -126,8 +127,16 @@ def _answer(tree: dict[str, Any]) -> Answer:
     form |= {"type": AnswerType(form["type"]), "choices": tuple(form["choices"])}
     turns = tuple((asked, answered) for asked, answered in question.get("turns", ()))
     question |= {"form": _made(Form, form), "turns": turns}
-    tree |= {"question": _made(Question, question), "tokens": _made(TokenCounts, tree["tokens"])}
-    return _made(Answer, tree | {"span": tuple(tree["span"])})
+    return _made(
+        Answer,
+        tree
+        | {
+            "question": _made(Question, question),
+            "span": tuple(tree["span"]),
+            "tokens": _made(TokenCounts, tree["tokens"]),
+            "seconds": _made(Seconds, tree.get("seconds", {})),
+        },
+    )
 
 
 def _event(tree: dict[str, Any]) -> Event:

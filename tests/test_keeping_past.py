@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,13 @@ from tests.service import Service, until
 from tests.test_recalling import STREAM, _ask, _clip, _engine, _run, _show
 from workers.keeping import Keeping
 
-_THREAD = ThreadPoolExecutor(1, thread_name_prefix="engine")
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="past")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    _THREAD.shutdown()
 
 
 def _keeping(engine: Engine, folder: Path, *streams: str) -> Keeping:
