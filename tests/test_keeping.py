@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.service import Service, until
 
 CAMERA = {"cam": {"source": "scene://7", "fps": 4}}
@@ -72,6 +74,7 @@ def test_a_bad_file_is_set_aside_and_its_stream_starts_empty(tmp_path: Path) -> 
     assert "cam.safetensors" in told[0]
 
 
+@pytest.mark.slow
 def test_a_memory_that_is_too_old_or_of_another_setting_is_left_out(tmp_path: Path) -> None:
     with serve(tmp_path) as service:
         answer(service)

@@ -88,6 +88,7 @@ def still_since(service: Service) -> float | None:
     return since
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_still_scene_is_spared_until_something_appears(tmp_path: Path, camera: Camera) -> None:
     source = f"http://127.0.0.1:{camera.server_port}/video"
