@@ -30,7 +30,7 @@ from stream_sttm.engine.archive_file import (
     set_aside,
     write,
 )
-from stream_sttm.engine.window import Contents
+from stream_sttm.engine.window import Contents, Numbering
 from stream_sttm.errors import StateError
 from tests.test_archive import NONE, _answer, _fill, _kept
 
@@ -58,8 +58,8 @@ def _again(folder: Path) -> SavedPast:
 def _same(found: Contents, saved: Contents) -> bool:
     windows = zip(found.windows, saved.windows, strict=True)
     return (
-        (found.id, found.memory, found.begin, found.firsts)
-        == (saved.id, saved.memory, saved.begin, saved.firsts)
+        (found.id, found.numbering, found.begin, found.firsts)
+        == (saved.id, saved.numbering, saved.begin, saved.firsts)
         and [astuple(event) for event in found.events] == [astuple(e) for e in saved.events]
         and all(
             one.captured == other.captured
@@ -173,24 +173,24 @@ def test_of_the_memory_it_was_saved_with_the_same_is_gone_after_it_is_back(tmp_p
     assert wanted is not None
     _save(tmp_path, archive)
 
-    def back(memory: str, emitted: int) -> Archive:
+    def back(numbering: Numbering, emitted: int) -> Archive:
         again = Archive("door", most_bytes=1 << 20, max_age=1e9)
-        again.memory = memory
+        again.numbering = numbering
         again.take_back(_again(tmp_path).contents, emitted=emitted, now=6.0)
         return again
 
-    again = back(archive.memory, 1000)
+    again = back(archive.numbering, 1000)
     found = again.gone(held)
     assert found is not None
     assert torch.equal(found.owner, wanted.owner)
     assert torch.equal(found.row, wanted.row)
     assert torch.equal(found.keys(1), wanted.keys(1))
     assert again.nbytes == archive.nbytes
-    assert again.memory != archive.memory
+    assert again.numbering != archive.numbering
 
-    older = back(archive.memory, 33)  # the memory was saved before the last windows came
+    older = back(archive.numbering, 33)  # the memory was saved before the last windows came
     assert [window.first for window in older._windows] == [0, 10, 21, -1, -1, -1]
-    other = back("another", 1000)
+    other = back(Numbering(), 1000)
     gone = other.gone(held)
     assert gone is not None
     assert len(gone) == sum(map(len, other._windows)), "nothing of it is in that memory"

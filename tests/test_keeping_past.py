@@ -61,6 +61,19 @@ def _told(answers: dict[str, Answer]) -> list[tuple[Any, ...]]:
     return [(one.text, one.tokens, one.span) for one in answers.values()]
 
 
+def _gone(engine: Engine, until: float = float("inf")) -> set[tuple[float, int]]:
+    """What the memory has lost of windows from before `until`: when each was captured, and which of its tokens."""
+    session = engine.memories.of(STREAM)
+    assert session is not None
+    assert session.archive is not None
+    gone = session.archive.gone(session.cache.deep.index.serials)
+    assert gone is not None
+    pairs = zip(gone.owner.tolist(), gone.row.tolist(), strict=True)
+    lost = {(gone.windows[owner].captured[0], row) for owner, row in pairs}
+    assert lost
+    return {(at, row) for at, row in lost if at < until}
+
+
 @pytest.mark.parametrize("place", ["", "shelf"])
 async def test_what_is_recalled_after_a_restart_is_what_was_before_it(
     tiny_model: VideoLLM, tmp_path: Path, place: str
@@ -80,6 +93,35 @@ async def test_what_is_recalled_after_a_restart_is_what_was_before_it(
     assert _told(_ask(again, "always", "never", "always")) == _told(before)
     _show(again, 5, first=30)
     assert _told(_ask(again, "always", "never", "always")) == _told(later)
+
+
+@pytest.mark.parametrize("saved", ["memory", "past"])
+async def test_a_kill_between_two_files_of_a_save_after_a_restart_mistakes_no_token_for_gone(
+    tiny_model: VideoLLM, tmp_path: Path, saved: str
+) -> None:
+    """One file is then of before the restart, the other of after it: what both know is still told apart."""
+    engine = _engine(tiny_model, "always")
+    _show(engine, 30)
+    await _stopped(_keeping(engine, tmp_path))
+    before, gone = _ask(engine, "always", "never"), _gone(engine)
+    for run in range(3):  # killed each time in its first save
+        engine = _engine(tiny_model, "always")
+        _keeping(engine, tmp_path).restore()
+        if saved == "memory":
+            _show(engine, 2, first=30 + 2 * run)
+            memory = engine.memories.saved(STREAM)
+            assert memory is not None
+            memory_file.write(tmp_path, memory)
+            before, gone = _ask(engine, "always", "never"), _gone(engine, until=60.0)
+        else:
+            past = engine.memories.saved_past(STREAM)
+            assert past is not None
+            archive_file.write(tmp_path, past)
+            _show(engine, 2, first=30)
+    last = _engine(tiny_model, "always")
+    _keeping(last, tmp_path).restore()
+    assert _told(_ask(last, "always", "never")) == _told(before)
+    assert _gone(last) == gone
 
 
 async def test_the_past_is_back_even_where_the_memory_is_not(

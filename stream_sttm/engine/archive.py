@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.shelf import Shelf, Shelved
-from stream_sttm.engine.window import GONE, Contents, Event, Gone, Kept, Window
+from stream_sttm.engine.window import GONE, Contents, Event, Gone, Kept, Numbering, Window
 from stream_sttm.types import Answer
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class Archive:
         self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
     ) -> None:
         self.stream = stream
-        self.memory = _id()  # tells whose serials these are
-        self._id, self._begin = _id(), 0
+        self.numbering = Numbering()
+        self._id, self._begin = secrets.token_hex(8), 0
         self._most_bytes, self._max_age = most_bytes, max_age
         self._windows: deque[Window] = deque()
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -107,7 +107,7 @@ class Archive:
 
     def restart(self) -> None:
         """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
-        self.memory = _id()
+        self.numbering = Numbering()
         for window in self._windows:
             window.first = GONE
 
@@ -116,19 +116,20 @@ class Archive:
         windows = tuple(self._windows)
         firsts = tuple(window.first for window in windows)
         events = tuple(replace(event) for event in self._events)
-        return Contents(self._id, self.memory, self._begin, windows, firsts, events)
+        return Contents(self._id, self.numbering, self._begin, windows, firsts, events)
 
     def take_back(self, contents: Contents, *, emitted: int, now: float) -> None:
         """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
 
         Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
-        are those that it took in after it was saved, whose serials it gives out once more. From here on it is another
-        memory, so that what was saved of this one is not taken for it.
+        are those that came in after it was saved, whose serials it gives out once more. From here on its serials are
+        others, so that what was saved before is not taken for what comes. Memory and past are saved one after the
+        other: where the service was killed in between, one of them is of before a restart and the other of after it.
         """
         self._id, self._begin = contents.id, contents.begin
-        is_same = contents.memory == self.memory
+        common = self.numbering.common(contents.numbering, emitted)
         for window, first in zip(contents.windows, contents.firsts, strict=True):
-            is_known = is_same and first + len(window) <= emitted
+            is_known = first + len(window) <= common
             features = self._shelved(window.read())
             window = replace(window, features=features, first=first if is_known else GONE)
             self._windows.append(window)
@@ -136,7 +137,9 @@ class Archive:
             self._trim(now)
         self._events.extend(contents.events)
         self._trim(now)
-        self.memory = _id()
+        self.numbering = Numbering(
+            shared={contents.numbering.id: common, self.numbering.id: emitted}
+        )
 
     def gone(self, held: Tensor) -> Gone | None:
         """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
@@ -207,10 +210,6 @@ class Archives:
     def drop(self, stream: str) -> None:
         """Forget a stream's past."""
         self._archives.pop(stream, None)
-
-
-def _id() -> str:
-    return secrets.token_hex(8)
 
 
 def _halves(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import state_file
-from stream_sttm.engine.window import Contents, Event, Window
+from stream_sttm.engine.window import Contents, Event, Numbering, Window
 from stream_sttm.errors import StateError
 
 LARGEST = 8 << 20  # bytes that are written anew at most for one window that came or went
@@ -170,7 +170,7 @@ def _saved(home: Path, manifest: state_file.Content) -> SavedPast:
         windows += _windows(part.tensors, counts[here], captured[here])
     contents = Contents(
         id=id_,
-        memory=str(about["memory"]),
+        numbering=Numbering.told(about["numbering"]),
         begin=begin,
         windows=tuple(windows),
         firsts=tuple(rows["firsts"].tolist()),
@@ -199,7 +199,7 @@ def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> N
         "saved_at": saved.saved_at,
         "fits": dict(saved.fits),
         "id": contents.id,
-        "memory": contents.memory,
+        "numbering": asdict(contents.numbering),
         "begin": contents.begin,
         "parts": [[*span, checksum] for span, checksum in held.items()],
     }

@@ -118,8 +118,8 @@ class Memories:
         session = self._sessions.get(stream)
         if session is None:
             return None
-        memory = session.archive.memory if session.archive is not None else ""
-        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved(), memory)
+        numbering = None if session.archive is None else session.archive.numbering
+        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved(), numbering)
 
     @torch.inference_mode()
     def restore(self, saved: SavedMemory) -> None:
@@ -129,8 +129,8 @@ class Memories:
             raise StateError(why)
         session = self.anew(saved.stream)
         session.restore(saved.tensors)
-        if session.archive is not None and saved.memory:
-            session.archive.memory = saved.memory
+        if session.archive is not None and saved.numbering is not None:
+            session.archive.numbering = saved.numbering
         self.hold(session)
 
     def saved_past(self, stream: str) -> SavedPast | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from stream_sttm.engine import state_file
+from stream_sttm.engine.window import Numbering
 from stream_sttm.errors import StateError
 
 REFUSED = ".refused"
@@ -23,14 +24,14 @@ REFUSED = ".refused"
 class SavedMemory:
     """A memory at `saved_at` (wall clock); `fits` names all that must be the same where it is to live on.
 
-    `memory` tells it from other memories of its stream, for a saved past refers to its tokens; empty where none is.
+    A saved past refers to its tokens by `numbering`, None where no past is kept.
     """
 
     stream: str
     saved_at: float
     fits: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    memory: str = ""
+    numbering: Numbering | None = None
 
 
 def path_of(folder: Path, stream: str) -> Path:
@@ -45,7 +46,7 @@ def write(folder: Path, saved: SavedMemory) -> Path:
         "stream": saved.stream,
         "saved_at": saved.saved_at,
         "fits": dict(saved.fits),
-        "memory": saved.memory,
+        "numbering": None if saved.numbering is None else asdict(saved.numbering),
     }
     try:
         state_file.write(path, about, saved.tensors)
@@ -62,12 +63,13 @@ def read(folder: Path, stream: str) -> SavedMemory | None:
         return None
     about = content.about
     try:
+        numbering = about.get("numbering")
         saved = SavedMemory(
             str(about["stream"]),
             float(about["saved_at"]),
             dict(about["fits"]),
             content.tensors,
-            str(about.get("memory", "")),
+            None if numbering is None else Numbering.told(numbering),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise state_file.unreadable(path, error) from error

@@ -5,7 +5,10 @@ All of it on the host, or on a disk. Knows no bounds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +18,30 @@ from stream_sttm.tokens import VisualTokens
 
 Kept = tuple[VisualTokens, Tensor]  # a window's tokens, and their keys (layers, N, heads, D)
 GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
+
+
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """Tells whose serials these are: a memory's, from its start, or from when it was restored, on.
+
+    A restored memory gives out serials once more that had been given out before it was cut off. `shared` says of each
+    numbering that it was restored from how many of the first serials mean the same tokens in both.
+    """
+
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    shared: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def told(cls, told: Mapping[str, Any]) -> Numbering:
+        """What `asdict` once made of one; raises KeyError, TypeError or ValueError where it is none."""
+        shared = dict(told["shared"])
+        return cls(str(told["id"]), {str(id_): int(count) for id_, count in shared.items()})
+
+    def common(self, other: Numbering, emitted: int) -> int:
+        """How many of the first `emitted` serials mean the same tokens in `other`."""
+        if self.id == other.id:
+            return emitted
+        return min(emitted, max(self.shared.get(other.id, 0), other.shared.get(self.id, 0)))
 
 
 @dataclass(slots=True, eq=False)
@@ -85,11 +112,11 @@ class Contents:
     """What an archive, told from others by its `id`, holds at one moment; later work leaves it alone.
 
     An archive numbers its windows without a gap; these are the ones from number `begin` on. `firsts` are their first
-    serials, in the memory that is told from others by `memory`.
+    serials, by `numbering`.
     """
 
     id: str
-    memory: str
+    numbering: Numbering
     begin: int
     windows: tuple[Window, ...]
     firsts: tuple[int, ...]
