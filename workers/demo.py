@@ -129,11 +129,10 @@ class _Truth:
         kind = rng.choice(KINDS)
         if kind in UNADDRESSED:
             return kind, None
-        thing = rng.choice(things) if things and rng.random() < 0.7 else None
-        if thing is None:
-            subject = rng.choice(NAMES)
-            return kind, subject.split()[1] if kind in SHAPE_KINDS else subject
-        return kind, thing.shape if kind in SHAPE_KINDS else thing.name
+        shown = [thing.name for thing in things]
+        name = rng.choice(shown) if shown and rng.random() < 0.7 else rng.choice(NAMES)
+        colour, shape = name.split()
+        return kind, colour if kind == "alarm" else shape if kind in SHAPE_KINDS else name
 
 
 async def _listen(broker: str, truth: _Truth, tally: Tally) -> None:
