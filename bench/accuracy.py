@@ -37,7 +37,7 @@ from stream_sttm.models.family import VideoLLM
 QUICK = ("none", "sttm_50", "sttm_30", "sttm_15", "random_30", "frames_30")
 FIRST, CALIBRATION = 5_000_000, 4_000_000  # first seeds; training stays below both
 CALIBRATED = 800  # windows, about, that thresholds are found on, in 6 to 24 worlds
-GAP = 6  # rounds that a memory's length of stream is asked, each about a span of its own
+GAP = 12  # rounds that a memory's length of stream is asked, each about a span of its own
 FEW = 4  # videos of a question file that thresholds are found on
 LATEST = 3000.0  # seconds into a world at which a stream begins, at most
 
@@ -74,9 +74,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--videos", type=Path, help="folder of its videos, if not the file's own")
     parser.add_argument("--arms", default="", help="only these, separated by commas")
     parser.add_argument("--jobs", type=_count, help="worker processes; default: one a core")
-    parser.add_argument("--streams", type=_count, help="how many worlds (30; 8 quick; 4 long)")
-    parser.add_argument("--rounds", type=_count, default=10, help="rounds of questions per world")
-    parser.add_argument("--seeds", type=_count, help="draws of the random arms (3; 1 quick)")
+    parser.add_argument("--streams", type=_count, help="how many worlds (20; 8 quick; 4 long)")
+    parser.add_argument("--rounds", type=_count, default=15, help="rounds of questions per world")
+    parser.add_argument("--seeds", type=_count, help="draws of the random arms (2; 1 quick)")
     parser.add_argument("--calibrate", type=_count, help="worlds that thresholds are found on")
     parser.add_argument("--first", type=int, default=FIRST, help="seed of the first world")
     parser.add_argument("--fps", type=_positive, default=2.0, help="frames per second")
@@ -86,9 +86,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=_positive, default=0.3, help="--long: share that fits")
     options = parser.parse_args(words)
     if options.streams is None:
-        options.streams = 4 if options.long else 8 if options.quick else 30
+        options.streams = 4 if options.long else 8 if options.quick else 20
     if options.seeds is None:
-        options.seeds = 1 if options.quick else 3
+        options.seeds = 1 if options.quick else 2
     return options
 
 

@@ -1,6 +1,6 @@
 """What one more question costs, and what a confidence is worth.
 
-    python -m bench.asking [--repeat 9] [--worlds 8] [--model FOLDER]
+    python -m bench.asking [--repeat 9] [--worlds 8] [--model FOLDER] [--threads 1]
 
 First part: 8 and 16 questions at once to one memory of 4,096 visual tokens, free text and yes/no, that begin alike
 (`is there a ...`), and 8 that do not, in turn in one process; ratios to the one of them that takes longest alone.
@@ -60,8 +60,9 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=12, help="rounds of questions per world")
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--threads", type=int, default=1, help="the service's own for a small model")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # as the service does for a model this small
+    torch.set_num_threads(arguments.threads)
     model = load_model(arguments.model)
     report: dict[str, object] = {"asking": cost(model, arguments.repeat)}
     report["confidence"] = worth(model, arguments.worlds, arguments.rounds)

@@ -1,6 +1,6 @@
 """Does a memory stay what it is for weeks? Size, cost and positions over 100,000 windows, then truth over hours.
 
-    python -m bench.longrun [--windows 100000] [--streams 4] [--minutes 60]
+    python -m bench.longrun [--windows 100000] [--streams 4] [--minutes 60] [--reach 180]
 
 First part, time compressed: the features of a drawn scene, seen once and then again and again with fresh noise, go
 straight into one stream's memory, for every retention policy. Slopes are fitted after the first tenth, with their
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(POLICIES), help="separated by commas")
     parser.add_argument("--streams", type=int, default=4, help="worlds of the second part; 0: none")
     parser.add_argument("--minutes", type=float, default=60.0, help="length of each")
+    parser.add_argument("--reach", type=float, default=180.0, help="seconds that are asked about")
     arguments = parser.parse_args()
     if arguments.windows < 10 * SAMPLES:
         parser.error(f"--windows: at least {10 * SAMPLES} are needed for a slope")
@@ -89,8 +90,9 @@ def main() -> None:
     }
     print(json.dumps({"steady": result}))
     if arguments.streams:
-        words = ["--long", "--streams", str(arguments.streams), "--minutes", str(arguments.minutes)]
-        sys.exit(accuracy.main(words))
+        asked = {name: getattr(arguments, name) for name in ("streams", "minutes", "reach")}
+        words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+        sys.exit(accuracy.main(["--long", *words]))
 
 
 def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> dict[str, float]:
