@@ -102,7 +102,7 @@ def between(old: Settings, new: Settings) -> Changes:
         sinks=sinks,
         sources=old.sources != new.sources,
         log_level=old.log_level != new.log_level,
-        waiting=(*waiting, *_first_published(old, new)),
+        waiting=tuple(waiting),
     )
 
 
@@ -122,12 +122,6 @@ def reads_alike(old: StreamSettings, new: StreamSettings) -> bool:
     if type(old) is not type(new):  # what it may reach depends on where it came from
         return False
     return old.model_dump(exclude=left_out) == new.model_dump(exclude=left_out)
-
-
-def _first_published(old: Settings, new: Settings) -> Iterator[str]:
-    """The sources of streams published to us where there were none; who takes publishers is there from the start."""
-    if not any(stream.is_pushed for stream in old.streams.values()):
-        yield from (f"streams.{name}.source" for name, s in new.streams.items() if s.is_pushed)
 
 
 def _named(old: Mapping[str, object], new: Mapping[str, object]) -> Named:

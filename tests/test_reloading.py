@@ -99,6 +99,20 @@ def test_only_what_changed_restarts(tmp_path: Path) -> None:
         assert service.ask("roof", "hi").status_code == 404
         assert reload(service)["streams"]["removed"] == []
 
+        # Somebody may publish a stream from the moment that it waits for that.
+        offer = {"content": b"no offer", "headers": {"Content-Type": "application/sdp"}}
+        phone = "/api/v1/streams/phone/whip"
+        assert service.http.post(phone, **offer).status_code == 404
+        write(service, streams={"hall": SCENES["hall"], "yard": streams["yard"],
+              "phone": {"source": "whip:"}}, queries={"look": LOOK})  # fmt: skip
+        assert reload(service)["needs_restart"] == []
+        until(lambda: service.state("phone") == "offline", "phone waits for its publisher")
+        assert service.http.post(phone, **offer).status_code == 400
+        write(service, streams={"hall": SCENES["hall"], "yard": streams["yard"]},
+              queries={"look": LOOK})  # fmt: skip
+        assert reload(service)["streams"]["removed"] == ["phone"]
+        assert service.http.post(phone, **offer).status_code == 404
+
         # Nobody touched hall in all that.
         status = service.get("/api/v1/streams/hall")
         assert (status["state"], status["since"], status["reconnects"]) == (

@@ -24,10 +24,11 @@ from stream_sttm.httpconfig import HttpSettings
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sinks.feed import Feed
 from stream_sttm.sources import open_source
+from stream_sttm.sources import publishers as doors
 from stream_sttm.sources import whip as sources_whip
+from stream_sttm.sources.publishers import Publishers
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.track import Lag
-from stream_sttm.sources.whip import Publishers
 from stream_sttm.store import AnswerStore
 from tests.browser import CHROMIUM, PAGE, browsing
 from tests.leaks import open_files, threads, until
@@ -336,7 +337,7 @@ def garbage(rng, offer):
 
 
 async def test_garbage_is_refused_without_a_trace_left(monkeypatch, caplog):
-    monkeypatch.setattr(sources_whip, "OFFERS", 10**9)
+    monkeypatch.setattr(doors, "OFFERS", 10**9)
     monkeypatch.setattr(sources_whip, "CONNECT_TIMEOUT", 0.0)
     rng, offer = random.Random(7), await an_offer()
     async with asyncio.timeout(60), Publishers(["door"]) as publishers:
@@ -408,11 +409,11 @@ async def test_ten_thousand_posts_leave_no_thread_file_or_memory_behind(tmp_path
 
 
 async def test_offers_are_counted_for_each_stream(monkeypatch):
-    monkeypatch.setattr(sources_whip, "PER", 1000.0)
+    monkeypatch.setattr(doors, "PER", 1000.0)
     offer = await an_offer()
     async with asyncio.timeout(30), Publishers(["door", "yard"]) as publishers:
         await publishers.publish("door", offer)
-        for _ in range(sources_whip.OFFERS - 1):
+        for _ in range(doors.OFFERS - 1):
             with pytest.raises(AlreadyPublished):
                 await publishers.publish("door", offer)
         with pytest.raises(TooManyOffers):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 
 from stream_sttm.additions import Additions, strangers
@@ -19,6 +18,7 @@ from stream_sttm.config import Settings
 from stream_sttm.eventlog import EventLog
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.feed import Feed
+from stream_sttm.sources.publishers import Publishers
 from stream_sttm.toggles import Toggles
 from workers import delivery, gateway
 from workers.control import Control
@@ -26,7 +26,7 @@ from workers.entries import Entries
 from workers.outlets import Outlets
 from workers.reloading import File
 from workers.service import LocalService
-from workers.watching import Watching, publishers_of
+from workers.watching import Watching
 
 
 async def run(
@@ -54,7 +54,7 @@ async def run(
     app = create_app(
         service, store=store, feed=feed, answering=settings.answering, http=settings.http
     )
-    publishers = publishers_of(settings)
+    publishers = Publishers()
     for routes in (
         whip.routes(publishers),
         control_routes(control),
@@ -69,7 +69,7 @@ async def run(
     outlets = Outlets(limits, backlog)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
-        async with publishers or nullcontext(), asyncio.TaskGroup() as group:
+        async with publishers, asyncio.TaskGroup() as group:
             group.create_task(
                 gateway.run(
                     app, settings.http.host, settings.http.port, ready=ready, closing=feed.close

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from stream_sttm.models import load_model
 from stream_sttm.queries import StandingQueries
 from stream_sttm.sinks import Sink
 from stream_sttm.sources import open_source
+from stream_sttm.sources.publishers import Publishers
 from stream_sttm.streamconfig import SourceRules, StreamSettings
 from stream_sttm.toggles import Place
 from stream_sttm.types import Answer, Event, Evidence, Frame, StreamStatus
@@ -33,9 +34,6 @@ from workers.keeping import Keeping
 from workers.outlets import Outlets
 from workers.reloading import File
 from workers.streams import Streams
-
-if TYPE_CHECKING:
-    from stream_sttm.sources.whip import Publishers
 
 _log = logging.getLogger(__name__)
 _SMALL_MODEL = 50_000_000  # parameters under which one CPU thread is fastest
@@ -82,7 +80,7 @@ class Watching:
     open_sink: Callable[[str], Sink]
     file: File | None = None
 
-    async def run(self, thread: ThreadPoolExecutor, publishers: Publishers | None) -> None:
+    async def run(self, thread: ThreadPoolExecutor, publishers: Publishers) -> None:
         """Load the model, then read every camera and answer, until cancelled."""
         settings, service = self.settings, self.service
         loop = asyncio.get_running_loop()
@@ -95,8 +93,7 @@ class Watching:
         analysis = Analysis(engine, queries, thread=thread, deliver=service.deliver)
 
         def opener(rules: SourceRules, published: list[str]) -> Callable[[StreamSettings], Opener]:
-            if publishers is not None:
-                publishers.follow(published)
+            publishers.follow(published)
             return lambda stream: partial(
                 open_source, access=access_of(stream, rules), publishers=publishers
             )
@@ -156,13 +153,3 @@ def _engine(settings: Settings) -> Engine:
         time.perf_counter() - started,
     )
     return engine
-
-
-def publishers_of(settings: Settings) -> Publishers | None:
-    """Who takes publishers for the streams that wait for one, if there are any; needs the extra `webrtc`."""
-    pushed = [name for name, each in settings.streams.items() if each.is_pushed]
-    if not pushed:
-        return None
-    from stream_sttm.sources.whip import Publishers
-
-    return Publishers(pushed)

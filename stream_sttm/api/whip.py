@@ -1,7 +1,7 @@
 """WHIP (RFC 9725): a browser or encoder publishes a stream whose source is `whip:`; SDP offer in, 201 and answer out.
 
 Trickle ICE is not spoken (405): all candidates belong into the offer. The token is checked before, as for every route
-under /api; who publishes, and how often one may ask, is decided in sources/whip.py.
+under /api; who publishes, and how often one may ask, is decided in sources/publishers.py.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Publishing(Protocol):
         ...
 
 
-def routes(publishing: Publishing | None) -> APIRouter:
-    """The routes of WHIP; without `publishing` there is no stream to publish."""
+def routes(publishing: Publishing) -> APIRouter:
+    """The routes of WHIP."""
     router = APIRouter(
         prefix="/api/v1/streams/{name}/whip",
         responses={code: {"model": ErrorBody} for code in (400, 405, 415)},
@@ -77,8 +77,8 @@ def routes(publishing: Publishing | None) -> APIRouter:
     return router
 
 
-def _taking(publishing: Publishing | None, name: str) -> Publishing:
-    if publishing is None or not publishing.takes(name):
+def _taking(publishing: Publishing, name: str) -> Publishing:
+    if not publishing.takes(name):
         raise HTTPException(
             404, f"there is no stream {name!r} to publish: its source would be 'whip:'"
         )
