@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=12, help="rounds of questions per world")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--threads", type=int, default=1, help="the service's own for a small model")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="the service's own for a small model"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = load_model(arguments.model)

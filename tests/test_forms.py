@@ -92,7 +92,8 @@ def test_confidence_of_yes_is_its_share_of_the_first_token(
     options = Forms(tiny_model).options(YES_NO)
     assert options is not None
     logs = logs_after(tiny_model, view, question)
-    yes, no = (sum(logs[int(i)].exp() for i in ids) for ids in options.firsts(logs.device))
+    begun = [{ids[0] for ids in option.spellings} for option in options.options]
+    yes, no = (sum(logs[token].exp() for token in tokens) for tokens in begun)
     (done,) = answers(tiny_model, view, question)
     assert done.structured is bool(yes > no)
     assert done.confidence == pytest.approx(float(max(yes, no) / (yes + no)), rel=1e-3)

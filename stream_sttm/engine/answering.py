@@ -194,9 +194,8 @@ class AnswerBatch:
         # The one place where answering waits for the device: which rows are done decides what runs next.
         for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
             if row.options is not None:
-                finished.append(
-                    row.chosen(self._scores(place, logits[place]), self._model, self.view)
-                )
+                scores = self._scores(place, logits[place])
+                finished.append(row.chosen(scores, self._model, self.view))
                 continue
             is_end = token in self._model.eos
             row.log += logs[place]
@@ -220,22 +219,21 @@ class AnswerBatch:
         self._rows = [self._rows[place] for place in places]
 
     def _scores(self, place: int, logits: Tensor) -> Tensor:
-        """(options,) log-probability of each of a row's options, from the logits (V,) of its first token.
+        """(options,) log-probability of each of a row's options, but for one constant, from its first token's logits.
 
         Where two may begin alike, each is scored as a whole, to the end of the answer, in one more pass.
         """
         options = self._rows[place].options
         assert options is not None
         if options.are_told_apart:
-            return forms.first_scores(logits, options.firsts(logits.device))
-        logs = logits.log_softmax(dim=0)
-        begun = logs.tolist()
+            return forms.first_scores(logits, options)
+        begun = logits.tolist()
         spelt = [max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options]
         longest = max(len(ids) for ids in spelt)
         at_once = max(1, PIECE // longest)
         pieces = [spelt[start : start + at_once] for start in range(0, len(spelt), at_once)]
         rest = torch.cat([self._continued(place, piece) for piece in pieces])
-        return logs[torch.tensor([ids[0] for ids in spelt], device=logs.device)] + rest
+        return logits[torch.tensor([ids[0] for ids in spelt], device=logits.device)] + rest
 
     def _continued(self, place: int, spelt: Sequence[Sequence[int]]) -> Tensor:
         """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""

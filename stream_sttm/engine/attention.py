@@ -137,7 +137,7 @@ def _over_own(
     if mask is not None:
         mask = mask.expand(batch, 1, count, -1)
         bias = mask.log() if mask.dtype == torch.bool else mask
-        bias = bias.repeat(1, 1, heads // kv_heads, 1)
+        bias = bias.repeat(1, 1, heads // kv_heads, 1) if heads > kv_heads else bias
     out, lse = _softmax(rows @ key.transpose(2, 3), bias, value, scale)
     return out.reshape(batch, heads, count, width), lse.reshape(batch, heads, count, 1)
 
@@ -147,7 +147,7 @@ def _softmax(
 ) -> tuple[Tensor, Tensor]:
     logits = logits.float() * scale
     if bias is not None:
-        logits = logits + bias
+        logits += bias
     lse = logits.logsumexp(dim=-1, keepdim=True)
     weights = (logits - lse).exp_()
     return (weights.to(values.dtype) @ values).float(), lse

@@ -49,6 +49,7 @@ _TOLD = {
     AnswerType.JSON: "Answer with JSON only, following this schema: {schema}",
 }
 _SCHEMAS_KEPT = 64
+_PROMPTS_KEPT = 256  # standing questions are asked again and again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +61,21 @@ class Option:
     spellings: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Options:
     """All of them, and whether the first token alone tells which is said."""
 
     options: tuple[Option, ...]
     are_told_apart: bool
 
-    def firsts(self, device: torch.device) -> list[Tensor]:
-        """Per option, the ids of the tokens that may begin it."""
-        return [
-            torch.tensor(sorted({ids[0] for ids in option.spellings}), device=device)
-            for option in self.options
-        ]
+    @cached_property
+    def firsts(self) -> tuple[Tensor, Tensor]:
+        """(options, N) ids of the tokens that may begin each, and which of these are there to fill the rows only."""
+        each = [sorted({ids[0] for ids in option.spellings}) for option in self.options]
+        most = max(map(len, each))
+        rows = [[*ids, *[ids[0]] * (most - len(ids))] for ids in each]
+        fill = [[place >= len(ids) for place in range(most)] for ids in each]
+        return torch.tensor(rows), torch.tensor(fill)
 
 
 class Grammar:
@@ -107,6 +110,7 @@ class Forms:
         self._model = model
         self._compiled = lru_cache(_SCHEMAS_KEPT)(self._compile)
         self._options = lru_cache(_SCHEMAS_KEPT)(self._spelt)
+        self._asked = lru_cache(_PROMPTS_KEPT)(model.ask)
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
@@ -115,14 +119,14 @@ class Forms:
         told = _plain(self._model.tokenizer)
         return LLTokenizer(told, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos))
 
-    def prompt(self, question: Question, before: str = "") -> list[int]:
+    def prompt(self, question: Question, before: str = "") -> Sequence[int]:
         """The token ids of a question, behind the text `before`; where the model wants it, told its form."""
         form, text = question.form, f"{before}{question.text.strip()}"
         told = _TOLD.get(form.type)
         if told is not None and self._model.tuned.instruct:
             told = told.format(choices="; ".join(form.choices), schema=form.json_schema or "{}")
             text = f"{text}\n{told}"
-        return self._model.ask(text, question.turns)
+        return self._asked(text, question.turns)
 
     def check(self, form: Form) -> None:
         """Raise QuestionRejected where no answer can have this form."""
@@ -228,7 +232,7 @@ def probabilities(scores: Tensor, temperature: float) -> Tensor:
     return (scores.double() / temperature).softmax(dim=0)
 
 
-def first_scores(logits: Tensor, firsts: Sequence[Tensor]) -> Tensor:
-    """(V,) logits of the first token -> (options,) log-probabilities that an option is begun."""
-    logs = logits.log_softmax(dim=0)
-    return torch.stack([logs[ids].logsumexp(dim=0) for ids in firsts])
+def first_scores(logits: Tensor, options: Options) -> Tensor:
+    """(V,) logits of the first token -> (options,) log-probability that each is begun, but for one constant."""
+    ids, fill = (part.to(logits.device) for part in options.firsts)
+    return logits[ids].float().masked_fill(fill, -torch.inf).logsumexp(dim=1)
