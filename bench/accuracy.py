@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.arms import Ground, Recipe, ground, left_out, named, recipes
+from bench.arms import BUDGETS, Ground, Recipe, ground, left_out, named, recipes
 from bench.compare import compare
 from bench.crew import SMALL, Crew, crew, model_of
 from bench.exam import CLIP_FRAMES, DrawnStream
@@ -73,6 +73,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=Path, help="StreamingBench or OVO-Bench JSON")
     parser.add_argument("--videos", type=Path, help="folder of its videos, if not the file's own")
     parser.add_argument("--arms", default="", help="only these, separated by commas")
+    parser.add_argument("--budgets", type=_counts, help="per cent of the tokens (50,30,15,5)")
     parser.add_argument("--jobs", type=_count, help="worker processes; default: one a core")
     parser.add_argument("--streams", type=_count, help="how many worlds (20; 8 quick; 4 long)")
     parser.add_argument("--rounds", type=_count, default=15, help="rounds of questions per world")
@@ -103,6 +104,10 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
     return number
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> float:
@@ -186,7 +191,7 @@ def _calibration(options: argparse.Namespace, floor: Ground) -> list[DrawnStream
 
 
 def _wanted(model: VideoLLM, options: argparse.Namespace) -> list[Recipe]:
-    every = recipes(model, seeds=options.seeds)
+    every = recipes(model, seeds=options.seeds, budgets=options.budgets or BUDGETS)
     if options.arms:
         return named(every, options.arms.split(","))
     return named(every, QUICK) if options.quick else every

@@ -6,7 +6,7 @@ All arms remember the same frames, unless an arm is there to forget: only what b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -132,8 +132,8 @@ def ground(model: VideoLLM, fps: float, side: tuple[int, int], reach: float | No
     return found
 
 
-def recipes(model: VideoLLM, *, seeds: int) -> list[Recipe]:
-    """Every arm of the table, the unmerged one first."""
+def recipes(model: VideoLLM, *, seeds: int, budgets: Sequence[int] = BUDGETS) -> list[Recipe]:
+    """Every arm of the table, the unmerged one first; `budgets` in per cent of the tokens."""
     tuned, group = model.tuned, model.frames_per_token
     layers = len(model.layers)
     plain = Recipe("none", "none", 1.0, 0)
@@ -149,7 +149,7 @@ def recipes(model: VideoLLM, *, seeds: int) -> list[Recipe]:
     wanted = [plain]
     for method in ("sttm", "spatial", "temporal", "random", "frames"):
         stem = method if method in ("sttm", "random", "frames") else f"{method}_only"
-        for budget in BUDGETS:
+        for budget in budgets:
             one = replace(best, name=f"{stem}_{budget}", method=method, budget=budget / 100)
             drawn = range(seeds) if method == "random" else range(1)
             wanted += [replace(one, seed=seed) for seed in drawn]
