@@ -2,8 +2,8 @@
 
 Every arm is asked the same questions about the same `span`, as far back as a memory with room for all of it would
 reach; those whose cache ends sooner have to do without. The `recall` arms have a third of the others' room, so that
-most of the span has left it, and an archive of the span. Figures by stream age, of questions about now and about
-before, and of needles by how long ago.
+most of the span has left it, and an archive of the span. Figures of questions about now, by stream age and in all, of
+those about before, and of needles by how long ago.
 """
 
 from __future__ import annotations
@@ -56,13 +56,14 @@ def small_caches(model: VideoLLM, ground: Ground, share: float) -> list[Recipe]:
 
 
 def by_age(sheets: Sequence[Sheet], seconds: float) -> dict[str, list[float]]:
-    """Each arm's accuracy in equal parts of the stream's age."""
+    """Each arm's accuracy on questions about now, in equal parts of the stream's age."""
     return {
         arm: [shares.get(part, float("nan")) for part in range(PARTS)]
         for arm, shares in _shares(
             (sheet.arm, min(PARTS - 1, int(sheet.at / seconds * PARTS)), right)
             for sheet in sheets
-            for right in sheet.right
+            for item, right in zip(sheet.items, sheet.right, strict=True)
+            if item.kind in PRESENT
         ).items()
     }
 
@@ -112,7 +113,7 @@ def report(result: Result, sheets: Sequence[Sheet], seconds: float) -> tuple[str
     head = "".join(f"{part * (index + 1):6.0f}m" for index in range(PARTS))
     head += f"{'now':>8}{'before':>8}" + "".join(f"{mark:7d}s" for mark in NEEDLES)
     lines = [
-        "accuracy by age of the stream (up to), of now and before, then needles by how long ago",
+        "accuracy about now by age of the stream (up to), about now and before, then needles by how long ago",
         f"{'arm':12}{head}",
     ]
     for arm in result.scores:

@@ -388,12 +388,12 @@ def test_a_film_is_read_no_further_than_its_last_question(film: Path) -> None:
 
 
 def test_needles_and_ages_are_shares_of_their_own_questions() -> None:
-    def aged(arm: str, at: float, right: str, age: float) -> Sheet:
+    def aged(arm: str, at: float, right: str, age: float | None, kind: str = "count") -> Sheet:
         one = sheet(arm, "one", right, at=at)
-        return replace(one, items=tuple(replace(item, age=age) for item in one.items))
+        return replace(one, items=tuple(replace(item, age=age, kind=kind) for item in one.items))
 
     sheets = [aged("fifo", 10.0, "10", 5.0), aged("fifo", 119.0, "1110", 33.0)]
-    sheets.append(replace(sheet("fifo", "one", "0", at=60.0), arm="fifo"))
+    sheets += [aged("fifo", 60.0, "0", None), aged("fifo", 60.0, "1", None, "was")]
     assert small_caches.by_needle(sheets) == {"fifo": {5: 0.5, 30: 0.75}}
     assert small_caches.needles(sheets, "fifo") == {5: 2, 30: 4, 120: 0}
     ages = small_caches.by_age(sheets, 120.0)["fifo"]
