@@ -19,9 +19,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import accuracy
@@ -43,18 +45,17 @@ TOKENS = 256  # of a memory: small, so that it is full and evicts all the time
 
 @dataclass
 class Steadiness:
-    """One policy's samples, by windows so far."""
+    """One policy's SAMPLES, by windows so far; their room is taken at the start, so that they don't show up in them."""
 
-    windows: list[int] = field(default_factory=list)
-    resident: list[int] = field(default_factory=list)
-    old: list[float] = field(default_factory=list)
-    young: list[float] = field(default_factory=list)
+    windows: NDArray[np.float64] = field(default_factory=lambda: np.ones(SAMPLES))
+    resident: NDArray[np.float64] = field(default_factory=lambda: np.ones(SAMPLES))
+    old: NDArray[np.float64] = field(default_factory=lambda: np.ones(SAMPLES))
+    young: NDArray[np.float64] = field(default_factory=lambda: np.ones(SAMPLES))
     highest: int = 0
 
     def slope(self) -> tuple[float, float]:
         """Bytes of the process per window and the standard error, after the first tenth."""
-        first = len(self.windows) // 10
-        x, y = np.array(self.windows[first:], float), np.array(self.resident[first:], float)
+        x, y = self.windows[SAMPLES // 10 :], self.resident[SAMPLES // 10 :]
         x = x - x.mean()
         slope = float((x * y).sum() / (x * x).sum())
         rest = y - y.mean() - slope * x
@@ -62,9 +63,12 @@ class Steadiness:
 
     def cost_ratio(self) -> float:
         """The last tenth's cost of a window against the second tenth's, each against the young memory's then."""
-        tenth = len(self.old) // 10
-        ratios = [old / young for old, young in zip(self.old, self.young, strict=True)]
-        return statistics.median(ratios[-tenth:]) / statistics.median(ratios[tenth : 2 * tenth])
+        tenth, ratios = SAMPLES // 10, self.old / self.young
+        return float(np.median(ratios[-tenth:]) / np.median(ratios[tenth : 2 * tenth]))
+
+    def by_tenth(self) -> list[float]:
+        """Resident bytes at the end of each tenth."""
+        return [float(size) for size in self.resident[SAMPLES // 10 - 1 :: SAMPLES // 10]]
 
 
 def main() -> None:
@@ -95,7 +99,7 @@ def main() -> None:
         sys.exit(accuracy.main(["--long", *words]))
 
 
-def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> dict[str, float]:
+def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> dict[str, Any]:
     """Run one policy for so many windows, and say in words and numbers what changed."""
     plan = plan_for(
         model,
@@ -119,15 +123,16 @@ def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> d
                 session.append(look, [index / FPS] * len(look))
                 spent.append(time.perf_counter() - started)
             found.highest = max(found.highest, _highest(old))
-            if (index + 1) % every == 0:
+            place, rest = divmod(index + 1, every)
+            if rest == 0 and place <= SAMPLES:
                 gc.collect()
-                found.windows.append(index + 1)
-                found.resident.append(_resident_bytes())
-                found.old.append(statistics.median(costs[0]))
-                found.young.append(statistics.median(costs[1]))
+                found.windows[place - 1], found.resident[place - 1] = index + 1, _resident_bytes()
+                found.old[place - 1], found.young[place - 1] = map(statistics.median, costs)
                 for spent in costs:
                     spent.clear()
     slope, error = found.slope()
+    grown = "  ".join(f"{size / 1e6:.3f}" for size in found.by_tenth())
+    print(f"{policy:8} resident MB after each tenth: {grown}")
     print(
         f"{policy:8} {windows} windows: resident {found.resident[-1] / 1e6:.1f} MB, slope "
         f"{slope:+.2f} +- {error:.2f} bytes a window, cost of a window late/early {found.cost_ratio():.3f}, "
@@ -136,6 +141,7 @@ def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> d
     return {
         "slope_bytes_per_window": slope,
         "slope_standard_error": error,
+        "resident_bytes_by_tenth": found.by_tenth(),
         "cost_ratio": found.cost_ratio(),
         "highest_position": found.highest,
         "most_positions": model.context,
