@@ -1,7 +1,7 @@
 """What differs between two configurations, and which of it can be taken over while the service runs.
 
-Pure. Streams, queries, sinks, the rules for sources and the log level are live; any other key waits for a restart of
-the process and is named. Names keys, never values.
+Pure. Streams, queries, sinks, limits for answers, the rules for sources and the log level are live; any other key waits
+for a restart of the process and is named. Names keys, never values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stream_sttm import urls
 from stream_sttm.config import Settings
 from stream_sttm.streamconfig import StreamSettings
 
-LIVE = ("streams", "queries", "sinks", "sources", "log_level")
+LIVE = ("streams", "queries", "sinks", "answering", "sources", "log_level")
 _MEMORY = ("fps", "clip_frames")  # of a stream, what its memory is cut to
 _NOT_READ = (
     "enabled",
@@ -49,13 +49,15 @@ class Changes:
     streams: Named
     queries: Named
     sinks: Named  # masked URLs
+    answering: bool
     sources: bool
     log_level: bool
     waiting: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        live = (self.streams, self.queries, self.sinks, self.sources, self.log_level)
-        return any(live) or bool(self.waiting)
+        live = (self.streams, self.queries, self.sinks)
+        flags = (self.answering, self.sources, self.log_level)
+        return any(live) or any(flags) or bool(self.waiting)
 
     def as_dict(self) -> dict[str, Any]:
         """The one JSON shape of what a reload did."""
@@ -63,6 +65,7 @@ class Changes:
             "streams": self.streams.as_dict(),
             "queries": self.queries.as_dict(),
             "sinks": self.sinks.as_dict(),
+            "answering": self.answering,
             "sources": self.sources,
             "log_level": self.log_level,
             "needs_restart": list(self.waiting),
@@ -80,6 +83,7 @@ class Changes:
             for word, names in named.as_dict().items()
             if names
         ]
+        parts += ["answering"] if self.answering else []
         parts += ["the rules for sources"] if self.sources else []
         parts += ["log_level"] if self.log_level else []
         parts += [f"waiting for a restart: {', '.join(self.waiting)}"] if self.waiting else []
@@ -100,6 +104,7 @@ def between(old: Settings, new: Settings) -> Changes:
         streams=_named(old.streams, new.streams),
         queries=_named(old.queries, new.queries),
         sinks=sinks,
+        answering=old.answering != new.answering,
         sources=old.sources != new.sources,
         log_level=old.log_level != new.log_level,
         waiting=tuple(waiting),

@@ -51,7 +51,7 @@ class StandingQueries:
     """The standing queries of a configuration, each with its rhythm and its events on each of its streams."""
 
     def __init__(self, queries: Mapping[str, QuerySettings], answering: AnsweringSettings) -> None:
-        self._answering = answering
+        self.answering = answering  # limits, which may be replaced
         self._standing: dict[str, dict[str, _Standing]] = {}  # by stream and query
         self.change(queries, now=0.0)
 
@@ -158,7 +158,7 @@ class StandingQueries:
         self, one: _Standing, stream: str, name: str, *, pts: float | None, now: float
     ) -> Question | None:
         """The question, where it is due and asked at this time."""
-        lost = _LOST_AFTER * self._answering.timeout
+        lost = _LOST_AFTER * self.answering.timeout
         if not (one.is_asked(now) and one.rhythm.is_due(pts, one.query, now=now, lost=lost)):
             return None
         query = one.query
@@ -167,7 +167,7 @@ class StandingQueries:
             stream=stream,
             text=query.ask,
             asked_at=now,
-            max_new_tokens=query.max_new_tokens or self._answering.max_new_tokens,
+            max_new_tokens=query.max_new_tokens or self.answering.max_new_tokens,
             query=name,
             timeout=query.deadline if query.late == "drop" else None,
             form=query.form,

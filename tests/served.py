@@ -27,6 +27,7 @@ class EchoService:
     """A service whose answers are the questions, until it is told to fail."""
 
     model = "echo"
+    answering = AnsweringSettings(max_question_chars=100, timeout=5)
 
     def __init__(self) -> None:
         self.asked: list[Question] = []
@@ -79,7 +80,6 @@ class Served:
             self.service,
             store=self.store,
             feed=self.feed,
-            answering=AnsweringSettings(max_question_chars=100, timeout=5),
             http=http,
             keepalive=keepalive,
         )

@@ -51,7 +51,7 @@ class Noting:
 
     async def reload(self) -> Changes:
         self._note("reload")
-        return Changes(Named(("new",)), Named(), Named(), False, False, ("model",))
+        return Changes(Named(("new",)), Named(), Named(), False, False, False, ("model",))
 
 
 class Served:

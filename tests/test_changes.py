@@ -30,6 +30,7 @@ def test_live_keys_are_named_by_what_came_went_and_became_different() -> None:
         streams={"door": {**DOOR, "fps": 4}, "yard": DOOR},
         queries={"other": LOOK},
         sinks=["mqtt://u:hunter2@b/x"],
+        answering={"timeout": 3},
         sources={"private": False},
         log_level="debug",
     )
@@ -38,6 +39,7 @@ def test_live_keys_are_named_by_what_came_went_and_became_different() -> None:
         "streams": {"added": ["yard"], "removed": [], "changed": ["door"]},
         "queries": {"added": ["other"], "removed": ["look"], "changed": []},
         "sinks": {"added": ["mqtt://***@b/x"], "removed": ["mqtt://***@a/x"], "changed": []},
+        "answering": True,
         "sources": True,
         "log_level": True,
         "needs_restart": [],

@@ -13,7 +13,13 @@ from prometheus_client import REGISTRY
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for, reducer_for
-from stream_sttm.errors import ConfigError, NoVideoYet, QuestionRejected, UnknownStream
+from stream_sttm.errors import (
+    ConfigError,
+    NoVideoYet,
+    QuestionRejected,
+    TooManyQuestions,
+    UnknownStream,
+)
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
@@ -356,3 +362,19 @@ def test_a_budget_in_tokens_per_second_holds_whatever_the_frame_rate(
         rate = fps / tiny_model.frames_per_token
         reducer: Any = reducer_for(tiny_model, settings, rate)
         assert reducer.budget.tokens_per_frame == pytest.approx(10 / rate)
+
+
+def test_other_limits_hold_from_then_on(tiny_model: VideoLLM) -> None:
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    engine.ask(_question("door", "one"))
+    engine.ask(_question("door", "two", id_="r"))
+    engine.limit(AnsweringSettings(max_question_chars=5, max_waiting=3, max_batch=1))
+    with pytest.raises(QuestionRejected, match="at most 5 are taken"):
+        engine.ask(_question("door", "longer", id_="s"))
+    engine.ask(_question("door", "three", id_="s"))
+    with pytest.raises(TooManyQuestions, match="3 questions are waiting"):
+        engine.ask(_question("door", "four", id_="t"))
+    asked = [one.question.id for one in _run(engine) if isinstance(one, Answer)]
+    assert sorted(asked) == ["q", "r", "s"]

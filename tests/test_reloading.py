@@ -138,11 +138,15 @@ def test_only_what_changed_restarts(tmp_path: Path) -> None:
 
         # What needs a restart is named, and the rest is taken over.
         first |= {"queries": {}, "model": "/elsewhere", "log_level": "debug"}
+        first["answering"] = {"max_question_chars": 20, "max_new_tokens": 1}
         first["http"]["port"] = 1
         service.config.write_text(yaml.safe_dump(first))
         told = reload(service)
         assert sorted(told["needs_restart"]) == ["http.port", "model"]
-        assert told["log_level"]
+        assert (told["log_level"], told["answering"]) == (True, True)
+        assert "at most 20 are taken" in service.ask("yard", "what is there in view?").text
+        answer = service.ask("yard", "what is there?")
+        assert (answer.status_code, answer.json()["tokens"]["answer"]) == (200, 1)
         assert told["queries"]["removed"] == ["look"]
         assert value(service, "stream_sttm_config_is_current") == 1
         assert service.stop() == 0

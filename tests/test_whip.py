@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse
 from stream_sttm.api import guard
 from stream_sttm.api import whip as routes
 from stream_sttm.api.app import create_app
-from stream_sttm.config import AnsweringSettings
 from stream_sttm.demo.camera import Camera, _SceneTrack
 from stream_sttm.errors import AlreadyPublished, NotAnOffer, SourceUnavailable, TooManyOffers
 from stream_sttm.httpconfig import HttpSettings
@@ -47,9 +46,7 @@ ENDPOINT = "/api/v1/streams/door/whip"
 async def serving(folder, streams=("door",)):
     """A service that takes publishers of `streams`; yields a client with its token, and who takes them."""
     feed, store = Feed(), AnswerStore(folder / "answers.db")
-    app = create_app(
-        EchoService(), store=store, feed=feed, answering=AnsweringSettings(), http=HTTP
-    )
+    app = create_app(EchoService(), store=store, feed=feed, http=HTTP)
     async with Publishers(streams) as publishers:
         app.include_router(routes.routes(publishers))
         bound = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ from functools import partial
 
 from stream_sttm import changes, frigate, metrics, registry
 from stream_sttm.changes import Changes
-from stream_sttm.config import Settings
+from stream_sttm.config import AnsweringSettings, Settings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import (
     ConfigError,
@@ -175,6 +175,9 @@ class Control:
         parts.streams.opener = parts.opener(
             new.sources, [name for name in pushed if self.is_on((name, ""))]
         )
+        if old.answering != new.answering:
+            parts.queries.answering = new.answering
+            parts.analysis.change(partial(_limited, new.answering))
         rules_differ = old.sources != new.sources
         for name, stream in new.streams.items():
             was = old.streams.get(name)
@@ -229,6 +232,12 @@ def _opened(
     ended = engine.close(name) if is_anew else []
     engine.open(name, fps=settings.fps, regions=settings.encodes_regions)
     return ended
+
+
+def _limited(answering: AnsweringSettings, engine: Engine) -> Iterable[Outcome]:
+    """Let the engine know other limits for questions."""
+    engine.limit(answering)
+    return ()
 
 
 async def _forgotten(parts: Parts, name: str) -> None:

@@ -51,9 +51,7 @@ async def run(
     service = LocalService(settings)
     service.control = control
     service.show(settings, control.is_on)
-    app = create_app(
-        service, store=store, feed=feed, answering=settings.answering, http=settings.http
-    )
+    app = create_app(service, store=store, feed=feed, http=settings.http)
     publishers = Publishers()
     for routes in (
         whip.routes(publishers),

@@ -24,7 +24,6 @@ from stream_sttm.api import answers, asking, events, openai, pagefiles, websocke
 from stream_sttm.api.guard import ErrorBody, Guard, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.api.tokens import Tokens
-from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import (
     AlreadyPublished,
     AnswerUnfinished,
@@ -86,7 +85,6 @@ def create_app(
     *,
     store: Store,
     feed: Feed,
-    answering: AnsweringSettings | None = None,
     http: HttpSettings | None = None,
     keepalive: float = 15.0,
 ) -> FastAPI:
@@ -110,8 +108,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
-    app.include_router(asking.routes(service, answering or AnsweringSettings()))
-    app.include_router(openai.routes(service, answering or AnsweringSettings()))
+    app.include_router(asking.routes(service))
+    app.include_router(openai.routes(service))
     _add_streams(app, service)
     app.include_router(answers.routes(store))
     app.include_router(websocket.routes(feed))

@@ -84,7 +84,7 @@ class AskRequest(AskSettings):
         )
 
 
-def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
+def routes(service: Service) -> APIRouter:
     """The route that asks."""
     router = APIRouter()
 
@@ -101,8 +101,9 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
         if is_streamed and asked.streams is not None:
             raise QuestionRejected("streams: only one stream's answer can be told as it is written")
         names = list(dict.fromkeys(asked.streams or [asked.stream or ""]))
-        questions = [asked.of(name, answering, is_streamed=is_streamed) for name in names]
-        check(service, questions, answering, request)
+        limits = service.answering
+        questions = [asked.of(name, limits, is_streamed=is_streamed) for name in names]
+        check(service, questions, request)
         if is_streamed:
             told = _events(service, questions[0])
             return StreamingResponse(told, media_type=EVENT_STREAM, headers=UNBUFFERED)
@@ -120,17 +121,12 @@ def may_see(request: Request, stream: str) -> bool:
     return caller is None or caller.may_see(stream)
 
 
-def check(
-    service: Service,
-    questions: Sequence[Question],
-    answering: AnsweringSettings,
-    request: Request,
-) -> None:
+def check(service: Service, questions: Sequence[Question], request: Request) -> None:
     """Raise where one of the questions can't be asked, by whoever calls, or nothing can be answered yet."""
     for question in questions:
         if not may_see(request, question.stream):
             raise HTTPException(403, f"the token is not for stream {question.stream[:64]!r}")
-        _check_words(question, answering.max_question_chars)
+        _check_words(question, service.answering.max_question_chars)
         status_of(service, question.stream)
     is_ready, reason = service.readiness()
     if not is_ready:

@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 
 from stream_sttm.api import asking
 from stream_sttm.api.service import Service
-from stream_sttm.config import AnsweringSettings
 from stream_sttm.errors import QuestionRejected, StreamSTTMError
 from stream_sttm.queryconfig import FormSettings
 from stream_sttm.types import FREE_TEXT, Answer, AnswerType, Form, Question
@@ -103,7 +102,7 @@ class ChatRequest(_Body):
     n: Literal[1] | None = None
 
 
-def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
+def routes(service: Service) -> APIRouter:
     """`/v1/models` and `/v1/chat/completions`."""
     router = APIRouter(prefix="/v1", responses=_ERRORS)
 
@@ -124,8 +123,8 @@ def routes(service: Service, answering: AnsweringSettings) -> APIRouter:
     @router.post("/chat/completions", response_model=None)
     async def complete(asked: ChatRequest, request: Request) -> Response:
         """Ask a stream in the form of a chat."""
-        question = _question(service, asked, answering)
-        asking.check(service, [question], answering, request)
+        question = _question(service, asked)
+        asking.check(service, [question], request)
         if asked.stream:
             told = _chunks(service, question, asked.model)
             return StreamingResponse(
@@ -166,17 +165,17 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "stream-sttm"}
 
 
-def _question(service: Service, asked: ChatRequest, answering: AnsweringSettings) -> Question:
+def _question(service: Service, asked: ChatRequest) -> Question:
     look = _look(service, asked)
     turns, text = _conversation(asked.messages)
-    most = asked.max_completion_tokens or asked.max_tokens or answering.max_new_tokens
+    most = asked.max_completion_tokens or asked.max_tokens or service.answering.max_new_tokens
     return Question(
         id=uuid4().hex,
         stream=look.name,
         text=text,
         asked_at=time.time(),
         max_new_tokens=most,
-        timeout=answering.timeout,
+        timeout=service.answering.timeout,
         form=_form(asked.response_format),
         window_s=look.window_s,
         turns=turns,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from stream_sttm.config import AnsweringSettings
 from stream_sttm.mosaic import Mosaic
 from stream_sttm.types import Answer, Question, StreamStatus
 
@@ -15,6 +16,11 @@ class Service(Protocol):
     @property
     def model(self) -> str:
         """The model's name."""
+        ...
+
+    @property
+    def answering(self) -> AnsweringSettings:
+        """Limits for questions and answers, as they are now."""
         ...
 
     def streams(self) -> list[StreamStatus]:

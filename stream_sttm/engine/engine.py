@@ -86,6 +86,11 @@ class Engine:
             self._regions.add(stream)
         gauges.begin(stream)
 
+    def limit(self, answering: AnsweringSettings) -> None:
+        """Take other limits for questions from now on; those admitted already stay."""
+        self._limits = answering
+        self._scheduler.limit(max_waiting=answering.max_waiting, max_batch=answering.max_batch)
+
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
         self.memories.close(stream)

@@ -48,12 +48,17 @@ class Scheduler:
     def __init__(
         self, *, max_waiting: int, max_batch: int, max_open: int = 8, patience: float = 1.0
     ) -> None:
-        self._max_waiting, self._max_batch, self._max_open = max_waiting, max_batch, max_open
+        self._max_open = max_open
+        self.limit(max_waiting=max_waiting, max_batch=max_batch)
         self._patience = patience
         self._clips: dict[str, deque[tuple[float, Clip]]] = {}
         self._questions: deque[Question] = deque()
         self._open: deque[int] = deque()
         self._has_let_a_clip_pass = False
+
+    def limit(self, *, max_waiting: int, max_batch: int) -> None:
+        """Take other limits from now on; what waits already stays."""
+        self._max_waiting, self._max_batch = max_waiting, max_batch
 
     @property
     def is_idle(self) -> bool:
