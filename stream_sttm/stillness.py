@@ -35,7 +35,8 @@ MOST_CHANGED = 0.5  # share of the picture; where more has changed all is encode
 class StillGate:
     """Judges one stream's clips in order; one is to be encoded whole every `longest` seconds at least.
 
-    What it holds a clip against is what there are features of: of a clip encoded in part, only that part.
+    What it holds a clip against is what there are features of: of a clip encoded in part, only that part. Parts of
+    several moments tell a model less than one moment as a whole, so once nothing changes any more that is encoded.
     """
 
     def __init__(self, longest: float) -> None:
@@ -55,26 +56,30 @@ class StillGate:
             0,
             0.0,
         )  # of the newest clip to be encoded; the time of the newest whole one
+        self._is_whole = False  # whether these are one clip
 
     def judge(self, clip: Clip) -> Clip:
-        """The clip; where it shows the same as an earlier one, wholly or but for some blocks, marked so."""
+        """The clip; where it shows the same as an earlier one, wholly or but for some blocks, marked so.
+
+        One that shows nothing new but is to be encoded all the same is still, and the same as none.
+        """
         pictures = [blocks(frame.image) for frame in clip.frames]
         moving = self._moved_within(pictures)
         shown, changed = self._held_against(pictures)
         is_still = changed is not None and not changed.any()
         self.still_since = (self.still_since or clip.frames[0].captured_at) if is_still else None
         newest = clip.frames[-1].pts
-        is_late = newest - self._since >= self._longest
-        if changed is None or is_late or (area := spread(changed)).mean() > MOST_CHANGED:
-            self._shown, self._moving = pictures[-1], moving
+        is_due = newest - self._since >= self._longest or (is_still and not self._is_whole)
+        if changed is None or is_due or (area := spread(changed)).mean() > MOST_CHANGED:
+            self._shown, self._moving, self._is_whole = pictures[-1], moving, True
             self._index, self._since = clip.index, newest
-            return clip
+            return replace(clip, is_still=is_still)
         known = self._index
         if is_still:
-            return replace(clip, same_as=known)
+            return replace(clip, same_as=known, is_still=True)
         assert self._shown is not None
         assert shown is not None
-        self._index = clip.index
+        self._index, self._is_whole = clip.index, False
         self._shown = np.where(area, shown, self._shown)
         self._moving = area & moving
         return replace(clip, same_as=known, changed=area)

@@ -32,6 +32,7 @@ class Clip:
 
     `same_as`: index of an earlier clip whose last frame shows what each of these does, None where there is none;
     `changed` (rows, columns): but for these blocks, which tile the picture, None where that holds everywhere.
+    `is_still`: nothing has changed, though it may be encoded anew.
     """
 
     stream: str
@@ -39,6 +40,7 @@ class Clip:
     frames: tuple[Frame, ...]
     same_as: int | None = None
     changed: NDArray[np.bool_] | None = field(default=None, compare=False)
+    is_still: bool = False
 
     @property
     def captured_at(self) -> float:

@@ -321,12 +321,13 @@ async def test_a_late_answer_that_is_to_be_dropped_reaches_nobody() -> None:
     assert told.engine.says == []
 
 
-async def test_a_still_clip_is_no_call_of_the_kind_change() -> None:
+async def test_a_still_clip_is_no_call_of_the_kind_change_though_it_may_be_encoded_anew() -> None:
     somewhere = np.array([[True, False]])
-    marks = [(None, None), (0, None), (0, None), (0, somewhere), (3, None)]
+    marks = [(None, None, False), (0, None, True), (None, None, True), (2, somewhere, False),
+             (3, None, True), (None, None, True)]  # fmt: skip
     clips = [
-        replace(clip, same_as=same_as, changed=changed)
-        for clip, (same_as, changed) in zip(_clips(5), marks, strict=True)
+        replace(clip, same_as=same_as, changed=changed, is_still=is_still)
+        for clip, (same_as, changed, is_still) in zip(_clips(6), marks, strict=True)
     ]
     query = _person(every=None, on_event=["change"], min_gap=0)
     told = await Told(query, False, False).after(clips)

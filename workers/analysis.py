@@ -225,8 +225,7 @@ class Analysis:
         stream, newest, now = clip.stream, clip.frames[-1], self._clock()
         if stream in self._feeds:
             self._shown.setdefault(stream, deque(maxlen=_FRAMES_BACK)).append(newest)
-        is_still = clip.same_as is not None and clip.changed is None
-        due = self._queries.due(stream, pts=newest.pts, now=now, has_changed=not is_still)
+        due = self._queries.due(stream, pts=newest.pts, now=now, has_changed=not clip.is_still)
         self._questions.extend(due)
         self.tell(self._queries.lapsed(stream, now))
 
