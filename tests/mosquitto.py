@@ -111,7 +111,7 @@ class Mosquitto:
                 time.sleep(0.02)
             yield Reader(output)
         finally:
-            process.terminate()
+            process.kill()  # asked to end while it reads, it may take a minute
             process.wait(_PATIENCE)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -73,11 +74,13 @@ class RtmpCamera:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        process = await asyncio.create_subprocess_exec(
+        command = (
             *(FFMPEG, "-loglevel", "error", "-re", "-stream_loop", "-1", "-i", str(self._video)),
             *("-c", "copy", "-f", "flv", "-listen", "1", f"rtmp://127.0.0.1:{port}/live/door"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
+        )
+        # not asyncio's, which leaves a process behind where it is cancelled while it starts one
+        process = subprocess.Popen(  # noqa: ASYNC220
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             there_reader, there = await _connected(port)
@@ -93,9 +96,8 @@ class RtmpCamera:
             finally:
                 there.transport.abort()
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            process.kill()
+            process.wait()
 
 
 async def _connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -55,11 +55,12 @@ def _asked(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, recall: Recall, query: str | None = None
 ) -> tuple[str, Answer]:
     """The words that the model read last, and its answer."""
-    read, ask = list[str](), engine.model.ask
-    monkeypatch.setattr(engine.model, "ask", lambda text, turns=(): read.append(text) or ask(text, turns))  # type: ignore[func-returns-value]  # fmt: skip
+    read, forms = list[str](), engine._forms
+    asked = forms._asked
+    monkeypatch.setattr(forms, "_asked", lambda text, turns=(): read.append(text) or asked(text, turns))  # type: ignore[func-returns-value]  # fmt: skip
     engine.ask(Question("q", STREAM, "What was there? ", 0.0, 6, query, recall=recall))
     [answer] = [one for one in _run(engine) if isinstance(one, Answer)]
-    monkeypatch.setattr(engine.model, "ask", ask)
+    monkeypatch.setattr(forms, "_asked", asked)
     prompts = [text for text in read if text != "What was there? "]  # what is searched by
     return prompts[-1], answer
 
