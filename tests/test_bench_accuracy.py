@@ -415,7 +415,6 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_quick_table_ends_with_the_line_that_others_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -433,7 +432,6 @@ def test_the_quick_table_ends_with_the_line_that_others_read(
         assert set(own) == {"accuracy", "majority"}
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_long_run_ends_with_the_same_line_and_needles(
     capsys: pytest.CaptureFixture[str],
