@@ -200,6 +200,7 @@ def test_faults_of_an_odd_tree_are_found_without_an_exception() -> None:
     assert [len(faults_of(tree)) for tree in trees] == [0, 0, 1, 1, 1, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_demo_ends_by_itself_with_one_line_and_answers_from_end_to_end() -> None:
     run = _run("demo", "--seconds", "12", "--port", "0")

@@ -90,7 +90,8 @@ async def test_a_camera_with_frequent_keyframes_has_them_alone_decoded_at_its_fu
     assert (video["codec"], video["width"], video["decode"]) == ("h264", 240, "keyframes")
     assert video["fps"] == pytest.approx(10, rel=0.2)
     assert video["keyframe_interval"] == pytest.approx(1, rel=0.2)
-    assert all(0.8 < b.pts - a.pts < 1.2 for a, b in pairwise(frames))
+    gaps = [b.pts - a.pts for a, b in pairwise(frames)]  # where the reader is slow, it skips some
+    assert all(round(gap) >= 1 and abs(gap - round(gap)) < 0.25 for gap in gaps)
     assert dropped.get() - before >= 18  # of 10 in each of the last GOPs
     assert cpu.get() > 0
 

@@ -270,6 +270,7 @@ def _recalling(folder: Path, *streams: str) -> Service:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_service_recalls_what_it_saved_and_deletes_it_with_its_stream(
     tmp_path: Path,
 ) -> None:
