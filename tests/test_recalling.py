@@ -13,10 +13,9 @@ from prometheus_client import REGISTRY
 
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine import answering
+from stream_sttm.engine.answering import AnswerBatch
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for
-from stream_sttm.engine.slots import CacheShape
-from stream_sttm.engine.suffix import Suffix
 from stream_sttm.errors import OutOfMemory, QuestionRejected
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
@@ -197,15 +196,6 @@ def test_who_can_not_be_answered_is_told_so_once(
     assert sorted(asked) == ["q0", "q1", "q2"]
 
 
-class _FullForOne(Suffix):
-    """Room for the questions of a batch, on a device that has none for whoever asks alone."""
-
-    def __init__(self, shape: CacheShape, *, rows: int, capacity: int) -> None:
-        if rows == 1:
-            raise torch.OutOfMemoryError("out of memory")
-        super().__init__(shape, rows=rows, capacity=capacity)
-
-
 @pytest.mark.parametrize("is_read_at_once", [True, False])
 @pytest.mark.parametrize("wish", ["auto", "always"])
 def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
@@ -214,7 +204,15 @@ def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
     """The others are answered by the very step that sets the question aside."""
     engine = _engine(tiny_model, "auto")
     _show(engine, 30)
-    monkeypatch.setattr(answering, "Suffix", _FullForOne)
+    begin = AnswerBatch._begin
+
+    def full_for_one(batch: AnswerBatch) -> None:
+        """Room for a batch of several, on a device that has none for whoever asks alone."""
+        if len(batch.questions) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        begin(batch)
+
+    monkeypatch.setattr(AnswerBatch, "_begin", full_for_one)
     monkeypatch.setattr(answering, "PIECE", 512 if is_read_at_once else 8)
     monkeypatch.setattr(tiny_model, "tuned", replace(tiny_model.tuned, recall_from=-1.0))
     wishes: dict[str, Recall] = {"here": "never", "there": "never", "back": wish}
@@ -227,7 +225,7 @@ def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
     assert (sorted(answers), failed.question.id) == (["here", "there"], "back")
     assert isinstance(failed.error, OutOfMemory)
     assert "\n" not in str(failed.error)
-    monkeypatch.setattr(answering, "Suffix", Suffix)
+    monkeypatch.setattr(AnswerBatch, "_begin", begin)
     assert _ask(engine, "always")["q0"].tokens.recalled == 64
 
 

@@ -1,8 +1,8 @@
 """Several questions of one stream, answered together: one shared prefix, one batch, greedy decoding.
 
-A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Padding
-sits between a short question and its answer and is masked; a row's positions skip it. Questions are read in pieces of
-PIECE tokens, so that a long one keeps other streams waiting no longer than a short one. Those that turn out to look
+A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Questions
+are read as one tree, in pieces of PIECE tokens, so that a long one keeps other streams waiting no longer than a short
+one; answers are written row by row, behind padding that is masked and that positions skip. Those that turn out to look
 back are set aside, to be asked again of a view that shows them more of the past. What may be said is decided in
 forms.py. Knows no queue and no clock.
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from stream_sttm.engine import decoder, forms
 from stream_sttm.engine.attention import Asking, Watch
-from stream_sttm.engine.beginnings import Beginnings
 from stream_sttm.engine.forms import Forms
 from stream_sttm.engine.gaze import Gaze
+from stream_sttm.engine.prompt_tree import PromptTree
 from stream_sttm.engine.recall import Past
 from stream_sttm.engine.row import Finished, Row
 from stream_sttm.engine.suffix import Suffix
@@ -28,7 +28,7 @@ from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question
 
-PIECE = 512  # question tokens of all rows together that one step reads
+PIECE = 512  # tokens of all questions together that one step reads
 
 
 class AnswerBatch:
@@ -55,13 +55,14 @@ class AnswerBatch:
         self.opening: Callable[[], View] | None = None
         self._gaze: Gaze | None = None
         self._model = model
-        self._prompts = [known.prompt(question, before) for question in questions]
+        prompts = [known.prompt(question, before) for question in questions]
         self._rows = [
             Row(question, len(ids), known.options(question.form), known.grammar(question.form))
-            for question, ids in zip(questions, self._prompts, strict=True)
+            for question, ids in zip(questions, prompts, strict=True)
         ]
-        self._beginnings = Beginnings(self._prompts)
-        self._has_begun = False
+        self._tree = PromptTree(prompts)
+        self._paths = self._tree.paths  # of each row
+        self._has_begun = self._is_read = False
         self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
         self._next = torch.empty(0)
 
@@ -84,26 +85,16 @@ class AnswerBatch:
             return []
         if not self._has_begun:
             self._begin()
-        if self._suffix.length < self._longest:
+        if not self._is_read:
             with stage("prefill"):
                 return self._read()
         with stage("decode_text"):
             return self._write()
 
     def _begin(self) -> None:
-        """Take the room that questions and answers need."""
-        model, device = self._model, self._model.device
-        prompts, rows = self._prompts, len(self._prompts)
-        self._longest = max(len(ids) for ids in prompts)
-        columns = self._longest + max(question.max_new_tokens for question in self.questions)
-        self._gaze = self.past.gaze(rows) if self.past is not None else None
-        self._lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-        column = torch.arange(columns, device=device)
-        asked = column < self._lengths[:, None]
-        self._real = asked | (column >= self._longest)  # (B, columns), False at padding
-        padded = [[*ids, *[ids[-1]] * (self._longest - len(ids))] for ids in prompts]
-        self._ids = torch.tensor(padded, device=device)
-        self._suffix = Suffix(decoder.shape_of(model), rows=rows, capacity=columns)
+        """Take the room that the questions need."""
+        self._gaze = self.past.gaze(len(self._rows)) if self.past is not None else None
+        self._suffix = Suffix(decoder.shape_of(self._model), rows=1, capacity=len(self._tree))
         self._has_begun = True
 
     def _write(self) -> list[Finished]:
@@ -115,26 +106,43 @@ class AnswerBatch:
         return self._take(hidden[:, -1])
 
     def _read(self) -> list[Finished]:
-        start, device = self._suffix.length, self._model.device
-        end = min(self._longest, start + max(1, PIECE // len(self._rows)))
-        steps = torch.arange(start, end, device=device)
-        seen = torch.arange(end, device=device)
-        causal = seen <= steps[:, None]
-        # A padded column may look at itself, or its softmax would have nothing to sum over.
-        itself = seen == steps[:, None]
-        mask = (causal & (self._real[:, None, :end] | itself))[:, None]
-        last = self._lengths - 1 - start
-        ends_here, last = (last >= 0) & (last < end - start), last.clamp(0, end - start - 1)
-        watch = partial(self._gaze.see, last, ends_here) if self._gaze else None
-        steps = steps.expand(len(self._rows), -1)
-        asking = self._beginnings.asking(start, end, len(self._model.layers), device)
-        hidden = self._walk(self._ids[:, start:end], steps, mask, self._suffix, watch, asking)
-        found = hidden[torch.arange(len(last), device=device), last]
-        self._last = torch.where(ends_here[:, None], found, self._last) if start else found
-        if end < self._longest:
+        start, model = self._suffix.length, self._model
+        end = min(len(self._tree), start + PIECE)
+        piece = self._tree.piece(start, end, len(model.layers), model.device)
+        hides = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
+        hides.masked_fill_(~piece.sees, -torch.inf)
+        watch = partial(self._gaze.see, piece.last, piece.ends) if self._gaze else None
+        self._suffix.seen = piece.before
+        hidden = self._walk(
+            piece.ids[None],
+            piece.depths[None],
+            hides[None, None],
+            self._suffix,
+            watch,
+            piece.asking,
+        )
+        found = hidden[0, piece.last]
+        self._last = torch.where(piece.ends[:, None], found, self._last) if start else found
+        if end < len(self._tree):
             return []
         self._set_aside()
-        return self._take(self._last) if self._rows else []
+        done = self._take(self._last) if self._rows else []
+        if self._rows:
+            self._begin_writing()
+        return done
+
+    def _begin_writing(self) -> None:
+        """Give each question keys and values of its own, with room for its answer."""
+        device = self._model.device
+        longest = max(len(path) for path in self._paths)
+        room = max(question.max_new_tokens for question in self.questions)
+        padded = [[*path, *[path[-1]] * (longest - len(path))] for path in self._paths]
+        self._suffix = self._suffix.along(torch.tensor(padded, device=device), room=room)
+        self._lengths = torch.tensor([len(path) for path in self._paths], device=device)
+        column = torch.arange(longest + room, device=device)
+        # (B, columns), False at padding
+        self._real = (column < self._lengths[:, None]) | (column >= longest)
+        self._is_read = True
 
     def _set_aside(self) -> None:
         """Go on without the questions that may look back and do."""
@@ -158,7 +166,7 @@ class AnswerBatch:
         mask: Tensor,
         suffix: Suffix,
         watch: Watch | None = None,
-        asking: Sequence[Asking] = (),
+        asking: Sequence[Asking | None] = (),
     ) -> Tensor:
         """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
         model, view = self._model, self.view
@@ -212,11 +220,12 @@ class AnswerBatch:
 
     def _keep(self, places: list[int]) -> None:
         """Go on with some rows only."""
-        if 0 < len(places) < len(self._rows):
+        if self._is_read and 0 < len(places) < len(self._rows):
             rows = torch.tensor(places, device=self._model.device)
             self._suffix.keep_rows(rows)
             self._lengths, self._real = self._lengths[rows], self._real[rows]
         self._rows = [self._rows[place] for place in places]
+        self._paths = [self._paths[place] for place in places]
 
     def _scores(self, place: int, logits: Tensor) -> Tensor:
         """(options,) log-probability of each of a row's options, but for one constant, from its first token's logits.
@@ -237,16 +246,14 @@ class AnswerBatch:
 
     def _continued(self, place: int, spelt: Sequence[Sequence[int]]) -> Tensor:
         """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""
-        device, length = self._model.device, self._suffix.length
-        rows, longest = len(spelt), max(len(ids) for ids in spelt)
-        suffix = self._suffix.of_row(place, rows=rows, room=longest)
+        device, path = self._model.device, torch.tensor(self._paths[place])
+        rows, longest, length = len(spelt), max(len(ids) for ids in spelt), len(path)
+        suffix = self._suffix.along(path.to(device).expand(rows, -1), room=longest)
         ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spelt])
         ids = ids.to(device)
         steps = torch.arange(longest, device=device)
-        own = (steps <= steps[:, None])[None].expand(rows, -1, -1)
-        before = self._real[place, :length].expand(rows, longest, -1)
-        mask = torch.cat([before, own], dim=2)[:, None]
-        hidden = self._walk(ids, (self._lengths[place] + steps).expand(rows, -1), mask, suffix)
+        mask = torch.arange(length + longest, device=device) <= (length + steps)[:, None]
+        hidden = self._walk(ids, (length + steps).expand(rows, -1), mask[None, None], suffix)
         logs = self._model.logits(hidden.flatten(0, 1)).log_softmax(dim=-1)
         logs = logs.reshape(rows, longest, -1)
         lengths = torch.tensor([len(one) for one in spelt], device=device)

@@ -31,7 +31,7 @@ def walk(
     cache: Any,
     prefix: Sequence[Any] = (),
     watch: Watch | None = None,
-    asking: Sequence[Asking] = (),
+    asking: Sequence[Asking | None] = (),
 ) -> Tensor:
     """(B, N, C) through layers [first, last) -> (B, N, C).
 

@@ -36,8 +36,8 @@ class Gaze:
         return self._total / max(1, self._layers)
 
     def see(self, at: Tensor, counts: Tensor, layer: int, queries: Tensor, scale: float) -> None:
-        """Take in one layer's `queries` (B, heads, n, D) at columns `at` (B,), of the rows that `counts` (B,) marks."""
-        asked = queries[torch.arange(len(at), device=at.device), :, at]  # (B, heads, D)
+        """Take in one layer's `queries` (1, heads, n, D) at columns `at` (B,), of those that `counts` (B,) marks."""
+        asked = queries[0][:, at].transpose(0, 1)  # (B, heads, D)
         memory = self._memory.shared(layer).behind(self._pinned)
         keys = torch.cat([memory.keys, *(part.shared(layer).keys for part in self._fresh)], 2)[0]
         batch, heads, width = asked.shape

@@ -22,29 +22,35 @@ class Suffix:
         ]
         self._values = [torch.empty_like(keys) for keys in self._keys]
         self.length = 0
+        # those of its columns that the next ones are shown; None: all
+        self.seen: Tensor | None = None
         self.bias: dict[int, Tensor] = {}  # by layer, what weighs its columns as a prefix
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """What transformers' attention calls; returns each row's own keys and values so far."""
+        """What transformers' attention calls; returns each row's own keys and values so far, of those that are seen."""
         end = self.length + keys.shape[2]
         k, v = self._keys[layer_idx], self._values[layer_idx]
         k[:, :, self.length : end] = keys
         v[:, :, self.length : end] = values
-        return k[:, :, :end], v[:, :, :end]
+        if self.seen is None:
+            return k[:, :, :end], v[:, :, :end]
+        seen_keys, seen_values = k[:, :, self.seen], v[:, :, self.seen]
+        return torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
 
     def commit(self, count: int) -> None:
         """Keep the `count` columns that every layer just wrote."""
         self.length += count
 
-    def of_row(self, row: int, *, rows: int, room: int) -> Suffix:
-        """One row as it is now, `rows` times, with room for that many more columns."""
-        other = Suffix(self._shape, rows=rows, capacity=self.length + room)
+    def along(self, paths: Tensor, *, room: int) -> Suffix:
+        """Its only row as R rows, each of the columns that `paths` (R, n) names, with room for that many more."""
+        rows, length = paths.shape
+        other = Suffix(self._shape, rows=rows, capacity=length + room)
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            seen = slice(row, row + 1), slice(None), slice(self.length)
-            other.update(keys[seen], values[seen], layer)
-        other.commit(self.length)
+            rows_keys, rows_values = (part[0][:, paths].transpose(0, 1) for part in (keys, values))
+            other.update(rows_keys, rows_values, layer)
+        other.commit(length)
         return other
 
     def keep_rows(self, rows: Tensor) -> None:
