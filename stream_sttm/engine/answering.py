@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stream_sttm.engine import decoder, forms
 from stream_sttm.engine.attention import Asking, Watch
-from stream_sttm.engine.forms import Forms
+from stream_sttm.engine.forms import Forms, Options
 from stream_sttm.engine.gaze import Gaze
 from stream_sttm.engine.prompt_tree import PromptTree
 from stream_sttm.engine.recall import Past
@@ -198,12 +198,12 @@ class AnswerBatch:
                 logits[place].masked_fill_(refused, -torch.inf)
         chosen = logits.argmax(dim=-1)
         logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
+        weights = self._weighed(logits)
         finished, open_rows = [], []
         # The one place where answering waits for the device: which rows are done decides what runs next.
         for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
-            if row.options is not None:
-                scores = self._scores(place, logits[place])
-                finished.append(row.chosen(scores, self._model, self.view))
+            if place in weights:
+                finished.append(row.chosen(weights[place], self.view))
                 continue
             is_end = token in self._model.eos
             row.log += logs[place]
@@ -227,15 +227,26 @@ class AnswerBatch:
         self._rows = [self._rows[place] for place in places]
         self._paths = [self._paths[place] for place in places]
 
-    def _scores(self, place: int, logits: Tensor) -> Tensor:
-        """(options,) log-probability of each of a row's options, but for one constant, from its first token's logits.
+    def _weighed(self, logits: Tensor) -> dict[int, list[float]]:
+        """By place, for rows that choose: what each option is worth, from the first token's logits (B, V)."""
+        places_of: dict[int, list[int]] = {}
+        for place, row in enumerate(self._rows):
+            if row.options is not None:
+                places_of.setdefault(id(row.options), []).append(place)
+        weights: dict[int, list[float]] = {}
+        for places in places_of.values():
+            options = self._rows[places[0]].options
+            assert options is not None
+            if options.are_told_apart:
+                scores = forms.first_scores(logits[places], options)
+            else:
+                scores = torch.stack([self._scores(options, at, logits[at]) for at in places])
+            each = forms.probabilities(scores, self._model.tuned.temperature).tolist()
+            weights.update(zip(places, each, strict=True))
+        return weights
 
-        Where two may begin alike, each is scored as a whole, to the end of the answer, in one more pass.
-        """
-        options = self._rows[place].options
-        assert options is not None
-        if options.are_told_apart:
-            return forms.first_scores(logits, options)
+    def _scores(self, options: Options, place: int, logits: Tensor) -> Tensor:
+        """(options,) log-probability of each to the end of the answer, in one more pass; (V,) the first token's."""
         begun = logits.tolist()
         spelt = [max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options]
         longest = max(len(ids) for ids in spelt)

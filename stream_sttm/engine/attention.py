@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -153,8 +154,5 @@ def _softmax(
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Softmax over all parts from each part's own softmax and log-sum-exp."""
-    total = torch.stack([lse for _, lse in parts]).logsumexp(dim=0)
-    out = torch.zeros_like(parts[0][0])
-    for part, lse in parts:
-        out += part * (lse - total).exp()
-    return out
+    total = reduce(torch.logaddexp, (lse for _, lse in parts))
+    return reduce(torch.add, (out * (lse - total).exp() for out, lse in parts))

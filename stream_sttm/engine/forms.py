@@ -228,11 +228,11 @@ def structured(text: str, form: Form) -> Structured:
 
 
 def probabilities(scores: Tensor, temperature: float) -> Tensor:
-    """(N,) log-probabilities of the options -> what each is worth among them; see `Defaults.temperature`."""
-    return (scores.double() / temperature).softmax(dim=0)
+    """(..., N) log-probabilities of the options -> what each is worth among them; see `Defaults.temperature`."""
+    return (scores.double() / temperature).softmax(dim=-1)
 
 
 def first_scores(logits: Tensor, options: Options) -> Tensor:
-    """(V,) logits of the first token -> (options,) log-probability that each is begun, but for one constant."""
+    """(R, V) logits of the first token -> (R, options) log-probability that each is begun, but for one constant."""
     ids, fill = (part.to(logits.device) for part in options.firsts)
-    return logits[ids].float().masked_fill(fill, -torch.inf).logsumexp(dim=1)
+    return logits[:, ids].float().masked_fill(fill, -torch.inf).logsumexp(dim=-1)

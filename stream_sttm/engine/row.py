@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from operator import itemgetter
 
 from stream_sttm.engine import forms
 from stream_sttm.engine.forms import Grammar, Options
@@ -38,14 +38,11 @@ class Row:
     ids: list[int] = field(default_factory=list)
     log: float = 0.0
 
-    def chosen(self, scores: Tensor, model: VideoLLM, view: View) -> Finished:
-        """The best of its options by their log-probabilities (options,)."""
+    def chosen(self, weights: Sequence[float], view: View) -> Finished:
+        """The best of its options, by what each is worth."""
         assert self.options is not None
-        weights = forms.probabilities(scores, model.tuned.temperature)
-        confidence, best = weights.max(dim=0)
-        option = self.options.options[int(best)]
-        tokens = self._counts(view)
-        return Finished(self.question, option.text, tokens, option.value, float(confidence))
+        confidence, option = max(zip(weights, self.options.options, strict=True), key=itemgetter(0))
+        return Finished(self.question, option.text, self._counts(view), option.value, confidence)
 
     def written(self, model: VideoLLM, view: View, *, is_end: bool) -> Finished:
         """What it has written; `is_end`: of its own will."""
