@@ -3,9 +3,11 @@
     python -m bench.longrun [--windows 100000] [--streams 4] [--minutes 60] [--reach 180]
 
 First part, time compressed: the features of a drawn scene, seen once and then again and again with fresh noise, go
-straight into one stream's memory, for every retention policy. Slopes are fitted after the first tenth, with their
-standard error; the cost of a window is the middle one of the last tenth against the second, measured in turn with a
-memory that is always young, so that a machine that slows down does not count. Second part: `bench.accuracy --long`.
+straight into one stream's memory, for every retention policy. Resident memory is read when what the C library holds
+free has been given back, as the service does once a minute. Slopes are fitted after the first tenth, with their
+standard error and the correlation of neighbouring residuals, of which that error counts on none; the cost of a window
+is the middle one of the last tenth against the second, measured in turn with a memory that is always young, so that a
+machine that slows down does not count. Second part: `bench.accuracy --long`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
 from stream_sttm.retention import POLICIES
 from stream_sttm.sources.scene import Scene
+from workers import heap
 
 FPS, SIDE, LOOP = 2.0, 192, 300  # windows of the scene that are gone through again and again
 SAMPLES = 200  # of size and cost
@@ -53,13 +56,17 @@ class Steadiness:
     young: NDArray[np.float64] = field(default_factory=lambda: np.ones(SAMPLES))
     highest: int = 0
 
-    def slope(self) -> tuple[float, float]:
-        """Bytes of the process per window and the standard error, after the first tenth."""
+    def slope(self) -> tuple[float, float, float]:
+        """Bytes of the process per window, the standard error, and the residuals' correlation with the next.
+
+        After the first tenth, by ordinary least squares, whose error holds where residuals don't hang together.
+        """
         x, y = self.windows[SAMPLES // 10 :], self.resident[SAMPLES // 10 :]
         x = x - x.mean()
         slope = float((x * y).sum() / (x * x).sum())
         rest = y - y.mean() - slope * x
-        return slope, float(np.sqrt((rest**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
+        error = float(np.sqrt((rest**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
+        return slope, error, float((rest[1:] * rest[:-1]).sum() / max((rest**2).sum(), 1e-9))
 
     def cost_ratio(self) -> float:
         """The last tenth's cost of a window against the second tenth's, each against the young memory's then."""
@@ -126,21 +133,24 @@ def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> d
             place, rest = divmod(index + 1, every)
             if rest == 0 and place <= SAMPLES:
                 gc.collect()
+                heap.give_back()
                 found.windows[place - 1], found.resident[place - 1] = index + 1, _resident_bytes()
                 found.old[place - 1], found.young[place - 1] = map(statistics.median, costs)
                 for spent in costs:
                     spent.clear()
-    slope, error = found.slope()
+    slope, error, kept = found.slope()
     grown = "  ".join(f"{size / 1e6:.3f}" for size in found.by_tenth())
     print(f"{policy:8} resident MB after each tenth: {grown}")
     print(
         f"{policy:8} {windows} windows: resident {found.resident[-1] / 1e6:.1f} MB, slope "
-        f"{slope:+.2f} +- {error:.2f} bytes a window, cost of a window late/early {found.cost_ratio():.3f}, "
-        f"cache {old.cache.nbytes / 1e6:.2f} MB, highest position {found.highest} of {model.context}"
+        f"{slope:+.2f} +- {error:.2f} bytes a window (residuals correlate {kept:+.2f}), "
+        f"cost of a window late/early {found.cost_ratio():.3f}, cache {old.cache.nbytes / 1e6:.2f} MB, "
+        f"highest position {found.highest} of {model.context}"
     )
     return {
         "slope_bytes_per_window": slope,
         "slope_standard_error": error,
+        "residual_correlation": kept,
         "resident_bytes_by_tenth": found.by_tenth(),
         "cost_ratio": found.cost_ratio(),
         "highest_position": found.highest,

@@ -27,6 +27,7 @@ from stream_sttm.sources.publishers import Publishers
 from stream_sttm.streamconfig import SourceRules, StreamSettings
 from stream_sttm.toggles import Place
 from stream_sttm.types import Answer, Event, Evidence, Frame, StreamStatus
+from workers import heap
 from workers.analysis import Analysis
 from workers.control import Control, Parts
 from workers.ingest import Opener
@@ -102,6 +103,7 @@ class Watching:
             group.create_task(analysis.run({}), name="analysis")
             await analysis.has_begun.wait()
             group.create_task(keeping.run(), name="keeping")
+            group.create_task(heap.stay_small(), name="heap")
             streams = Streams(
                 group,
                 analysis,
