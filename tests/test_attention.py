@@ -36,12 +36,14 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("prefixes", [1, 2])
-@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("most_logits", [None, 64, 1 << 26])
 def test_joined_parts_equal_one_softmax(
-    kv_heads: int, prefixes: int, is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+    kv_heads: int, prefixes: int, most_logits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if is_chunked:
-        monkeypatch.setattr(attention, "_MOST_LOGITS", 64)
+    """By the CPU's own kernel, and as on other devices, in pieces and at once."""
+    if most_logits is not None:
+        monkeypatch.setattr(attention, "_FUSED", None)
+        monkeypatch.setattr(attention, "_MOST_LOGITS", most_logits)
     batch, heads, count, width, own = 3, 6, 4, 8, 5
     query = _random(batch, heads, count, width, seed=1)
     key, value = (_random(batch, kv_heads, own, width, seed=seed) for seed in (2, 3))
