@@ -148,7 +148,7 @@ def _shares(options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 verdict = gate.judge(clip)
                 is_part = verdict.changed is not None
                 spared[longest] += verdict.same_as is not None and not is_part
-                if verdict.same_as is None or verdict.changed is not None:
+                if verdict.same_as is None or is_part or verdict.wants_whole:
                     part = verdict.changed
                     area[longest] += 1.0 if part is None else float(part.mean())
         for longest in gates:
@@ -268,8 +268,7 @@ def _shown(engine: Engine, gate: StillGate | None, clip: Clip) -> Cost:
     finished(engine.step())
     seconds = time.process_time() - started
     encoded, reused = (now - then for now, then in zip(_vision(), before, strict=True))
-    is_spared = clip.same_as is not None and clip.changed is None
-    return Cost(1, int(is_spared), encoded, reused, seconds)
+    return Cost(1, int(not encoded), encoded, reused, seconds)
 
 
 def _vision() -> tuple[float, ...]:

@@ -40,23 +40,20 @@ class StillGate:
     """
 
     def __init__(self, longest: float) -> None:
-        self.still_since: float | None = (
-            None  # wall clock, by the newest clip; None while something changes
-        )
+        # wall clock, by the newest clip; None while something changes
+        self.still_since: float | None = None
         self._longest = longest
         self._noise = Noise()
         self._newest: Blocks | None = None
-        self._shown: Blocks | None = (
-            None  # what is encoded, in the light of the newest clip encoded whole
+        # what is encoded, in the light of the newest clip encoded whole
+        self._shown: Blocks | None = None
+        # where something moved within it: reused, it would seem to move on
+        self._moving: Where | None = None
+        self._index = 0  # of the newest clip to be encoded
+        self._is_whole = False  # whether what is encoded is that one clip
+        self._since = self._changed_at = (
+            0.0  # seconds, of the newest whole one, and of the newest in part
         )
-        self._moving: Where | None = (
-            None  # where something moved within it: reused, it would seem to move on
-        )
-        self._index, self._since = (
-            0,
-            0.0,
-        )  # of the newest clip to be encoded; the time of the newest whole one
-        self._is_whole = False  # whether these are one clip
 
     def judge(self, clip: Clip) -> Clip:
         """The clip; where it shows the same as an earlier one, wholly or but for some blocks, marked so.
@@ -69,17 +66,22 @@ class StillGate:
         is_still = changed is not None and not changed.any()
         self.still_since = (self.still_since or clip.frames[0].captured_at) if is_still else None
         newest = clip.frames[-1].pts
-        is_due = newest - self._since >= self._longest or (is_still and not self._is_whole)
+        is_due = newest - self._since >= self._longest
         if changed is None or is_due or (area := spread(changed)).mean() > MOST_CHANGED:
             self._shown, self._moving, self._is_whole = pictures[-1], moving, True
             self._index, self._since = clip.index, newest
             return replace(clip, is_still=is_still)
         known = self._index
-        if is_still:
+        if is_still and self._is_whole:
             return replace(clip, same_as=known, is_still=True)
+        self._index, self._is_whole = clip.index, is_still
+        if is_still:
+            # where a model is given no parts, what is shown then is the clip before
+            self._shown, self._moving, self._since = pictures[-1], moving, self._changed_at
+            return replace(clip, same_as=known, is_still=True, wants_whole=True)
         assert self._shown is not None
         assert shown is not None
-        self._index, self._is_whole = clip.index, False
+        self._changed_at = newest
         self._shown = np.where(area, shown, self._shown)
         self._moving = area & moving
         return replace(clip, same_as=known, changed=area)

@@ -32,7 +32,8 @@ class Clip:
 
     `same_as`: index of an earlier clip whose last frame shows what each of these does, None where there is none;
     `changed` (rows, columns): but for these blocks, which tile the picture, None where that holds everywhere.
-    `is_still`: nothing has changed, though it may be encoded anew.
+    `is_still`: nothing has changed, though it may be encoded anew. `wants_whole`: it is the same, but is to be encoded
+    where what it is the same as was encoded in parts.
     """
 
     stream: str
@@ -41,6 +42,7 @@ class Clip:
     same_as: int | None = None
     changed: NDArray[np.bool_] | None = field(default=None, compare=False)
     is_still: bool = False
+    wants_whole: bool = False
 
     @property
     def captured_at(self) -> float:

@@ -50,7 +50,7 @@ def test_a_world_is_watched_by_every_arm_and_only_the_gated_are_spared_anything(
     none, zero, gated, regions = watched.costs.values()
     assert none.windows == regions.windows == stream.windows == 16
     assert none.spared == zero.spared == none.reused == zero.reused == 0
-    assert gated.spared == regions.spared
+    assert 0 < regions.spared < gated.spared  # after parts, all is encoded once more
     assert regions.encoded < gated.encoded <= none.encoded == 16 * 64
     assert regions.encoded + regions.reused == 16 * 64
     by_arm = {arm: [s for s in watched.sheets if s.arm == arm] for arm in arms}

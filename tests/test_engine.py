@@ -195,6 +195,30 @@ def test_where_little_has_changed_a_family_that_can_encodes_that_alone(
         assert _vision_tokens("door")[1] == before[1] + reused + whole.before_merge
 
 
+def test_what_was_encoded_in_parts_is_encoded_as_a_whole_once_it_is_still(
+    tiny_model: VideoLLM,
+) -> None:
+    """And only that: a model that had all of the last change needs no more."""
+    can = type(tiny_model).encode_regions is not VideoLLM.encode_regions
+    for regions in (True, False):
+        engine = _engine(tiny_model)
+        engine.open("door", fps=2, regions=regions)
+        engine.observe(_pictures(0, changed=False))
+        engine.observe(replace(_pictures(1, changed=True), same_as=0))
+        _run(engine)
+        clips = [replace(_clip("door", 2), same_as=1, wants_whole=True)]
+        clips += [replace(_clip("door", index), same_as=2) for index in (3, 4)]
+        for clip in clips:
+            before = _vision_tokens("door")
+            engine.observe(clip)
+            [outcome] = _run(engine)
+            assert isinstance(outcome, Observed)
+            after = _vision_tokens("door")
+            is_encoded = clip.wants_whole and can and regions
+            assert after[0] - before[0] == (outcome.before_merge if is_encoded else 0)
+            assert sum(after) - sum(before) == outcome.before_merge
+
+
 def test_where_the_clip_it_builds_on_was_dropped_all_is_encoded(tiny_model: VideoLLM) -> None:
     engine = _engine(tiny_model)
     engine.open("door", fps=2, regions=True)

@@ -165,15 +165,16 @@ class Engine:
         session = self.memories.of(stream) or self.memories.anew(stream)
         # the clip that this one is said to look like may have been dropped on its way
         is_known = clip.same_as is not None and clip.same_as == session.shows
+        is_same = clip.same_as is not None and clip.changed is None
         times, encoded = self._token_times(clip), 0
-        if is_known and clip.changed is None:
+        if is_known and is_same and not (clip.wants_whole and session.is_pieced):
             done = session.repeat(times)
         else:
             seen = self._seen(clip, session if is_known else None)
             encoded, session.kept = seen.encoded, seen.kept
             done = session.append(seen.features, times)
-        is_as_before = clip.same_as is not None and clip.changed is None
-        session.shows = clip.same_as if is_as_before else clip.index
+            session.is_pieced = encoded < seen.features[..., 0].numel()
+        session.shows = clip.same_as if is_same and not clip.wants_whole else clip.index
         self.memories.hold(session)
         gauges.show(session, done, encoded=encoded)
         return Observed(clip, done.before_merge, done.after_merge)

@@ -46,6 +46,7 @@ class StreamSession:
     ) -> None:
         self.stream = stream
         self.shows: int | None = None  # index of the clip whose last frame the newest features show
+        self.is_pieced = False  # whether these features are of several clips
         self.kept: Any = None  # what the vision tower keeps of that frame
         self._model, self._reducer, self._plan = model, reducer, plan
         self._axis = TimeAxis(model, plan, fps=fps)
