@@ -13,9 +13,11 @@ from prometheus_client import REGISTRY
 from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for, reducer_for
+from stream_sttm.engine.suffix import Suffix
 from stream_sttm.errors import (
     ConfigError,
     NoVideoYet,
+    OutOfMemory,
     QuestionRejected,
     TooManyQuestions,
     UnknownStream,
@@ -23,7 +25,7 @@ from stream_sttm.errors import (
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
-from stream_sttm.types import Answer, Clip, Frame, Question
+from stream_sttm.types import Answer, AnswerType, Clip, Form, Frame, Question
 
 
 class Clock:
@@ -287,6 +289,26 @@ def test_a_question_that_waited_too_long_is_told_so(tiny_model: VideoLLM) -> Non
     [outcome] = _run(engine) or engine.step()
     assert isinstance(outcome, Unanswered)
     assert "30 s" in str(outcome.error)
+
+
+def test_where_there_is_no_room_to_write_what_needed_none_is_answered_all_the_same(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    engine = _engine(tiny_model)
+    engine.observe(_clip("door", 0))
+    _run(engine)
+    monkeypatch.setattr(Suffix, "along", full)
+    weighed = replace(_question("door", "is it there?", id_="a"), form=Form(AnswerType.YES_NO))
+    engine.ask(weighed)
+    engine.ask(_question("door", "what is there?", id_="b"))
+    outcomes = _run(engine)
+    [answer] = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    [failed] = [outcome for outcome in outcomes if isinstance(outcome, Unanswered)]
+    assert (answer.question.id, failed.question.id) == ("a", "b")
+    assert isinstance(failed.error, OutOfMemory)
 
 
 def test_one_streams_failure_starts_its_memory_anew_and_leaves_others_alone(

@@ -36,7 +36,7 @@ class AnswerBatch:
 
     `past`: what those among them may recall that are to do so if they look back; `before`: text that each of them is
     asked behind; `opening`: what makes another view of the given one, as a step of its own. Room on the device is taken
-    by the first step, so that making a batch can't fail for want of it.
+    at the beginning of a step, so that making a batch can't fail for want of it, nor does an answer go with it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AnswerBatch:
         ]
         self._tree = PromptTree(prompts)
         self._paths = self._tree.paths  # of each row
-        self._has_begun = self._is_read = False
+        self._has_begun = self._is_read = self._is_writing = False
         self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
         self._next = torch.empty(0)
 
@@ -98,6 +98,8 @@ class AnswerBatch:
         self._has_begun = True
 
     def _write(self) -> list[Finished]:
+        if not self._is_writing:
+            self._begin_writing()
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
         end = self._suffix.length + 1
         mask = self._real[:, None, None, :end]
@@ -125,11 +127,9 @@ class AnswerBatch:
         self._last = torch.where(piece.ends[:, None], found, self._last) if start else found
         if end < len(self._tree):
             return []
+        self._is_read = True
         self._set_aside()
-        done = self._take(self._last) if self._rows else []
-        if self._rows:
-            self._begin_writing()
-        return done
+        return self._take(self._last) if self._rows else []
 
     def _begin_writing(self) -> None:
         """Give each question keys and values of its own, with room for its answer."""
@@ -142,7 +142,7 @@ class AnswerBatch:
         column = torch.arange(longest + room, device=device)
         # (B, columns), False at padding
         self._real = (column < self._lengths[:, None]) | (column >= longest)
-        self._is_read = True
+        self._is_writing = True
 
     def _set_aside(self) -> None:
         """Go on without the questions that may look back and do."""
@@ -220,7 +220,7 @@ class AnswerBatch:
 
     def _keep(self, places: list[int]) -> None:
         """Go on with some rows only."""
-        if self._is_read and 0 < len(places) < len(self._rows):
+        if self._is_writing and 0 < len(places) < len(self._rows):
             rows = torch.tensor(places, device=self._model.device)
             self._suffix.keep_rows(rows)
             self._lengths, self._real = self._lengths[rows], self._real[rows]
