@@ -77,6 +77,27 @@ def test_joined_parts_equal_one_softmax(
     )
 
 
+@pytest.mark.parametrize(("first", "end"), [(0, 1200), (520, 1100), (600, 1800)])
+def test_stretches_of_hidden_keys_longer_than_the_kernels_blocks_change_nothing(
+    first: int, end: int
+) -> None:
+    """As padding between a short question and its answer is beside a very long one, and what other questions read."""
+    query = _random(2, 4, 5, 8, seed=1)
+    key, value = (_random(2, 4, 1800, 8, seed=seed) for seed in (2, 3))
+    part = Shared(_random(1, 4, 7, 8, seed=4), _random(1, 4, 7, 8, seed=5), None)
+    mask = torch.ones(2, 1, 5, 1800, dtype=torch.bool)
+    mask[0, :, :, first:end] = False
+    mask[1, :, ::2, first:end] = False
+    module = SimpleNamespace(layer_idx=0)
+    ours, _ = attend(module, query, key, value, mask, prefix=[_OneLayer(part)])
+    keys, values = (
+        torch.cat([shared.expand(2, -1, -1, -1), own], 2)
+        for shared, own in ((part.keys, key), (part.values, value))
+    )
+    bias = torch.cat([torch.zeros(2, 1, 5, 7), mask.log()], 3)
+    assert torch.allclose(ours, _plain(query, keys, values, bias), atol=1e-5)
+
+
 def test_tokens_that_are_alike_look_at_the_prefix_once_for_all_of_them() -> None:
     query = _random(2, 6, 4, 8, seed=1)
     query[1, :, :2] = query[0, :, :2]  # two rows that begin alike, in batch and columns

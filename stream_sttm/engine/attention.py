@@ -100,7 +100,7 @@ def _over_shared(
         tokens = tokens[:, among.tokens]
     rows = tokens.reshape(1, part.keys.shape[1], -1, width)
     bias = None if part.bias is None else part.bias[None, None, None]
-    out, lse = _softmax(rows, part.keys, part.values, bias, scale)
+    out, lse = _attention(rows, part.keys, part.values, bias, scale)
     out, lse = out.reshape(*tokens.shape), lse.reshape(*tokens.shape[:2], 1)
     if among is not None:
         out, lse = out[:, among.of], lse[:, among.of]
@@ -122,11 +122,11 @@ def _over_own(
         bias = mask.log() if mask.dtype == torch.bool else mask
         bias = bias.expand(-1, -1, count, -1)
         bias = bias.repeat(1, 1, heads // kv_heads, 1) if heads > kv_heads else bias
-    out, lse = _softmax(rows, key, value, bias, scale)
+    out, lse = _attention(rows, key, value, bias, scale)
     return out.reshape(batch, heads, count, width), lse.reshape(batch, heads, count, 1)
 
 
-def _softmax(
+def _attention(
     rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention of (B, kv heads, R, D) over (B, kv heads, m, D) with a `bias` (B or 1, 1, R or 1, m) on its logits.
