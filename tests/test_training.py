@@ -25,6 +25,7 @@ from stream_sttm.demo.pupil import Pupil
 from stream_sttm.demo.train import CURRICULUM, Run, curriculum, place, rate
 from stream_sttm.models import load_model
 from stream_sttm.sources.drawing import COLOURS, SHAPES
+from stream_sttm.sources.questions import Asked
 from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.timeline import Thing
 
@@ -104,6 +105,19 @@ def test_goals_spell_the_truth_and_its_end(pupil, school):
             assert told.strip() == question.truth + words.END
             assert batch.offset[row][here].tolist() == list(range(int(here.sum())))
             assert words.ASSISTANT in pupil.tokenizer.decode(batch.text[row][here])
+
+
+def test_a_question_is_taught_as_the_served_model_is_asked(school):
+    served = load_model("demo")
+    for text in ("is there a red circle?", "Wo ist der Hund?"):
+        asked, _ = school.ids(Asked(text, "yes", "exist"))
+        assert asked == served.ask(text)
+    chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    once = words.tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert once == served.tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
+    assert once.endswith("<|user|>user<|assistant|>assistant<|end|><|user|>user<|assistant|>")
 
 
 def test_labels_say_what_is_where_and_what_was():

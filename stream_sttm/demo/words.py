@@ -28,14 +28,16 @@ PAD, USER, ASSISTANT, SYSTEM, END, VISION_START, VISION_END, VIDEO, IMAGE = SPEC
     "<|video_pad|>",
     "<|image_pad|>",
 )
-# The fixed words before the video also anchor its positions: the model tells rows and columns by their distance.
+# The fixed words before the video also anchor its positions: the model tells rows and columns by their distance. What a
+# user says ends where the assistant begins, with no token of its own: each one costs every question of a batch.
 TEMPLATE = (
     "<|system|>you watch a live video and answer questions.<|end|>"
     "{%- for m in messages -%}{{ '<|' + m['role'] + '|>' }}"
     "{%- if m['content'] is string -%}{{ m['content'] }}{%- else -%}{%- for c in m['content'] -%}"
     "{%- if c['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
     "{%- elif c['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
-    "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}<|end|>{%- endfor -%}"
+    "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{%- if m['role'] != 'user' -%}<|end|>{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
 _ANSWERS = (
