@@ -3,7 +3,8 @@
     python -m bench.asking [--repeat 9] [--worlds 8] [--model FOLDER] [--threads 1]
 
 First part: 8 and 16 questions at once to one memory of 4,096 visual tokens, free text and yes/no, that begin alike
-(`is there a ...`), and 8 that do not, in turn in one process; ratios to the one of them that takes longest alone.
+(`is there a ...`), and 8 that do not, in turn in one process; ratios to the one of them that takes longest alone. Once
+unmerged, 4,096 in every layer, and once as the service does it: merged, with a fresh view, 4,096 below the merge.
 Second part: yes/no questions with a known answer about drawn worlds, half of them to fit the temperature, the other
 half to measure: how often right, mean confidence, expected calibration error over ten bins of equal count
 (https://arxiv.org/abs/1706.04599), before and after. Last line: JSON.
@@ -76,46 +77,68 @@ def main() -> None:
 
 def cost(model: VideoLLM, repeat: int) -> dict[str, float]:
     """Seconds until the last answer, by kind and number of questions, as ratios to the slowest of them alone."""
-    engine = _engine(model, ReducerSettings(name="none"), MemorySettings(window_tokens=TOKENS))
+    found: dict[str, float] = {}
+    for memory, reducer in (
+        ("unmerged", ReducerSettings(name="none")),
+        ("served", ReducerSettings()),
+    ):
+        engine = _full(model, reducer)
+        for kind, form in (("text", FREE_TEXT), ("yes_no", YES_NO)):
+            sets = {f"{count} alike": ALIKE[:count] for count in COUNTS}
+            sets["8 mixed"] = MIXED[kind]
+            for name, texts in sets.items():
+                one, at_once = _timed(engine, form, texts, repeat)
+                arm, ratio = f"{memory} {kind} {name}", at_once / one
+                print(f"{arm:24} {at_once * 1e3:8.1f} ms, one {one * 1e3:6.1f} ms: {ratio:5.2f}x")
+                found[arm] = round(ratio, 3)
+    return found
+
+
+def _full(model: VideoLLM, reducer: ReducerSettings) -> Engine:
+    """An engine with one stream, that has seen more of a drawn scene than the layers below the merge hold."""
+    engine = _engine(model, reducer, MemorySettings(window_tokens=TOKENS))
     scene, step = Scene(seed=3), CLIP_FRAMES / FPS
-    windows = TOKENS // (CLIP_FRAMES // model.frames_per_token) // CELLS
-    for index in range(windows):
+    for index in range(2 * TOKENS // (CLIP_FRAMES // model.frames_per_token) // CELLS):
         times = [index * step + frame / FPS for frame in range(CLIP_FRAMES)]
         frames = [Frame("cam", scene.render(at, SIDE), at, at) for at in times]
         engine.observe(Clip("cam", index, tuple(frames)))
         engine.step()
-    found: dict[str, float] = {}
-    for kind, form in (("text", FREE_TEXT), ("yes_no", YES_NO)):
-        sets = {f"{count} alike": ALIKE[:count] for count in COUNTS}
-        sets["8 mixed"] = MIXED[kind]
-        for name, texts in sets.items():
-            alone: dict[str, list[float]] = {text: [] for text in texts}
-            together = []
-            for _ in range(repeat):
-                for text, seconds in alone.items():
-                    seconds.append(_asked(engine, form, [text]))
-                together.append(_asked(engine, form, texts))
-            one = max(statistics.median(seconds) for seconds in alone.values())
-            at_once = statistics.median(together)
-            print(
-                f"{kind:7} {name:>8} {at_once * 1e3:8.1f} ms, one {one * 1e3:6.1f} ms: {at_once / one:5.2f}x"
-            )
-            found[f"{kind} {name}"] = round(at_once / one, 3)
-    return found
+    tokens = _answers(engine, FREE_TEXT, ["how many objects are there?"])[0].tokens
+    print(
+        f"{reducer.name}: {tokens.visual} tokens of {tokens.visual_before_merge}, {tokens.fresh} fresh"
+    )
+    return engine
+
+
+def _timed(engine: Engine, form: Form, texts: Sequence[str], repeat: int) -> tuple[float, float]:
+    """Seconds, middle of so many rounds: the slowest of these questions alone, and all of them together."""
+    alone: dict[str, list[float]] = {text: [] for text in texts}
+    together = []
+    for _ in range(repeat):
+        for text, seconds in alone.items():
+            seconds.append(_asked(engine, form, [text]))
+        together.append(_asked(engine, form, texts))
+    return max(statistics.median(seconds) for seconds in alone.values()), statistics.median(
+        together
+    )
 
 
 def _asked(engine: Engine, form: Form, texts: Sequence[str]) -> float:
-    """Seconds until the last of these questions is answered from the whole memory."""
+    """Seconds until the last of these questions is answered."""
     started = time.perf_counter()
+    _answers(engine, form, texts)
+    return time.perf_counter() - started
+
+
+def _answers(engine: Engine, form: Form, texts: Sequence[str]) -> list[Answer]:
     for place, text in enumerate(texts):
         engine.ask(Question(str(place), "cam", text, time.time(), 32, form=form))
-    left = len(texts)
-    while left:
+    answers: list[Answer] = []
+    while len(answers) < len(texts):
         for answer in engine.step():
             assert isinstance(answer, Answer), answer
-            assert answer.tokens.visual == TOKENS, "the memory is not full"
-            left -= 1
-    return time.perf_counter() - started
+            answers.append(answer)
+    return answers
 
 
 # what a confidence is worth
@@ -153,22 +176,17 @@ def _sheet(model: VideoLLM, seed: int, rounds: int) -> NDArray[np.float64]:
             engine.observe(Clip("cam", part.index, part.frames))
             engine.step()
         else:
-            rows += _answers(engine, part)
+            rows += _known(engine, part)
     return np.array(rows).reshape(-1, 2)
 
 
-def _answers(engine: Engine, asked: Round) -> list[tuple[float, float]]:
-    items = {str(place): item for place, item in enumerate(asked.items)}
-    items = {place: item for place, item in items.items() if item.truth in ("yes", "no")}
-    for place, item in items.items():
-        engine.ask(Question(place, "cam", item.text, time.time(), 8, form=YES_NO))
+def _known(engine: Engine, asked: Round) -> list[tuple[float, float]]:
+    items = [item for item in asked.items if item.truth in ("yes", "no")]
     rows: list[tuple[float, float]] = []
-    while len(rows) < len(items):
-        for answer in engine.step():
-            assert isinstance(answer, Answer), answer
-            assert answer.confidence is not None
-            is_right = answer.text == items[answer.question.id].truth
-            rows.append((answer.confidence, float(is_right)))
+    for answer in _answers(engine, YES_NO, [item.text for item in items]):
+        assert answer.confidence is not None
+        is_right = answer.text == items[int(answer.question.id)].truth
+        rows.append((answer.confidence, float(is_right)))
     return rows
 
 
