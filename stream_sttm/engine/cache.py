@@ -79,14 +79,18 @@ class RollingCache:
         """What transformers' attention calls with the rotated keys and values of the tokens it runs."""
         return self._band(layer_idx).write(keys, values, layer_idx)
 
-    def snapshot(self, *, before_frame: int | None = None, seen_since: int = 0) -> CacheSnapshot:
-        """The memory as it is now, without the tokens of frames from `before_frame` on, if given.
+    def snapshot(
+        self, *, before_frame: int | None = None, in_layers_from: int = 0, seen_since: int = 0
+    ) -> CacheSnapshot:
+        """The memory as it is now; bands from a layer on without the tokens of frames from `before_frame` on, if given.
 
         Nor is anything shown whose like no frame from `seen_since` on has shown.
         """
         views, tokens = [], 0
         for band in self.bands:
-            length = len(band) if before_frame is None else band.index.before_frame(before_frame)
+            length = len(band)
+            if before_frame is not None and band.first >= in_layers_from:
+                length = band.index.before_frame(before_frame)
             hidden = band.last_seen[:length] < seen_since
             tokens = length - int(hidden.sum()) if seen_since else length
             if tokens == 0 and band.pinned == 0:

@@ -1,4 +1,4 @@
-"""Which frames a memory remembers: when each was captured, how many cells it had, and the newest ones' own features.
+"""Which frames a memory remembers: when each was captured, how many cells it had, and the newest ones as they were.
 
 Counts frames from the stream's start. Knows no model and no cache.
 """
@@ -34,12 +34,19 @@ class Footage:
         self.since = 0  # the newest window's first
         self.shots: deque[Shot] = deque()
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
+        self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of those that ran
 
-    def take(self, features: Tensor, captured: Sequence[float]) -> None:
-        """Count a window's frames (T, H, W, C), captured at those wall clocks, and keep the newest as they are."""
+    def take(
+        self, features: Tensor, captured: Sequence[float], states: Tensor | None = None
+    ) -> None:
+        """Count a window's frames (T, H, W, C), captured at those wall clocks, and keep the newest as they are.
+
+        `states` is what they are before the merge; None where they did not run.
+        """
         frames, rows, columns, _ = features.shape
         if self.grid != (rows, columns):
             self._ring.clear()  # only what has one size can be stacked
+            self._states.clear()
         self.grid, self.since = (rows, columns), self.frames
         self.frames += frames
         self.cells += frames * rows * columns
@@ -48,6 +55,7 @@ class Footage:
             Shot(n, at, rows * columns) for n, at in zip(numbers, captured, strict=True)
         )
         self._ring.extend(features)
+        self._states.extend([] if states is None else states)
 
     def forget(self, before: int) -> None:
         """Let go of all frames before one of them."""
@@ -77,6 +85,15 @@ class Footage:
         """(count, H, W, C) features of the newest frames, of those that are kept."""
         return torch.stack(list(self._ring)[-count:])
 
+    @property
+    def states_at_hand(self) -> int:
+        """Of how many frames, the newest that ran, the states before the merge are kept."""
+        return len(self._states)
+
+    def newest_states(self, count: int) -> Tensor:
+        """(count, H, W, C) states before the merge of the newest frames that ran, of those that are kept."""
+        return torch.stack(list(self._states)[-count:])
+
     def saved(self) -> dict[str, Tensor]:
         """All of it, for `restore`."""
         return {
@@ -85,6 +102,7 @@ class Footage:
             "captured.frames": torch.tensor([shot.frame for shot in self.shots]),
             "captured.cells": torch.tensor([shot.cells for shot in self.shots]),
             "ring": torch.stack(list(self._ring)),
+            "states": torch.stack(list(self._states)),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
@@ -94,3 +112,4 @@ class Footage:
         parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))
         self.shots.extend(Shot(*shot) for shot in zip(*parts, strict=True))
         self._ring.extend(tensors["ring"].to(device))
+        self._states.extend(tensors["states"].to(device))

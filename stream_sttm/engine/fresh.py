@@ -16,13 +16,17 @@ def behind(
     memory: tuple[RollingCache, CacheSnapshot],
     tokens: VisualTokens,
     grid: Grid,
+    *,
+    first: int,
 ) -> Suffix:
-    """Whole frames through all layers, behind a cache's snapshot that lacks them."""
+    """Whole frames, as they are before layer `first`, from there on, behind a snapshot whose bands there lack them."""
     cache, snapshot = memory
-    suffix = Suffix(decoder.shape_of(model), rows=1, capacity=len(tokens))
+    suffix = Suffix(decoder.shape_of(model), rows=1, capacity=len(tokens), first=first)
     hidden = tokens.features[None]
     mask = decoder.causal(len(tokens), device=hidden.device)
     for band, seen in zip(cache.bands, snapshot.bands, strict=True):
+        if band.first < first:
+            continue
         places = axis.places(band, tokens, grid, start=axis.after(band, seen.index))
         stored = places.clone()
         stored[0] -= band.offset

@@ -109,7 +109,7 @@ class StreamSession:
             corners = ((t - self.frames) * rows + y) * columns + x
             self.cache.bands[0].keep(corners, newest=count)
         self._state = state
-        self._advance(features, captured, past)
+        self._advance(features, captured, past, states=hidden)
         return Appended(count, len(tokens), evicted, rebased)
 
     def repeat(self, captured: Sequence[float]) -> Appended:
@@ -134,10 +134,14 @@ class StreamSession:
         return Appended(features[..., 0].numel(), 0, evicted, rebased)
 
     def _advance(
-        self, features: Tensor, captured: Sequence[float], past: Kept | None = None
+        self,
+        features: Tensor,
+        captured: Sequence[float],
+        past: Kept | None = None,
+        states: Tensor | None = None,
     ) -> None:
         """Count frames (T, H, W, C) that are in the memory now, and keep what they brought into it."""
-        self._footage.take(features, captured)
+        self._footage.take(features, captured, states)
         self._footage.forget(before=self._oldest_frame())
         if self.archive is not None:
             first = self.cache.deep.emitted - (0 if past is None else len(past[0]))
@@ -153,18 +157,21 @@ class StreamSession:
         fresh = min(wanted, self._footage.at_hand, self.frames - watched[0].frame)
         if self.cache.deep.emitted == self._footage.cells:  # nothing of it is merged
             fresh = 0
+        before, extra = self.frames - fresh, fresh * self.grid[0] * self.grid[1]
+        first = self._whole_below(fresh)
         snapshot = self.cache.snapshot(
-            before_frame=self.frames - fresh if fresh else None,
+            before_frame=before if fresh else None,
+            in_layers_from=first,
             seen_since=0 if window_s is None else watched[0].frame,
         )
         prefix: tuple[Any, ...] = (snapshot,)
-        extra = fresh * self.grid[0] * self.grid[1]
         clock = Stopwatch(self._model.device) if fresh else None
         if clock is not None:
             with clock:
-                features = self._footage.newest(fresh)
-                tokens = VisualTokens.whole(features, first_frame=self.frames - fresh)
-                shown = behind(self._model, self._axis, (self.cache, snapshot), tokens, self.grid)
+                newest = self._footage.newest_states if first else self._footage.newest
+                tokens = VisualTokens.whole(newest(fresh), first_frame=before)
+                memory = (self.cache, snapshot)
+                shown = behind(self._model, self._axis, memory, tokens, self.grid, first=first)
                 prefix = (snapshot, shown)
         starts = []
         for band in self.cache.bands:
@@ -181,6 +188,16 @@ class StreamSession:
             fresh=extra,
             fresh_clock=clock,
         )
+
+    def _whole_below(self, count: int) -> int:
+        """The layer below which the memory has the newest `count` frames whole: the merge layer, or 0 for none.
+
+        None where they were pruned there too, or repeat others and did not run.
+        """
+        cells, before = count * self.grid[0] * self.grid[1], self.frames - count
+        shallow = self.cache.bands[0]
+        is_whole = len(shallow) - shallow.index.before_frame(before) == cells
+        return self.cache.deep.first if is_whole and self._footage.states_at_hand >= count else 0
 
     def past(self, view: View) -> Past | None:
         """What the questions to a view may recall, None where nothing is kept or nothing has left the memory."""

@@ -12,13 +12,17 @@ from stream_sttm.engine.slots import CacheShape
 
 
 class Suffix:
-    """Keys and values behind a snapshot: B rows of one length, thrown away when their answers are done."""
+    """Keys and values behind a snapshot: B rows of one length, thrown away when their answers are done.
 
-    def __init__(self, shape: CacheShape, *, rows: int, capacity: int) -> None:
-        self._shape = shape
+    Layers below `first` have none.
+    """
+
+    def __init__(self, shape: CacheShape, *, rows: int, capacity: int, first: int = 0) -> None:
+        self._shape, self._first = shape, first
         size = (rows, shape.kv_heads, capacity, shape.head_dim)
         self._keys = [
-            torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)
+            torch.empty(size, dtype=shape.dtype, device=shape.device)
+            for _ in range(first, shape.layers)
         ]
         self._values = [torch.empty_like(keys) for keys in self._keys]
         self.length = 0
@@ -31,7 +35,7 @@ class Suffix:
     ) -> tuple[Tensor, Tensor]:
         """What transformers' attention calls; returns each row's own keys and values so far, of those that are seen."""
         end = self.length + keys.shape[2]
-        k, v = self._keys[layer_idx], self._values[layer_idx]
+        k, v = self._keys[layer_idx - self._first], self._values[layer_idx - self._first]
         k[:, :, self.length : end] = keys
         v[:, :, self.length : end] = values
         if self.seen is None:
@@ -46,8 +50,9 @@ class Suffix:
     def along(self, paths: Tensor, *, room: int) -> Suffix:
         """Its only row as R rows, each of the columns that `paths` (R, n) names, with room for that many more."""
         rows, length = paths.shape
-        other = Suffix(self._shape, rows=rows, capacity=length + room)
-        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+        other = Suffix(self._shape, rows=rows, capacity=length + room, first=self._first)
+        stored = zip(self._keys, self._values, strict=True)
+        for layer, (keys, values) in enumerate(stored, self._first):
             rows_keys, rows_values = (part[0][:, paths].transpose(0, 1) for part in (keys, values))
             other.update(rows_keys, rows_values, layer)
         other.commit(length)
@@ -60,8 +65,9 @@ class Suffix:
 
     def shared(self, layer: int) -> Shared:
         """Its only row, as a prefix for others."""
+        place, length = max(0, layer - self._first), self.length if layer >= self._first else 0
         return Shared(
-            self._keys[layer][:, :, : self.length],
-            self._values[layer][:, :, : self.length],
+            self._keys[place][:, :, :length],
+            self._values[place][:, :, :length],
             self.bias.get(layer),
         )
