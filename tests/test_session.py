@@ -412,6 +412,52 @@ def test_fresh_view_shows_the_newest_frames_whole_and_none_twice(tiny_model: Vid
     assert fresh.view().starts == merged.view().starts
 
 
+def _fresh_tokens(session: StreamSession, layer: int) -> int:
+    """How many tokens of the fresh frames ran anew in one layer."""
+    snapshot, fresh = session.view().prefix
+    assert snapshot.shared(layer).keys.shape[2] > 0
+    return int(fresh.shared(layer).keys.shape[2])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fresh_frames_run_only_where_the_memory_has_not_got_them_whole(
+    tiny_model: VideoLLM, count: int
+) -> None:
+    session = _session(tiny_model, replace(PLAN, fresh_frames=count))
+    _feed(session, _video(tiny_model, 8), 2)
+    layers = range(len(tiny_model.layers))
+    assert [_fresh_tokens(session, layer) for layer in layers] == [
+        0 if layer < PLAN.merge_at else count * CELLS for layer in layers
+    ]
+    logits = _first_logits(tiny_model, session, "what is there?")
+    states = [*session._footage._states]
+    session._footage._states.clear()
+    assert [_fresh_tokens(session, layer) for layer in layers] == [count * CELLS for _ in layers]
+    anew = _first_logits(tiny_model, session, "what is there?")
+    assert torch.allclose(logits, anew, atol=2e-4)
+    session._footage._states.extend(torch.zeros_like(state) for state in states)
+    assert not torch.allclose(_first_logits(tiny_model, session, "what is there?"), anew, atol=2e-2)
+
+
+def test_fresh_frames_run_anew_where_they_were_pruned_or_repeat_others(
+    tiny_model: VideoLLM,
+) -> None:
+    plan, video = replace(PLAN, fresh_frames=1), _video(tiny_model, 8)
+    pruned, repeated = (
+        _session(tiny_model, one) for one in (replace(plan, prune_shallow=True), plan)
+    )
+    for session in (pruned, repeated):
+        _feed(session, video[:6], 2)
+    _again(repeated)
+    for session in (pruned, repeated):
+        assert _fresh_tokens(session, 0) == CELLS
+        assert _answers(tiny_model, session, "what is there?")
+    _feed(repeated, video[6:], 2)
+    assert _fresh_tokens(repeated, 0) == 0
+    assert repeated.view(fresh_frames=2).prefix[1].shared(0).keys.shape[2] == 0
+    assert repeated.view(fresh_frames=3).prefix[1].shared(0).keys.shape[2] == 3 * CELLS
+
+
 def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) -> None:
     plain = _session(tiny_model, PLAN, "none")
     fresh = _session(tiny_model, replace(PLAN, fresh_frames=2), "none")
