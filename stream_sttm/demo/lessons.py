@@ -209,8 +209,7 @@ class School:
     def __init__(self, tokenizer: Any, seed: int, scenes: range = TEACHING) -> None:
         self._tokenizer, self._seed, self._scenes = tokenizer, seed, scenes
         self._opening, self._closing = (
-            tokenizer.convert_tokens_to_ids(of)
-            for of in ([words.VISION_END], [words.ASSISTANT])
+            tokenizer.convert_tokens_to_ids(of) for of in ([words.VISION_END], [words.ASSISTANT])
         )
         self._end: int = tokenizer.eos_token_id
 
