@@ -104,6 +104,7 @@ def _full(model: VideoLLM, reducer: ReducerSettings) -> Engine:
         engine.observe(Clip("cam", index, tuple(frames)))
         engine.step()
     tokens = _answers(engine, FREE_TEXT, ["how many objects are there?"])[0].tokens
+    assert reducer.name != "none" or tokens.visual == TOKENS, "the memory is not full"
     print(
         f"{reducer.name}: {tokens.visual} tokens of {tokens.visual_before_merge}, {tokens.fresh} fresh"
     )
