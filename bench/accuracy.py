@@ -25,9 +25,9 @@ from typing import Any
 
 from bench.arms import BUDGETS, Ground, Recipe, ground, left_out, named, recipes
 from bench.compare import compare
-from bench.crew import SMALL, Crew, crew, model_of
 from bench.exam import CLIP_FRAMES, DrawnStream
 from bench.film import Film
+from bench.process_pool import SMALL, Crew, crew, model_of
 from bench.questions_file import read_questions
 from bench.score import Result, score, table
 from bench.small_caches import EVERY, FIFO, report, small_caches

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 
-from stream_sttm.config import MemorySettings, ReducerSettings, RetentionSettings
+from stream_sttm.config.recall import RecallSettings
+from stream_sttm.config.settings import MemorySettings, ReducerSettings, RetentionSettings
 from stream_sttm.engine.plan import plan_for, with_room
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.types import Recall
 
 Method = Literal["none", "sttm", "spatial", "temporal", "guarded", "random", "frames"]

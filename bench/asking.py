@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.exam import CLIP_FRAMES, DrawnStream, Round
-from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 from prometheus_client import REGISTRY
 
-from stream_sttm.sources.turns import MOST
+from stream_sttm.sources.decoding.parallel import MOST
 from stream_sttm.sources.video import VideoSource
 
 TIMES = 2  # that each way is tried

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from bench.arms import Ground, Recipe, thresholds
 from bench.exam import STREAM, Footage
-from stream_sttm.config import ReducerSettings
+from stream_sttm.config.settings import ReducerSettings
 from stream_sttm.engine import attention
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.reducers.frames import Progress, progressed
-from stream_sttm.tokens import VisualTokens
 from stream_sttm.types import Clip
+from stream_sttm.visual_tokens import VisualTokens
 
 STEPS = 14  # cuts of the range of scales, at most
 CLOSE = 0.003  # share of all tokens by which a budget may be missed

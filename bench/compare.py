@@ -11,8 +11,8 @@ from functools import partial
 
 from bench.arms import Arm, Ground, Recipe, arm, share
 from bench.budget import Settled, encode, record, settle
-from bench.crew import Crew
 from bench.exam import Footage
+from bench.process_pool import Crew
 from bench.watching import Sheet, watch
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM

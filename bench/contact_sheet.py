@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stream_sttm.engine.engine import Engine
 from stream_sttm.models import load_model
-from stream_sttm.sources.questions import Asked, balanced
+from stream_sttm.scene.questions import Asked, balanced
 from stream_sttm.sources.scene import Scene
 from stream_sttm.types import Answer, Clip, Frame, Question
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from stream_sttm.sources.questions import Asked, balanced
+from stream_sttm.scene.questions import Asked, balanced
 from stream_sttm.sources.scene import Scene
 from stream_sttm.types import Clip, Frame
 

@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from bench.backfill import Fill, compare, lines, looped, usual
 from bench.processes import Usage, usage
+from stream_sttm.config.streams import StreamSettings
 from stream_sttm.sources import open_source
-from stream_sttm.sources.access import EVERYTHING, Access
+from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.scene import Scene
-from stream_sttm.streamconfig import StreamSettings
 from stream_sttm.types import Clip, StreamState, StreamStatus
-from tests.proxy import Proxy
-from tests.rtsp_server import RtspCamera, why_missing, write_video
+from tests.support.rtsp_server import RtspCamera, why_missing, write_video
+from tests.support.tcp_proxy import Proxy
 from workers import ingest
 from workers.channel import Channel
 

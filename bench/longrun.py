@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench import accuracy
-from stream_sttm.config import MemorySettings, ReducerSettings, RetentionSettings
+from stream_sttm.config.settings import MemorySettings, ReducerSettings, RetentionSettings
 from stream_sttm.engine import attention
 from stream_sttm.engine.plan import MemoryPlan, plan_for
 from stream_sttm.engine.session import StreamSession
@@ -38,7 +38,7 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
 from stream_sttm.retention import POLICIES
 from stream_sttm.sources.scene import Scene
-from workers import heap
+from workers import malloc_trim as heap
 
 FPS, SIDE, LOOP = 2.0, 192, 300  # windows of the scene that are gone through again and again
 SAMPLES = 200  # of size and cost

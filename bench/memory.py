@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stream_sttm.reducers.sttm import merge_video
 from stream_sttm.reducers.sttm_streaming import SttmStreaming
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 SPATIAL, TEMPORAL, ROOT_LEVEL = 0.85, 0.65, 1
 WINDOW, GUARD = 8, 0.5

@@ -19,8 +19,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_sttm.motion import Blocks, Noise, blocks, difference
 from stream_sttm.sources.scene import Scene
-from stream_sttm.stillness import Blocks, Noise, blocks, difference
 
 FPS, SIDE, GOP = 10, 192, 20
 KNOWN, LEAST_KNOWN = 60, 8  # packets of a kind that are remembered, and from which on it is judged

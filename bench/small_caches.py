@@ -19,7 +19,7 @@ from bench.score import Result
 from bench.watching import Sheet
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.retention import POLICIES
-from stream_sttm.sources.truth import PRESENT
+from stream_sttm.scene.truth import PRESENT
 from stream_sttm.types import Recall
 
 FIFO = "fifo"

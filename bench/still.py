@@ -29,17 +29,17 @@ from prometheus_client import REGISTRY
 
 from bench.accuracy import FIRST, drawn
 from bench.arms import Arm, ground
-from bench.crew import crew, model_of
 from bench.exam import CLIP_FRAMES, STREAM, DrawnStream
 from bench.film import Film
+from bench.process_pool import crew, model_of
 from bench.score import score, table
 from bench.watching import PATIENT, Sheet, ask, finished
-from stream_sttm.config import MemorySettings, ReducerSettings
+from stream_sttm.config.settings import MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models.family import VideoLLM
+from stream_sttm.motion import StillGate
 from stream_sttm.sources.scene import Scene
-from stream_sttm.stillness import StillGate
 from stream_sttm.types import Clip, Frame
 
 STILL_SECONDS, STILL_SIDE = 60, 480

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench.arms import Arm
 from bench.exam import STREAM, Footage, Item, Round
-from stream_sttm.config import AnsweringSettings
+from stream_sttm.config.settings import AnsweringSettings
 from stream_sttm.engine.engine import Engine
+from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.types import Answer, Clip, Question
 
 PATIENT = AnsweringSettings(timeout=1e9, max_batch=64, max_waiting=64, max_question_chars=100_000)

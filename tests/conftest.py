@@ -12,10 +12,10 @@ import torch
 from stream_sttm.engine import attention
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
-from tests import tiny_models
-from tests.mosquitto import broker, make_broker  # noqa: F401 - fixtures are found by name
-from tests.postgres import postgres  # noqa: F401
-from tests.rtsp_server import rtsp_camera, scene_video  # noqa: F401
+from tests.support import tiny_models
+from tests.support.mosquitto import broker, make_broker  # noqa: F401 - fixtures are found by name
+from tests.support.postgres import postgres  # noqa: F401
+from tests.support.rtsp_server import rtsp_camera, scene_video  # noqa: F401
 
 torch.set_num_threads(1)
 

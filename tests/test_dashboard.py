@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.board import BOARD, FOLDER, GRAFANA, PANELS, QUERIES
-from tests.prometheus import promtool, require
+from tests.support.dashboard import BOARD, FOLDER, GRAFANA, PANELS, QUERIES
+from tests.support.prometheus import promtool, require
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 

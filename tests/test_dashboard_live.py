@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.board import BOARD, QUERIES, Asked, substituted
-from tests.mosquitto import Mosquitto
-from tests.mosquitto import missing as missing_mosquitto
-from tests.prometheus import Prometheus, require
-from tests.service import Service, until
+from tests.support.dashboard import BOARD, QUERIES, Asked, substituted
+from tests.support.mosquitto import Mosquitto
+from tests.support.mosquitto import missing as missing_mosquitto
+from tests.support.prometheus import Prometheus, require
+from tests.support.service import Service, until
 
 pytestmark = pytest.mark.server
 TOKEN = "a-long-random-word"

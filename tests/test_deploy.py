@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import yaml
 
-from stream_sttm.configfile import load
-from tests.board import BOARD
-from tests.mosquitto import free_port
-from tests.mosquitto import missing as missing_mosquitto
-from tests.prometheus import configuration, promtool, require
-from workers.faults import faults_of
+from stream_sttm.config.loading import load
+from tests.support.dashboard import BOARD
+from tests.support.mosquitto import free_port
+from tests.support.mosquitto import missing as missing_mosquitto
+from tests.support.prometheus import configuration, promtool, require
+from workers.config_check import faults_of
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -13,10 +13,10 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.metrics import MetricWrapperBase
 
 from stream_sttm import metrics
-from stream_sttm.configfile import load
-from tests.board import BOARD, QUERIES
+from stream_sttm.config.loading import load
+from tests.support.dashboard import BOARD, QUERIES
 from workers.cli import main
-from workers.faults import faults_of
+from workers.config_check import faults_of
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

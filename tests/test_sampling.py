@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sampling import Sampler
-from stream_sttm.sources.pictures import Pace
+from stream_sttm.sources.images import Pace
 from stream_sttm.types import Frame
 
 IMAGE = np.zeros((2, 2, 3), np.uint8)

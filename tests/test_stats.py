@@ -6,7 +6,7 @@ import json
 
 from stream_sttm import metrics
 from stream_sttm.stats import Stats
-from tests.answers import make_status
+from tests.support.answers import make_status
 
 
 def test_counts_are_summed_by_stream_and_sink_and_rates_taken_over_seconds() -> None:

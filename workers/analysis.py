@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from stream_sttm import metrics
 from stream_sttm.engine.engine import Engine
+from stream_sttm.engine.mosaic import Mosaic
+from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Progress, Unanswered
 from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
-from stream_sttm.mosaic import Mosaic
-from stream_sttm.outcomes import Lost, Observed, Outcome, Progress, Unanswered
-from stream_sttm.queries import StandingQueries
+from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.types import Answer, Clip, Event, EventKind, Evidence, Frame, Question
 from workers.channel import Channel
 

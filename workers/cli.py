@@ -18,13 +18,13 @@ import yaml
 from pydantic import ValidationError
 
 from stream_sttm import __version__
-from stream_sttm.api.tokens import new_token
-from stream_sttm.config import Settings
-from stream_sttm.configfile import load
+from stream_sttm.api.auth import new_token
+from stream_sttm.config.http import Scope, TokenSettings
+from stream_sttm.config.loading import load
+from stream_sttm.config.settings import Settings
 from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
-from stream_sttm.httpconfig import Scope, TokenSettings
 from stream_sttm.types import AnswerType
-from workers.stopping import Stop, until_stopped
+from workers.signals import Stop, until_stopped
 
 _log = logging.getLogger("stream_sttm")
 ENGINE_THREAD = "engine"  # how workers/local.py names the thread that computes
@@ -155,7 +155,7 @@ def _port(text: str) -> int:
 
 
 def _settings(path: str, **overrides: Any) -> Settings:
-    from workers.faults import faults_of
+    from workers.config_check import faults_of
 
     given = {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     return load(path, overrides=given, check=faults_of)
@@ -165,7 +165,7 @@ def _serve(options: argparse.Namespace) -> int:
     stop = Stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read anew
     from workers import local
-    from workers.reloading import File
+    from workers.config_watch import File
 
     load = partial(_settings, options.config, http__port=options.port)
     file = File(options.config, load)
@@ -235,7 +235,7 @@ def _token(options: argparse.Namespace) -> int:
 
 
 def _discover(options: argparse.Namespace) -> int:
-    from stream_sttm import discovery
+    from stream_sttm.sources.network import onvif as discovery
 
     login = f"{quote(options.user, safe='')}:${{{options.password_env}}}" if options.user else ""
     password = os.environ.get(options.password_env, "")
@@ -260,7 +260,7 @@ def _discover(options: argparse.Namespace) -> int:
 
 def _mcp(options: argparse.Namespace) -> int:
     try:
-        from workers import tools
+        from workers import mcp_server as tools
     except ModuleNotFoundError as error:
         raise ConfigError(f"mcp needs the package {error.name!r}: install the extra mcp") from error
     tools.server(options.url, os.environ.get(options.token_env)).run()

@@ -13,10 +13,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from stream_sttm import changes, frigate, metrics, registry
-from stream_sttm.changes import Changes
-from stream_sttm.config import AnsweringSettings, Settings
+from stream_sttm import metrics, registry
+from stream_sttm.config.settings import AnsweringSettings, Settings
+from stream_sttm.config.streams import SourceRules, StreamSettings
+from stream_sttm.control import diff as changes
+from stream_sttm.control.diff import Changes
+from stream_sttm.control.switches import Place, Toggles
 from stream_sttm.engine.engine import Engine
+from stream_sttm.engine.outcomes import Outcome
 from stream_sttm.errors import (
     ConfigError,
     NotASighting,
@@ -26,15 +30,13 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
-from stream_sttm.outcomes import Outcome
-from stream_sttm.queries import StandingQueries
+from stream_sttm.queries import frigate
+from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.sinks import Sink
-from stream_sttm.streamconfig import SourceRules, StreamSettings
-from stream_sttm.toggles import Place, Toggles
 from workers.analysis import Analysis
 from workers.ingest import Opener
-from workers.outlets import Outlets
-from workers.streams import Streams
+from workers.sink_tasks import Outlets
+from workers.stream_tasks import Streams
 
 _log = logging.getLogger(__name__)
 

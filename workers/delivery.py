@@ -15,20 +15,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stream_sttm import metrics
-from stream_sttm.backlog import Backlog
-from stream_sttm.config import Settings
+from stream_sttm.api.feed import Feed
+from stream_sttm.config.settings import Settings
 from stream_sttm.errors import ConfigError, StoreError
-from stream_sttm.eventlog import EventLog
 from stream_sttm.sinks import Sink
-from stream_sttm.sinks.feed import Feed
-from stream_sttm.sources.pictures import jpeg
-from stream_sttm.sqlitefile import SqliteFile
-from stream_sttm.store import AnswerStore, Store
+from stream_sttm.sources.images import jpeg
+from stream_sttm.storage.answers import AnswerStore, Store
+from stream_sttm.storage.events import EventLog
+from stream_sttm.storage.outbox import Backlog
+from stream_sttm.storage.sqlite_file import SqliteFile
 from stream_sttm.types import Answer, Event, Evidence, StreamStatus
 from workers.channel import Channel
+from workers.durable_queue import Limits
 from workers.outbox import Level, Outbox, observe_lag
-from workers.outlets import Outlets, drain
-from workers.waiting import Limits
+from workers.sink_tasks import Outlets, drain
 
 Outgoing = Answer | Event | Evidence | StreamStatus
 ANSWERS_AHEAD = 4096  # of delivery, at most
@@ -91,7 +91,7 @@ def open_store(path: str) -> Store:
     if not path.startswith(("postgresql://", "postgres://")):
         return AnswerStore(path)
     try:
-        from stream_sttm.store_postgres import PostgresStore
+        from stream_sttm.storage.postgres import PostgresStore
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"store.path: postgresql:// needs the package {error.name!r}: pip install 'stream-sttm[postgres]'"

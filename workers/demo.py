@@ -26,11 +26,11 @@ import aiomqtt
 import httpx
 
 from stream_sttm import urls
-from stream_sttm.config import Settings
+from stream_sttm.config.settings import Settings
 from stream_sttm.errors import ConfigError, SinkError, SourceUnavailable
-from stream_sttm.sources.questions import worded
+from stream_sttm.scene.questions import worded
+from stream_sttm.scene.truth import KINDS, NAMES, SHAPE_KINDS, UNADDRESSED
 from stream_sttm.sources.scene import Scene
-from stream_sttm.sources.truth import KINDS, NAMES, SHAPE_KINDS, UNADDRESSED
 from workers import local
 
 STREAM, PREFIX = "scene", "demo"

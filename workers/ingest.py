@@ -17,16 +17,17 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
-from stream_sttm import metrics, spelling, urls
+from stream_sttm import metrics, urls
+from stream_sttm.config import source_url as spelling
+from stream_sttm.config.streams import StreamSettings
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
+from stream_sttm.motion import StillGate
 from stream_sttm.sampling import Sampler
 from stream_sttm.sources import Source, open_source
-from stream_sttm.sources.arrival import StreamClock
-from stream_sttm.stillness import StillGate
-from stream_sttm.streamconfig import StreamSettings
+from stream_sttm.sources.decoding.clock import StreamClock
 from stream_sttm.types import Clip, Frame, StreamState, StreamStatus
+from workers.backoff import USUAL, Backoff, Watchdog
 from workers.channel import Channel
-from workers.patience import USUAL, Backoff, Watchdog
 
 logger = logging.getLogger(__name__)
 

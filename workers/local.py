@@ -7,26 +7,26 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from stream_sttm.additions import Additions, strangers
 from stream_sttm.api import whip
+from stream_sttm.api.additions import routes as entry_routes
 from stream_sttm.api.app import create_app
 from stream_sttm.api.control import routes as control_routes
-from stream_sttm.api.entries import routes as entry_routes
-from stream_sttm.api.eventlog import routes as event_routes
-from stream_sttm.api.trial import routes as trial_routes
-from stream_sttm.config import Settings
-from stream_sttm.eventlog import EventLog
+from stream_sttm.api.events import routes as event_routes
+from stream_sttm.api.feed import Feed
+from stream_sttm.api.probe import routes as trial_routes
+from stream_sttm.config.settings import Settings
+from stream_sttm.control.additions import Additions, strangers
+from stream_sttm.control.switches import Toggles
 from stream_sttm.sinks import open_sink
-from stream_sttm.sinks.feed import Feed
-from stream_sttm.sources.publishers import Publishers
-from stream_sttm.toggles import Toggles
+from stream_sttm.sources.webrtc.publishers import Publishers
+from stream_sttm.storage.events import EventLog
 from workers import delivery, gateway
+from workers.additions import Entries
+from workers.config_watch import File
 from workers.control import Control
-from workers.entries import Entries
-from workers.outlets import Outlets
-from workers.reloading import File
+from workers.pipeline import Watching
 from workers.service import LocalService
-from workers.watching import Watching
+from workers.sink_tasks import Outlets
 
 
 async def run(

@@ -14,11 +14,11 @@ import time
 from collections.abc import Sequence
 
 from stream_sttm import metrics
-from stream_sttm.backlog import Backlog, Entry
 from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
 from stream_sttm.sinks import BatchSink, Sink
+from stream_sttm.storage.outbox import Backlog, Entry
 from stream_sttm.types import Answer, Event, StreamStatus
-from workers.waiting import Limits, Waiting
+from workers.durable_queue import Limits, Waiting
 
 _HANG_UPS = 3  # after which it is found out whether one thing alone is to blame
 _TOLD = ("full", "expired", "lost", "unreadable")  # reasons of which the first drop is told

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from stream_sttm import registry
-from stream_sttm.additions import AddedQuery
-from stream_sttm.config import AnsweringSettings, Settings
+from stream_sttm.config.queries import QuerySettings
+from stream_sttm.config.settings import AnsweringSettings, Settings
+from stream_sttm.control.additions import AddedQuery
+from stream_sttm.control.switches import Place
+from stream_sttm.engine.mosaic import Mosaic
 from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
-from stream_sttm.mosaic import Mosaic
-from stream_sttm.queryconfig import QuerySettings
-from stream_sttm.sources.pictures import jpeg
+from stream_sttm.sources.images import jpeg
 from stream_sttm.stats import Stats
-from stream_sttm.toggles import Place
 from stream_sttm.types import Answer, Evidence, Frame, Question, StreamState, StreamStatus
 from workers import delivery, ingest
 from workers.analysis import Analysis

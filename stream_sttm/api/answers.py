@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
-from stream_sttm import export
-from stream_sttm.store import MAX_LIMIT, Store, Wanted
+from stream_sttm.storage import export
+from stream_sttm.storage.answers import MAX_LIMIT, Store, Wanted
 from stream_sttm.types import AnswerType
 
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]

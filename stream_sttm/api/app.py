@@ -20,10 +20,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
-from stream_sttm.api import answers, asking, events, openai, pagefiles, websocket
-from stream_sttm.api.guard import ErrorBody, Guard, refusal
+from stream_sttm.api import answers, openai, websocket
+from stream_sttm.api import ask as asking
+from stream_sttm.api import sse as events
+from stream_sttm.api import static as pagefiles
+from stream_sttm.api.auth import Tokens
+from stream_sttm.api.feed import Feed
+from stream_sttm.api.middleware import ErrorBody, Guard, refusal
 from stream_sttm.api.service import Service
-from stream_sttm.api.tokens import Tokens
+from stream_sttm.config.http import HttpSettings
 from stream_sttm.errors import (
     AlreadyPublished,
     AnswerUnfinished,
@@ -47,9 +52,7 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
-from stream_sttm.httpconfig import HttpSettings
-from stream_sttm.sinks.feed import Feed
-from stream_sttm.store import Store
+from stream_sttm.storage.answers import Store
 
 _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     UnknownStream: 404,

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Body, Path, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from stream_sttm.changes import Changes
+from stream_sttm.control.diff import Changes
 from stream_sttm.errors import ConfigError
 
 Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]

@@ -1,35 +1,50 @@
-"""The live feed as server-sent events: answers and statuses as they come, a comment where nothing does."""
+"""Kept events over HTTP: newest first, one by one, and the picture with which each began."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from stream_sttm.sinks.feed import Feed
+from fastapi import APIRouter, Path, Query, Response
 
-RETRY_MS = 2000  # how long a browser waits before it reconnects
+from stream_sttm.storage.events import MAX_LIMIT, EventLog
+
+Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+_SEQ_MAX = 2**63 - 1  # SQLite's largest integer
 
 
-async def lines(
-    feed: Feed, *, after: int | None, keepalive: float, stream: str | None = None
-) -> AsyncIterator[str]:
-    """The events past number `after` and all to come, until the feed closes; a comment each `keepalive` seconds.
+def routes(log: EventLog, newest: Callable[[str], bytes | None] = lambda _: None) -> APIRouter:
+    """The routes over `log`; `newest` gives, in a thread, the picture of an event too new to be in it."""
+    router = APIRouter(prefix="/api/v1/events")
 
-    Only those of one `stream`, where it is given.
-    """
-    yield f"retry: {RETRY_MS}\n\n"
-    async with feed.subscribe(after=after) as subscription:
-        while True:
-            try:
-                async with asyncio.timeout(keepalive):
-                    event = await anext(subscription)
-            except TimeoutError:
-                yield ": keepalive\n\n"
-            except StopAsyncIteration:
-                return
-            else:
-                if stream not in (None, event.get("stream")):
-                    continue
-                content = json.dumps(event, ensure_ascii=False)
-                yield f"id: {event['event']}\nevent: {event['type']}\ndata: {content}\n\n"
+    @router.get("/history")
+    async def list_events(
+        stream: Filter = None,
+        query: Filter = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
+        before: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
+    ) -> dict[str, Any]:
+        """Kept events, newest first; `next` is the `before` of the page that follows, null at the end."""
+        events = await asyncio.to_thread(
+            log.recent, stream=stream, query=query, limit=limit, before=before
+        )
+        return {"events": events, "next": events[-1]["seq"] if len(events) == limit else None}
+
+    @router.get("/{event}")
+    async def show_event(event: Id) -> dict[str, Any]:
+        """One event as last told."""
+        return await asyncio.to_thread(log.event, event)
+
+    @router.get("/{event}/snapshot.jpg", response_class=Response)
+    async def show_snapshot(event: Id) -> Response:
+        """The picture with which the event began."""
+        picture = await asyncio.to_thread(newest, event)
+        if picture is None:
+            picture = await asyncio.to_thread(log.snapshot, event)
+        return Response(
+            picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"}
+        )
+
+    return router

@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from stream_sttm.api import asking
+from stream_sttm.api import ask as asking
 from stream_sttm.api.service import Service
+from stream_sttm.config.queries import FormSettings
 from stream_sttm.errors import QuestionRejected, StreamSTTMError
-from stream_sttm.queryconfig import FormSettings
 from stream_sttm.types import FREE_TEXT, Answer, AnswerType, Form, Question
 
 PATHS = ("/v1/models", "/v1/chat/")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from stream_sttm.config import AnsweringSettings
-from stream_sttm.mosaic import Mosaic
+from stream_sttm.config.settings import AnsweringSettings
+from stream_sttm.engine.mosaic import Mosaic
 from stream_sttm.types import Answer, Question, StreamStatus
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
-from stream_sttm.sinks.feed import Feed, Subscription
+from stream_sttm.api.feed import Feed, Subscription
 
 PATH = "/api/v1/ws"
 TOO_SLOW, ENDING = 1013, 1012  # "try again later" and "service restart" of RFC 6455's registry

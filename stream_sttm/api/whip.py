@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Path, Request, Response
 from starlette.exceptions import HTTPException
 
-from stream_sttm.api.guard import ErrorBody
+from stream_sttm.api.middleware import ErrorBody
 from stream_sttm.errors import NotAnOffer
 
 SDP = "application/sdp"

@@ -32,7 +32,7 @@ from av import VideoFrame
 from fastapi import FastAPI, Request, Response
 
 from stream_sttm.sources.scene import Scene
-from stream_sttm.sources.webrtc import BAD_SDP
+from stream_sttm.sources.webrtc.whep import BAD_SDP
 
 CLOCK = 90_000  # ticks per second of RTP video
 SDP = "application/sdp"

@@ -27,9 +27,9 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 from tqdm import tqdm
 
-from stream_sttm.demo.lessons import LASTS, WATCHED, School
-from stream_sttm.demo.network import SIDE
-from stream_sttm.demo.pupil import Pupil
+from stream_sttm.demo.architecture import SIDE
+from stream_sttm.demo.dataset import LASTS, WATCHED, School
+from stream_sttm.demo.trainee import Pupil
 
 SAVE_EVERY, WATCH_EVERY = 100, 300
 WEIGHT_DECAY, BETAS, CLIP = 0.03, (0.9, 0.98), 1.0

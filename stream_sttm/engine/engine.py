@@ -14,17 +14,20 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stream_sttm import metrics
-from stream_sttm.config import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine import attention, gauges, vision
-from stream_sttm.engine.admission import check
-from stream_sttm.engine.answering import AnswerBatch
-from stream_sttm.engine.forms import Forms
-from stream_sttm.engine.intake import in_batches, set_aside
-from stream_sttm.engine.memories import Memories
+from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
+from stream_sttm.engine import attention, vision
+from stream_sttm.engine import session_metrics as gauges
+from stream_sttm.engine.answering.admission import check
+from stream_sttm.engine.answering.batch import AnswerBatch
+from stream_sttm.engine.answering.batching import in_batches, set_aside
+from stream_sttm.engine.answering.formats import Forms
+from stream_sttm.engine.answering.sequence import Finished
+from stream_sttm.engine.mosaic import Mosaic
+from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Progress, Unanswered
 from stream_sttm.engine.plan import plan_for
-from stream_sttm.engine.row import Finished
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.sessions import Memories
 from stream_sttm.errors import (
     ModelError,
     NoVideoYet,
@@ -34,8 +37,6 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.mosaic import Mosaic
-from stream_sttm.outcomes import Lost, Observed, Outcome, Progress, Unanswered
 from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Question
 

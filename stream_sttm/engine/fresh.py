@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from stream_sttm.engine import decoder
-from stream_sttm.engine.cache import CacheSnapshot, RollingCache
-from stream_sttm.engine.suffix import Suffix
-from stream_sttm.engine.time_axis import Grid, TimeAxis
+from stream_sttm.engine import forward as decoder
+from stream_sttm.engine.cache.positions import Grid, TimeAxis
+from stream_sttm.engine.cache.rolling import CacheSnapshot, RollingCache
+from stream_sttm.engine.cache.suffix import Suffix
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 
 def behind(

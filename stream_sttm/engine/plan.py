@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stream_sttm.config import MemorySettings, ReducerSettings
+from stream_sttm.config.recall import RecallSettings
+from stream_sttm.config.settings import MemorySettings, ReducerSettings
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.recallconfig import RecallSettings
 from stream_sttm.reducers import Reducer, build_reducer
 from stream_sttm.retention import RetentionPolicy, build_policy
 

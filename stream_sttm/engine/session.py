@@ -15,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine import decoder
-from stream_sttm.engine.archive import Archive
-from stream_sttm.engine.band import Band
-from stream_sttm.engine.cache import RollingCache
-from stream_sttm.engine.footage import Footage
+from stream_sttm.engine import forward as decoder
+from stream_sttm.engine.cache.frame_history import Footage
+from stream_sttm.engine.cache.layer_group import Band
+from stream_sttm.engine.cache.positions import Grid, TimeAxis
+from stream_sttm.engine.cache.rolling import RollingCache
+from stream_sttm.engine.cache.room import Room
 from stream_sttm.engine.fresh import behind
-from stream_sttm.engine.gaze import NOW
+from stream_sttm.engine.mosaic import Mosaic
 from stream_sttm.engine.plan import MemoryPlan
-from stream_sttm.engine.recall import Past, kept
-from stream_sttm.engine.room import Room
-from stream_sttm.engine.stopwatch import Stopwatch
+from stream_sttm.engine.recall.archive import Archive
+from stream_sttm.engine.recall.archived import Kept
+from stream_sttm.engine.recall.lookback import NOW
+from stream_sttm.engine.recall.retrieval import Past, kept
 from stream_sttm.engine.tiles import tiles
-from stream_sttm.engine.time_axis import Grid, TimeAxis
+from stream_sttm.engine.timer import Stopwatch
 from stream_sttm.engine.view import Appended, View
-from stream_sttm.engine.window import Kept
 from stream_sttm.errors import StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.mosaic import Mosaic
 from stream_sttm.reducers import Reducer
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 
 class StreamSession:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.band import Band
-from stream_sttm.mosaic import Tile, TileKind
+from stream_sttm.engine.cache.layer_group import Band
+from stream_sttm.engine.mosaic import Tile, TileKind
 
 
 def tiles(

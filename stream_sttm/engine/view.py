@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stream_sttm.engine.stopwatch import Stopwatch
+from stream_sttm.engine.timer import Stopwatch
 from stream_sttm.types import Seconds
 
 

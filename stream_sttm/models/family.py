@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_sttm.errors import ModelError, UnsupportedModel
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 _QUESTION = "\x1aquestion\x1a"  # stands for it while the chat template is cut; no tokenizer input
 _SAMPLED = 64  # values of each weight that a fingerprint looks at, about

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.models.family import Defaults, VideoLLM
-from stream_sttm.preprocess import HALF, normalize, resize
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.models.preprocess import HALF, normalize, resize
+from stream_sttm.visual_tokens import VisualTokens
 
 
 class LlavaOnevision(VideoLLM):

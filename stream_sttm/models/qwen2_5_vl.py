@@ -14,9 +14,9 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from stream_sttm.models import regions
 from stream_sttm.models.family import Defaults, VideoLLM
+from stream_sttm.models.preprocess import CLIP, fit, normalize, patchify, resize
 from stream_sttm.models.regions import Kept, Partial, Whole
-from stream_sttm.preprocess import CLIP, fit, normalize, patchify, resize
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 _LEAST_PIXELS, _MOST_PIXELS = (
     128 * 28 * 28,

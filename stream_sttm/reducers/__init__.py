@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from stream_sttm import registry
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 GROUP = "stream_sttm.reducers"
 REDUCERS: dict[str, str] = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.reducers.frames import Progress, checked, progressed
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True, slots=True)

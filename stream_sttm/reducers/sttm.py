@@ -17,7 +17,7 @@ from torch import Tensor
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.frames import Progress, checked, progressed
 from stream_sttm.reducers.quadtree import EPSILON, Leaves
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 
 def merge_video(

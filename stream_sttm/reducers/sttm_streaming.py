@@ -29,7 +29,7 @@ from stream_sttm.reducers.sttm import (
     row_dots,
     similarities,
 )
-from stream_sttm.tokens import VisualTokens
+from stream_sttm.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from stream_sttm.types import Answer, Event, StreamStatus
 
 GROUP = "stream_sttm.sinks"
 SINKS: dict[str, str] = {
-    "mqtt": "stream_sttm.sinks.mqtt:MqttSink",
-    "mqtts": "stream_sttm.sinks.mqtt:MqttSink",
+    "mqtt": "stream_sttm.sinks.mqtt.sink:MqttSink",
+    "mqtts": "stream_sttm.sinks.mqtt.sink:MqttSink",
     "http": "stream_sttm.sinks.webhook:WebhookSink",
     "https": "stream_sttm.sinks.webhook:WebhookSink",
 }

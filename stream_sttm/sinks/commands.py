@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from stream_sttm.config import AnsweringSettings
-from stream_sttm.queryconfig import QuerySettings
+from stream_sttm.config.queries import QuerySettings
+from stream_sttm.config.settings import AnsweringSettings
 from stream_sttm.types import Answer, Question, StreamStatus
 
 

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from stream_sttm import registry, spelling, urls
-from stream_sttm.sources.access import EVERYTHING, Access
+from stream_sttm import registry, urls
+from stream_sttm.config import source_url as spelling
+from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.types import Frame
 
 GROUP = "stream_sttm.sources"
@@ -26,9 +27,9 @@ SOURCES: dict[str, str] = {
     "v4l2": "stream_sttm.sources.video:VideoSource",
     "file": "stream_sttm.sources.video:VideoSource",
     "folder": "stream_sttm.sources.folder:FolderSource",  # file:// with a / at its end
-    "whep": "stream_sttm.sources.webrtc:WhepSource",
-    "wheps": "stream_sttm.sources.webrtc:WhepSource",
-    "whip": "stream_sttm.sources.whip:WhipSource",
+    "whep": "stream_sttm.sources.webrtc.whep:WhepSource",
+    "wheps": "stream_sttm.sources.webrtc.whep:WhepSource",
+    "whip": "stream_sttm.sources.webrtc.whip:WhipSource",
     "scene": "stream_sttm.sources.scene:SceneSource",
 }
 

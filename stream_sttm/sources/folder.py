@@ -18,10 +18,10 @@ from urllib.parse import quote
 
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
-from stream_sttm.sources.access import EVERYTHING, Access
-from stream_sttm.sources.opening import file_path
+from stream_sttm.sources.decoding.protocol import MAX_PIXELS
+from stream_sttm.sources.network.access import EVERYTHING, Access
+from stream_sttm.sources.network.opening import file_path
 from stream_sttm.sources.video import VideoSource
-from stream_sttm.sources.wire import MAX_PIXELS
 from stream_sttm.types import Frame
 
 SUFFIXES = frozenset(

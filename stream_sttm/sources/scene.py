@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from stream_sttm import registry, urls
 from stream_sttm.errors import ConfigError
 from stream_sttm.metrics import FRAMES_RECEIVED
-from stream_sttm.sources.drawing import CANVAS, background, coverage, grain, paint
-from stream_sttm.sources.questions import Asked, questions
-from stream_sttm.sources.timeline import Thing, in_order, things_between
-from stream_sttm.sources.truth import Truth, Watch
+from stream_sttm.scene.drawing import CANVAS, background, coverage, grain, paint
+from stream_sttm.scene.questions import Asked, questions
+from stream_sttm.scene.timeline import Thing, in_order, things_between
+from stream_sttm.scene.truth import Truth, Watch
 from stream_sttm.types import Frame
 
 

@@ -14,12 +14,12 @@ from typing import Any, Self
 
 from stream_sttm import urls
 from stream_sttm.errors import SourceDenied, SourceError
-from stream_sttm.sources.access import EVERYTHING, Access
-from stream_sttm.sources.gate import Gate
-from stream_sttm.sources.opening import Opening, check_spelling, prepare
-from stream_sttm.sources.process import DecoderProcess
-from stream_sttm.sources.turns import Turns, processes
-from stream_sttm.sources.wire import MAX_PIXELS, Limits, Request, Share
+from stream_sttm.sources.decoding.parallel import Turns, processes
+from stream_sttm.sources.decoding.process import DecoderProcess
+from stream_sttm.sources.decoding.protocol import MAX_PIXELS, Limits, Request, Share
+from stream_sttm.sources.network.access import EVERYTHING, Access
+from stream_sttm.sources.network.opening import Opening, check_spelling, prepare
+from stream_sttm.sources.network.rtsp_proxy import Gate
 from stream_sttm.types import Frame
 
 

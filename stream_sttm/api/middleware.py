@@ -1,0 +1,160 @@
+"""What every request passes before a route sees it: its token, how often it calls, and the limit on a body's size.
+
+A WebSocket passes the same, but for the body.
+
+Plain ASGI, so that a body too large is refused while it is still on its way. Knows nothing of the routes but which
+of them are open to everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stream_sttm.api.auth import OPEN_PATHS, Tokens
+from stream_sttm.api.websocket_auth import Greeting, deny
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
+DRAIN_SECONDS = 0.5  # without a byte of it
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in one line."""
+
+    error: str
+
+
+def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The one shape of an error: {"error": "one line"}."""
+    said = (
+        " ".join(line.split()).encode(errors="replace").decode()
+    )  # it may repeat half a character
+    return JSONResponse({"error": said}, status, headers=dict(headers) if headers else None)
+
+
+class Guard:
+    """An ASGI application behind the tokens (none needed where there are none) and the limit."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, origins: Sequence[str] = ()) -> None:
+        self._app, self._tokens, self._origins = app, tokens, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._pass_websocket(scope, receive, send)
+            return
+        if scope["type"] != "http":  # that the server has started or ends
+            await self._app(scope, receive, send)
+            return
+        answer = self._refusal(scope)
+        if answer is not None:
+            await answer(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        body = _Body(receive, send)
+        try:
+            if length.isdigit() and int(length) > MAX_BODY_BYTES:
+                raise _TooLargeError
+            await self._app(scope, body.receive, body.send)
+        except _TooLargeError:
+            if not body.is_answered:
+                line = f"the request's body is larger than {MAX_BODY_BYTES} bytes"
+                await refusal(413, line, {"Connection": "close"})(scope, receive, body.hold_open)
+                # Closing on a sender that still sends would cost it the answer.
+                await body.drain()
+                await send({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError:  # the server's way to end what is open when it stops
+            if not body.is_answered:
+                await refusal(503, "the service is stopping", {"Connection": "close"})(
+                    scope, receive, send
+                )
+
+    async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a WebSocket through where its page and its token may; a browser sends the token as its first message."""
+        headers = dict(scope["headers"])
+        if not self._is_welcome(headers):
+            line = "this page's origin may not call; name it in http.cors"
+            await deny(refusal(403, line), scope, receive, send)
+        elif not self._tokens or b"authorization" in headers:
+            if answer := self._refusal(scope):
+                await deny(answer, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        else:
+            greeting = Greeting(receive, send)
+            if answer := self._refusal(scope, await greeting.authorization()):
+                await greeting.refuse(answer)
+            else:
+                await self._app(scope, greeting.receive, greeting.send)
+
+    def _is_welcome(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the page that calls, if one does, may: browsers leave that to us where WebSockets are concerned."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1")
+        return not origin or origin in self._origins or origin.partition("://")[2] == host
+
+    def _refusal(self, scope: Scope, authorization: bytes | None = None) -> JSONResponse | None:
+        """What is answered instead of a route, None where the request may pass; notes who calls."""
+        if not self._tokens or scope["path"] in OPEN_PATHS:
+            return None
+        if authorization is None:
+            authorization = dict(scope["headers"]).get(b"authorization", b"")
+        caller = self._tokens.caller(authorization)
+        if caller is None:
+            line = "a bearer token is needed; send the header 'Authorization: Bearer TOKEN'"
+            return refusal(401, line, {"WWW-Authenticate": "Bearer"})
+        if wait := caller.take():
+            line = f"token {caller.name!r} has had more than {caller.rate:g} requests a second"
+            return refusal(429, line, {"Retry-After": str(math.ceil(wait))})
+        query = scope.get("query_string", b"").decode("latin-1")
+        if reason := caller.refusal(scope.get("method", "GET"), scope["path"], query):
+            return refusal(403, reason)
+        scope.setdefault("state", {})["caller"] = caller
+        return None
+
+
+class _TooLargeError(BaseException):
+    """A body went over the limit; no Exception, so that no route or framework takes it for its own."""
+
+
+class _Body:
+    """Counts a request's body as it comes, and whether a response has begun."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._size = 0
+        self.is_answered = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > MAX_BODY_BYTES and not self.is_answered:
+            raise _TooLargeError
+        return message
+
+    async def drain(self) -> None:
+        """Read on without keeping anything while more comes, up to a limit."""
+        with suppress(TimeoutError):
+            while self._size <= MAX_DRAINED_BYTES:
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    message = await self._receive()
+                self._size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+    async def send(self, message: Message) -> None:
+        self.is_answered = True
+        await self._send(message)
+
+    async def hold_open(self, message: Message) -> None:
+        """Send what is said, as if more were to follow."""
+        is_body = message["type"] == "http.response.body"
+        await self.send({**message, "more_body": True} if is_body else message)

@@ -1,0 +1,87 @@
+"""A source tried out over HTTP before it becomes a stream; few at a time, under the rules for strangers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from stream_sttm.api.auth import Caller
+from stream_sttm.config import source_url as spelling
+from stream_sttm.control.additions import check_source
+from stream_sttm.errors import ConfigError, SourceError, TooManyTests
+from stream_sttm.sources.network.access import Access
+from stream_sttm.sources.probe import tried
+
+AT_ONCE = 2
+MAX_SECONDS = 20.0
+
+
+def _source(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return spelling.plain(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+class Trial(BaseModel):
+    """What is tried, and for how long."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+    source: Annotated[str, BeforeValidator(_source)] = Field(
+        min_length=1, max_length=4096, description="One URL, as of a stream's source."
+    )
+    seconds: float = Field(
+        10.0, gt=0, le=MAX_SECONDS, allow_inf_nan=False, description="Most seconds it may take."
+    )
+
+
+class Tried(BaseModel):
+    """What the video is like, or in one line why there is none; null is what could not be told."""
+
+    ok: bool
+    error: str | None = None
+    codec: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    keyframe_interval: float | None = Field(None, description="Seconds between keyframes.")
+    is_live: bool | None = None
+    frames: int = Field(0, description="Pictures that were looked at.")
+    opened_in: float | None = Field(None, description="Seconds until it was open.")
+    jpeg_bytes: int | None = Field(
+        None, description="Size of a picture as it would be shown, at most 640 pixels wide."
+    )
+
+
+def routes(access: Callable[[], Access]) -> APIRouter:
+    """The route that tries; `access` gives the rules that hold now."""
+    router = APIRouter()
+    running = 0
+
+    @router.post("/api/v1/streams/test")
+    async def try_source(trial: Trial, request: Request) -> Tried:
+        """Open a source for a few seconds: codec, size, rate, keyframe interval, or why it can't be read."""
+        nonlocal running
+        caller: Caller | None = getattr(request.state, "caller", None)
+        if caller is not None and caller.streams is not None:
+            raise HTTPException(403, f"token {caller.name!r} is limited to some streams")
+        rules = access()
+        await asyncio.to_thread(check_source, "source", trial.source, rules)
+        if running >= AT_ONCE:
+            raise TooManyTests(f"{AT_ONCE} sources are being tried; try again in a moment")
+        running += 1
+        try:
+            return Tried(ok=True, **await tried(trial.source, rules, seconds=trial.seconds))
+        except SourceError as error:
+            return Tried(ok=False, error=" ".join(str(error).split()))
+        finally:
+            running -= 1
+
+    return router

@@ -1,0 +1,127 @@
+"""The configuration from a file a person wrote: read, expanded, checked whole, every fault told at once.
+
+Order: defaults < YAML < environment (`STREAM_STTM__MEMORY__WINDOW_TOKENS`) < overrides of the command line. Secrets
+come in by `${NAME}` from the environment. A fault is one line: where it was given, its path, what is wrong; never the
+value, which may be a secret.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_settings import EnvSettingsSource, SettingsError
+
+from stream_sttm import registry, urls
+from stream_sttm.config import yaml_file as yamlfile
+from stream_sttm.config.settings import Settings, at, contradictions
+from stream_sttm.errors import ConfigError
+
+_WORDS = {  # what to do, where pydantic's own words name its classes
+    "missing": "missing",
+    "model_type": "must be a map of keys, not a value or a list",
+    "dict_type": "must be a map of names, not a value or a list",
+    "list_type": "must be a list, such as [a, b]",
+}
+
+
+def load(
+    path: str | Path | None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    check: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> Settings:
+    """Read, expand and check a configuration file; raises ConfigError listing every fault, a line each.
+
+    `overrides` are dotted keys (`"http.port": 0`) of the command line, which win over file and environment. `check`
+    finds further faults in the merged tree, for what this layer may not know (which schemes and reducers exist).
+    """
+    tree, faults = yamlfile.expand(yamlfile.read(path)) if path is not None else ({}, [])
+    environment, unknown = _environment()
+    given = _nested(overrides or {})
+    tree = _merged(_merged(tree, environment), given)
+    try:
+        settings = Settings(**tree)
+    except ValidationError as error:  # without the one of no place, which `contradictions` repeats
+        faults += [_fault(item) for item in error.errors() if item["loc"]]
+    faults += contradictions(tree, at(tree, ["answering", "max_question_chars"]))
+    faults += check(tree) if check is not None else []
+    if faults or unknown:
+        origins = {"command line": given, "environment": environment}
+        raise ConfigError("\n".join([*(_told(fault, origins, path) for fault in faults), *unknown]))
+    return settings
+
+
+def _environment() -> tuple[dict[str, Any], list[str]]:
+    """The settings that the environment gives, and a fault for each variable of ours that names none."""
+    prefix = str(Settings.model_config.get("env_prefix"))
+    known = list(Settings.model_fields)
+    tree: dict[str, Any] = {}
+    faults = []
+    for name in sorted(name for name in os.environ if name.upper().startswith(prefix)):
+        word = name[len(prefix) :].split("__")[0].lower()
+        source = EnvSettingsSource(Settings)
+        source.env_vars = {name.lower(): os.environ[name]}  # one by one, to tell whose fault it is
+        try:
+            part = source()
+        except SettingsError:
+            faults.append(f'environment: {name}: is not JSON, such as ["a", "b"] or {{"key": 1}}')
+            continue
+        if word not in known:
+            faults.append(f"environment: {name} names no setting{registry.suggest(word, known)}")
+        elif not part:
+            faults.append(f"environment: {name} names no setting; {word} has no keys of its own")
+        tree = _merged(tree, part)
+    return tree, faults
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in dotted.items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`low` with `high` laid over it, maps merged key by key, anything else replaced."""
+    tree = dict(low)
+    for key, value in high.items():
+        under = tree.get(key)
+        tree[key] = (
+            _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        )
+    return tree
+
+
+def _told(fault: str, origins: Mapping[str, Mapping[str, Any]], path: str | Path | None) -> str:
+    """`fault`, which begins with its path in the tree, with where that was given put in front."""
+    location = fault.partition(":")[0].split(".")
+    for origin, tree in origins.items():
+        if at(tree, location) is not None:
+            return f"{origin}: {fault}"
+    return f"{path}: {fault}" if path is not None else fault
+
+
+def _fault(error: Any) -> str:
+    """One line for one of pydantic's errors: path, what is wrong, what to do."""
+    path = ".".join(urls.shown(str(part)) for part in error["loc"])
+    message = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        word = urls.shown(str(error["loc"][-1]))
+        message = f"unknown key{registry.suggest(word, _keys_at(error['loc'][:-1]))}"
+    return f"{path}: {message}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    node: Any = Settings
+    for part in location:
+        node = get_args(node)[1] if get_origin(node) is dict else node.model_fields[part].annotation
+    return sorted(getattr(node, "model_fields", {}))

@@ -1,0 +1,1 @@
+"""What may change while the service runs: additions over HTTP, switches, differences between configurations."""

@@ -1,0 +1,194 @@
+"""Streams and queries that came over HTTP: kept apart from the configuration file, laid over it, over restarts.
+
+Kept is what was sent, `${NAME}` not filled in. The file's own entries count more; what does not fit beside them any
+more is left out and told, and kept for when it does. What a source that came this way may reach is decided here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from stream_sttm import urls
+from stream_sttm.config import yaml_file as yamlfile
+from stream_sttm.config.queries import QuerySettings
+from stream_sttm.config.settings import Settings, contradictions
+from stream_sttm.config.streams import SourceRules, StreamSettings
+from stream_sttm.errors import ConfigError, SourceDenied
+from stream_sttm.sources import SOURCES, open_source
+from stream_sttm.sources.network.access import Access
+from stream_sttm.sources.network.opening import file_path
+from stream_sttm.storage.sqlite_file import SqliteFile
+
+Kind = Literal["streams", "queries"]
+Place = tuple[Kind, str]
+Kept = dict[Kind, dict[str, dict[str, Any]]]  # what was sent, by name
+_log = logging.getLogger(__name__)
+
+
+class AddedStream(StreamSettings):
+    """A stream that came over HTTP."""
+
+
+class AddedQuery(QuerySettings):
+    """A standing question that came over HTTP."""
+
+
+class Additions:
+    """What came over HTTP, in `file`, which has the tables of eventlog.py; blocking, raises StoreError."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+        self.left_out: tuple[str, ...] = ()  # why what is kept is not in force, a line each
+
+    def load(self) -> Kept:
+        """All that is kept, as it was sent, the oldest first."""
+        with self._file.reading() as db:
+            rows = db.execute("SELECT kind, name, settings FROM added ORDER BY rowid").fetchall()
+        kept: Kept = {"streams": {}, "queries": {}}
+        for row in rows:
+            kept[row["kind"]][row["name"]] = json.loads(row["settings"])
+        return kept
+
+    def write(self, changes: Mapping[Place, Mapping[str, Any] | None]) -> None:
+        """Keep or, where there are no settings, forget entries: all of them, or none."""
+        with self._file.writing() as db:
+            for (kind, name), settings in changes.items():
+                if settings is None:
+                    db.execute("DELETE FROM added WHERE kind = ? AND name = ?", (kind, name))
+                    continue
+                db.execute(
+                    "INSERT INTO added (kind, name, settings) VALUES (?, ?, ?)"
+                    " ON CONFLICT (kind, name) DO UPDATE SET settings = excluded.settings",
+                    (kind, name, json.dumps(settings)),
+                )
+
+    def over(self, settings: Settings) -> Settings:
+        """`settings` with what is kept beside their own entries; what does not fit is told and left out."""
+        merged, faults = laid_over(without_added(settings), self.load())
+        for fault in faults:
+            if fault not in self.left_out:
+                _log.warning("left out of what was added over HTTP: %s", fault)
+        self.left_out = tuple(faults)
+        return merged
+
+
+def laid_over(settings: Settings, kept: Kept) -> tuple[Settings, list[str]]:
+    """`settings` with `kept` beside their own entries, and a line for each that does not fit."""
+    streams, queries, faults = dict(settings.streams), dict(settings.queries), list[str]()
+    for name, given in kept["streams"].items():
+        try:
+            _require_free("streams", name, settings.streams)
+            streams[name] = stream_of(name, given, settings.sources)
+        except (ConfigError, SourceDenied) as error:
+            faults.append(str(error))
+    longest = settings.answering.max_question_chars
+    for name, given in kept["queries"].items():
+        try:
+            _require_free("queries", name, settings.queries)
+            queries[name] = query_of(name, given, streams, longest)
+        except ConfigError as error:
+            faults.append(str(error))
+    return settings.model_copy(update={"streams": streams, "queries": queries}), faults
+
+
+def without_added(settings: Settings) -> Settings:
+    """The entries that are the configuration's own."""
+    own = {
+        "streams": {n: s for n, s in settings.streams.items() if not isinstance(s, AddedStream)},
+        "queries": {n: q for n, q in settings.queries.items() if not isinstance(q, AddedQuery)},
+    }
+    return settings.model_copy(update=own)
+
+
+def access_of(settings: StreamSettings, rules: SourceRules) -> Access:
+    """What a stream may reach: one that came over HTTP nothing of this site that the rules don't name."""
+    return strangers(rules) if isinstance(settings, AddedStream) else Access.of(rules)
+
+
+def strangers(rules: SourceRules) -> Access:
+    """What a source that came over HTTP may reach."""
+    own = Access.of(rules)
+    return own if rules.http_private else own.for_strangers()
+
+
+def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedStream:
+    """The stream that was sent as `given`; raises ConfigError, or SourceDenied where it may not be reached."""
+    path = f"streams.{name}"
+    source = given.get("source")
+    for one in source if isinstance(source, list) else [source]:
+        _check_variables(f"{path}.source", one if isinstance(one, str) else "", rules)
+    filled, faults = yamlfile.expand(source, f"{path}.source")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    try:
+        stream = AddedStream.model_validate({**given, "source": filled})
+    except ValidationError as error:
+        raise ConfigError(_told(path, error)) from None
+    for url in stream.candidates:
+        check_source(f"{path}.source", url, strangers(rules))
+    return stream
+
+
+def query_of(
+    name: str, given: Mapping[str, Any], streams: Mapping[str, StreamSettings], longest: int
+) -> AddedQuery:
+    """The query that was sent as `given`; raises ConfigError."""
+    try:
+        query = AddedQuery.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(_told(f"queries.{name}", error)) from None
+    tree = {"streams": dict.fromkeys(streams), "queries": {name: query.model_dump()}}
+    if faults := contradictions(tree, longest):
+        raise ConfigError("\n".join(faults))
+    return query
+
+
+def check_source(path: str, url: str, access: Access) -> None:
+    """Raise ConfigError or SourceDenied where the URL alone shows that it can't or may not be read."""
+    try:
+        open_source(url, stream="-", fps=1.0, max_side=640, access=access)
+        scheme, shown = urls.split(url).scheme, urls.mask(url)
+        if scheme not in SOURCES and access.schemes is None and not access.private:
+            # another package's, which may know nothing of these rules
+            raise SourceDenied(f"{shown}: {scheme}:// over HTTP has to be among sources.schemes")
+        if scheme == "file":
+            _check_file(url, access)
+    except SourceDenied as error:
+        raise SourceDenied(f"{path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_file(url: str, access: Access) -> None:
+    try:
+        access.real_path(url, file_path(url))
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL in it, or links in a circle
+        raise ConfigError(f"{urls.mask(url)}: no file can be there") from error
+
+
+def _check_variables(path: str, source: str, rules: SourceRules) -> None:
+    """Secrets of the service go nowhere that somebody names over HTTP, but for those that are meant for it."""
+    for word in yamlfile.named(source):
+        if not any(fnmatch.fnmatchcase(word, pattern) for pattern in rules.http_variables):
+            raise SourceDenied(
+                f"{path}: ${{{word[:64]}}} is not among sources.http_variables; name it there if it is meant"
+            )
+
+
+def _require_free(kind: Kind, name: str, own: Mapping[str, object]) -> None:
+    if name in own:
+        raise ConfigError(f"{kind}.{name}: is in the configuration file now, which counts")
+
+
+def _told(path: str, error: ValidationError) -> str:
+    """A line for each fault, without the input."""
+    return "\n".join(
+        f"{'.'.join([path, *map(str, item['loc'])])}: {str(item['msg']).removeprefix('Value error, ')}"
+        for item in error.errors()
+    )

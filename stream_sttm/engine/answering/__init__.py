@@ -1,0 +1,1 @@
+"""Questions in batches, to answers."""

@@ -1,0 +1,275 @@
+"""Several questions of one stream, answered together: one shared prefix, one batch, greedy decoding.
+
+A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Questions
+are read as one tree, in pieces of PIECE tokens, so that a long one keeps other streams waiting no longer than a short
+one; answers are written row by row, behind padding that is masked and that positions skip. Those that turn out to look
+back are set aside, to be asked again of a view that shows them more of the past. What may be said is decided in
+forms.py. Knows no queue and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine import forward as decoder
+from stream_sttm.engine.answering import formats as forms
+from stream_sttm.engine.answering.formats import Forms, Options
+from stream_sttm.engine.answering.prompt_tree import PromptTree
+from stream_sttm.engine.answering.sequence import Finished, Row
+from stream_sttm.engine.attention import Asking, Watch
+from stream_sttm.engine.cache.suffix import Suffix
+from stream_sttm.engine.recall.lookback import Gaze
+from stream_sttm.engine.recall.retrieval import Past
+from stream_sttm.engine.view import View
+from stream_sttm.metrics import stage
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.types import Question
+
+PIECE = 512  # tokens of all questions together that one step reads
+
+
+class AnswerBatch:
+    """Questions that are being answered from one view.
+
+    `past`: what those among them may recall that are to do so if they look back; `before`: text that each of them is
+    asked behind; `opening`: what makes another view of the given one, as a step of its own. Room on the device is taken
+    at the beginning of a step, so that making a batch can't fail for want of it, nor does an answer go with it.
+    """
+
+    def __init__(
+        self,
+        model: VideoLLM,
+        view: View,
+        questions: Sequence[Question],
+        known: Forms,
+        *,
+        past: Past | None = None,
+        before: str = "",
+    ) -> None:
+        self.view = view
+        self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
+        self.past = past
+        self.opening: Callable[[], View] | None = None
+        self._gaze: Gaze | None = None
+        self._model = model
+        prompts = [known.prompt(question, before) for question in questions]
+        self._rows = [
+            Row(question, len(ids), known.options(question.form), known.grammar(question.form))
+            for question, ids in zip(questions, prompts, strict=True)
+        ]
+        self._tree = PromptTree(prompts)
+        self._paths = self._tree.paths  # of each row
+        self._has_begun = self._is_read = self._is_writing = False
+        self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
+        self._next = torch.empty(0)
+
+    @property
+    def questions(self) -> list[Question]:
+        """Those without an answer so far."""
+        return [row.question for row in self._rows]
+
+    def said(self) -> list[tuple[Question, str]]:
+        """Streamed answers that are being written, and their words so far."""
+        writing = [row for row in self._rows if row.ids and row.question.is_streamed]
+        # the bytes of a character may come one by one
+        texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
+        return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
+
+    def step(self) -> list[Finished]:
+        """Read the next piece of the questions, or write one more token for each; returns those answered now."""
+        if self.opening is not None:
+            self.view, self.opening = self.opening(), None
+            return []
+        if not self._has_begun:
+            self._begin()
+        if not self._is_read:
+            with stage("prefill"):
+                return self._read()
+        with stage("decode_text"):
+            return self._write()
+
+    def _begin(self) -> None:
+        """Take the room that the questions need."""
+        self._gaze = self.past.gaze(len(self._rows)) if self.past is not None else None
+        self._suffix = Suffix(decoder.shape_of(self._model), rows=1, capacity=len(self._tree))
+        self._has_begun = True
+
+    def _write(self) -> list[Finished]:
+        if not self._is_writing:
+            self._begin_writing()
+        behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
+        end = self._suffix.length + 1
+        mask = self._real[:, None, None, :end]
+        steps = self._lengths[:, None] + behind
+        hidden = self._walk(self._next[:, None], steps, mask, self._suffix)
+        return self._take(hidden[:, -1])
+
+    def _read(self) -> list[Finished]:
+        start, model = self._suffix.length, self._model
+        end = min(len(self._tree), start + PIECE)
+        piece = self._tree.piece(start, end, len(model.layers), model.device)
+        hides = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
+        hides.masked_fill_(~piece.sees, -torch.inf)
+        watch = partial(self._gaze.see, piece.last, piece.ends) if self._gaze else None
+        self._suffix.seen = piece.before
+        hidden = self._walk(
+            piece.ids[None],
+            piece.depths[None],
+            hides[None, None],
+            self._suffix,
+            watch,
+            piece.asking,
+        )
+        found = hidden[0, piece.last]
+        self._last = torch.where(piece.ends[:, None], found, self._last) if start else found
+        if end < len(self._tree):
+            return []
+        self._is_read = True
+        self._set_aside()
+        return self._take(self._last) if self._rows else []
+
+    def _begin_writing(self) -> None:
+        """Give each question keys and values of its own, with room for its answer."""
+        device = self._model.device
+        longest = max(len(path) for path in self._paths)
+        room = max(question.max_new_tokens for question in self.questions)
+        padded = [[*path, *[path[-1]] * (longest - len(path))] for path in self._paths]
+        self._suffix = self._suffix.along(torch.tensor(padded, device=device), room=room)
+        self._lengths = torch.tensor([len(path) for path in self._paths], device=device)
+        column = torch.arange(longest + room, device=device)
+        # (B, columns), False at padding
+        self._real = (column < self._lengths[:, None]) | (column >= longest)
+        self._is_writing = True
+
+    def _set_aside(self) -> None:
+        """Go on without the questions that may look back and do."""
+        if self.past is None or self._gaze is None:
+            return
+        stays = []
+        for place, (row, share) in enumerate(
+            zip(self._rows, self._gaze.shares.tolist(), strict=True)
+        ):
+            if self.past.wishes(row.question) == "auto" and self.past.is_sought(share):
+                self.looking_back.append(row.question)
+            else:
+                stays.append(place)
+        self._last = self._last[stays]
+        self._keep(stays)
+
+    def _walk(
+        self,
+        ids: Tensor,
+        steps: Tensor,
+        mask: Tensor,
+        suffix: Suffix,
+        watch: Watch | None = None,
+        asking: Sequence[Asking | None] = (),
+    ) -> Tensor:
+        """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
+        model, view = self._model, self.view
+        hidden = model.embed(ids)
+        ends = [*view.bounds[1:], len(model.layers)]
+        for (time, place), first, last in zip(view.starts, view.bounds, ends, strict=True):
+            axes = [time, *[place] * (model.axes - 1)]
+            positions = torch.stack([steps + start for start in axes])
+            hidden = decoder.walk(
+                model,
+                hidden,
+                (first, last),
+                positions=positions,
+                mask=mask,
+                cache=suffix,
+                prefix=view.prefix,
+                watch=watch,
+                asking=asking,
+            )
+        suffix.commit(ids.shape[1])
+        return hidden
+
+    def _take(self, hidden: Tensor) -> list[Finished]:
+        """Choose each row's next token, and set aside the rows that are done."""
+        logits = self._model.logits(hidden)
+        for place, row in enumerate(self._rows):
+            if row.grammar is not None:
+                refused = ~row.grammar.allowed().to(logits.device)
+                logits[place].masked_fill_(refused, -torch.inf)
+        chosen = logits.argmax(dim=-1)
+        logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
+        weights = self._weighed(logits)
+        finished, open_rows = [], []
+        # The one place where answering waits for the device: which rows are done decides what runs next.
+        for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
+            if place in weights:
+                finished.append(row.chosen(weights[place], self.view))
+                continue
+            is_end = token in self._model.eos
+            row.log += logs[place]
+            if not is_end:
+                row.ids.append(token)
+                is_end = row.grammar is not None and row.grammar.take(token)
+            if is_end or len(row.ids) >= row.question.max_new_tokens:
+                finished.append(row.written(self._model, self.view, is_end=is_end))
+            else:
+                open_rows.append(place)
+        self._next = chosen[open_rows]
+        self._keep(open_rows)
+        return finished
+
+    def _keep(self, places: list[int]) -> None:
+        """Go on with some rows only."""
+        if self._is_writing and 0 < len(places) < len(self._rows):
+            rows = torch.tensor(places, device=self._model.device)
+            self._suffix.keep_rows(rows)
+            self._lengths, self._real = self._lengths[rows], self._real[rows]
+        self._rows = [self._rows[place] for place in places]
+        self._paths = [self._paths[place] for place in places]
+
+    def _weighed(self, logits: Tensor) -> dict[int, list[float]]:
+        """By place, for rows that choose: what each option is worth, from the first token's logits (B, V)."""
+        places_of: dict[int, list[int]] = {}
+        for place, row in enumerate(self._rows):
+            if row.options is not None:
+                places_of.setdefault(id(row.options), []).append(place)
+        weights: dict[int, list[float]] = {}
+        for places in places_of.values():
+            options = self._rows[places[0]].options
+            assert options is not None
+            if options.are_told_apart:
+                scores = forms.first_scores(logits[places], options)
+            else:
+                scores = torch.stack([self._scores(options, at, logits[at]) for at in places])
+            each = forms.probabilities(scores, self._model.tuned.temperature).tolist()
+            weights.update(zip(places, each, strict=True))
+        return weights
+
+    def _scores(self, options: Options, place: int, logits: Tensor) -> Tensor:
+        """(options,) log-probability of each to the end of the answer, in one more pass; (V,) the first token's."""
+        begun = logits.tolist()
+        spelt = [max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options]
+        longest = max(len(ids) for ids in spelt)
+        at_once = max(1, PIECE // longest)
+        pieces = [spelt[start : start + at_once] for start in range(0, len(spelt), at_once)]
+        rest = torch.cat([self._continued(place, piece) for piece in pieces])
+        return logits[torch.tensor([ids[0] for ids in spelt], device=logits.device)] + rest
+
+    def _continued(self, place: int, spelt: Sequence[Sequence[int]]) -> Tensor:
+        """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""
+        device, path = self._model.device, torch.tensor(self._paths[place])
+        rows, longest, length = len(spelt), max(len(ids) for ids in spelt), len(path)
+        suffix = self._suffix.along(path.to(device).expand(rows, -1), room=longest)
+        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spelt])
+        ids = ids.to(device)
+        steps = torch.arange(longest, device=device)
+        mask = torch.arange(length + longest, device=device) <= (length + steps)[:, None]
+        hidden = self._walk(ids, (length + steps).expand(rows, -1), mask[None, None], suffix)
+        logs = self._model.logits(hidden.flatten(0, 1)).log_softmax(dim=-1)
+        logs = logs.reshape(rows, longest, -1)
+        lengths = torch.tensor([len(one) for one in spelt], device=device)
+        follows = logs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+        follows = torch.where(steps[1:] < lengths[:, None], follows, 0).sum(dim=1)
+        ends = logs[torch.arange(rows, device=device), lengths - 1][:, sorted(self._model.eos)]
+        return follows + ends.logsumexp(dim=1)

@@ -1,0 +1,40 @@
+"""Earlier answers about a stream as text before a question that looks back, for models that follow instructions.
+
+Only what began before the memory's oldest frame: the rest is still to be seen. Times are told by how long ago they
+were, which needs no clock and no time zone. Knows no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stream_sttm.engine.recall.archived import Event
+
+_HEAD = "What was asked and answered about this video before:"
+_LONGEST = 200  # characters of a question or an answer
+
+
+def retold(events: Sequence[Event], *, now: float) -> str:
+    """One line each, in the order of when they began, under a heading; empty where there are none."""
+    if not events:
+        return ""
+    lines = [
+        f"- {_when(event, now)}: {_line(event.question)} {_line(event.answer)}" for event in events
+    ]
+    return "\n".join([_HEAD, *lines, "", ""])
+
+
+def _when(event: Event, now: float) -> str:
+    first, last = _span(now - event.since), _span(now - event.until)
+    return f"{first} ago" if first == last else f"{first} to {last} ago"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _line(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"

@@ -1,0 +1,70 @@
+"""One question of a batch: what rules its answer, how far that is, and what it comes to. Knows no batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+from stream_sttm.engine.answering import formats as forms
+from stream_sttm.engine.answering.formats import Grammar, Options
+from stream_sttm.engine.view import View
+from stream_sttm.errors import AnswerUnfinished
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.types import AnswerType, Question, Structured, TokenCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One question's answer and what it cost; where it got none, why."""
+
+    question: Question
+    text: str
+    tokens: TokenCounts
+    structured: Structured = None
+    confidence: float | None = None
+    error: AnswerUnfinished | None = None
+
+
+@dataclass(slots=True)
+class Row:
+    """A question, its length in tokens, what rules its answer, the answer so far, and the logarithm of its weight."""
+
+    question: Question
+    asked: int
+    options: Options | None
+    grammar: Grammar | None
+    ids: list[int] = field(default_factory=list)
+    log: float = 0.0
+
+    def chosen(self, weights: Sequence[float], view: View) -> Finished:
+        """The best of its options, by what each is worth."""
+        assert self.options is not None
+        confidence, option = max(zip(weights, self.options.options, strict=True), key=itemgetter(0))
+        return Finished(self.question, option.text, self._counts(view), option.value, confidence)
+
+    def written(self, model: VideoLLM, view: View, *, is_end: bool) -> Finished:
+        """What it has written; `is_end`: of its own will."""
+        question, text, tokens = self.question, model.answer(self.ids), self._counts(view)
+        if self.grammar is None:
+            return Finished(question, text, tokens)
+        if not is_end:
+            error = AnswerUnfinished(
+                f"the answer has not ended after {len(self.ids)} tokens; raise max_new_tokens, "
+                "or ask for less by json_schema (maxLength, maxItems)"
+            )
+            return Finished(question, text, tokens, error=error)
+        is_number = question.form.type is AnswerType.NUMBER
+        confidence = math.exp(self.log) if is_number else None
+        return Finished(question, text, tokens, forms.structured(text, question.form), confidence)
+
+    def _counts(self, view: View) -> TokenCounts:
+        return TokenCounts(
+            visual=view.visual,
+            visual_before_merge=view.before_merge,
+            question=self.asked,
+            answer=len(self.ids),
+            recalled=view.recalled,
+            fresh=view.fresh,
+        )

@@ -1,0 +1,1 @@
+"""The rolling KV cache of one stream."""

@@ -1,0 +1,233 @@
+"""The storage of some layers of one length: preallocated keys and values behind a pinned prefix.
+
+Slots [0, pinned) of a buffer are the preamble, the rest are visual tokens in stream order. Written slots never change:
+appends go behind them, eviction and rebasing write new storage, so a view stays what it was until its last reader lets
+go. Knows no model beyond shapes, and no time.
+
+Positions on the time axis are counted from the stream's start and never wrap; keys are stored `offset` below that,
+and `rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.cache.kv_buffer import CacheShape, Slots, SlotsView
+from stream_sttm.engine.cache.rotary import turned
+from stream_sttm.engine.cache.token_table import Index
+
+Turn = Callable[[int], tuple[Tensor, Tensor]]
+_BY_TOKEN = ("sizes", "last_seen", "turns", "_serials")
+
+
+class Band:
+    """The storage of layers [first, last), all of one length."""
+
+    def __init__(
+        self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int
+    ) -> None:
+        self.first, self.last = first, last
+        self.pinned, self.capacity = pinned, capacity
+        self._shape = shape
+        self._keys = [self._storage() for _ in range(first, last)]
+        self._values = [self._storage() for _ in range(first, last)]
+        self._masters: list[Tensor] = []
+        self.index = Index.empty()
+        self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
+        self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self.turns = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self._serials = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
+        self.written = 0
+        self.emitted = 0
+        self.origin = 0
+        self.offset = 0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def evicted(self) -> int:
+        """Visual tokens that were here once and are not any more."""
+        return self.emitted - len(self)
+
+    @property
+    def room(self) -> int:
+        """Visual tokens that fit without eviction."""
+        return self.capacity - len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(slots.nbytes for slots in (*self._keys, *self._values))
+
+    def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
+        end = self.written + keys.shape[2]
+        k, v = self._keys[layer - self.first], self._values[layer - self.first]
+        k.write(self.written, keys)
+        v.write(self.written, values)
+        return k.read(end), v.read(end)
+
+    def pin(self) -> None:
+        """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
+        self.written = self.pinned
+        self._masters = [keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys]
+
+    def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
+        """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
+        start, end = len(self), len(self) + len(boxes)
+        serials = torch.arange(self.emitted, self.emitted + len(boxes))
+        self.sizes[start:end] = sizes
+        self.last_seen[start:end] = boxes[:, 0]
+        self.turns[start:end] = 0
+        self._serials[start:end] = serials.to(self._serials.device)
+        self.index = Index.joined(self.index, Index(serials, boxes.cpu(), times.cpu()))
+        self.emitted += len(boxes)
+        self.written += len(boxes)
+
+    def keep(self, rows: Tensor, *, newest: int) -> None:
+        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others.
+
+        Those that stay are numbered as if the others had never been.
+        """
+        old = len(self) - newest
+        start, places = self.written - newest, rows.cpu()
+        for stored in (*self._keys, *self._values):
+            stored.move(start, rows)
+        new = self.index.at(slice(old, None)).at(places)
+        self.index, sizes = self.index.at(slice(old)), self.sizes[old + rows]
+        self.emitted -= newest
+        self.written = start
+        self.commit(new.boxes.to(sizes.device), new.times, sizes)
+
+    def newest(self, layer: int, rows: Tensor, *, count: int) -> Tensor:
+        """(1, heads, K, D): one layer's keys of `rows` (K,) among the `count` newest visual tokens."""
+        return self._keys[layer - self.first].view(self.written).at(self.written - count + rows)
+
+    def absorb(self, serials: Tensor, counts: Tensor) -> None:
+        """Let tokens stand for `counts` more cells; those that are gone are left out."""
+        slots, is_held = self._slots(serials)
+        self.sizes.index_add_(0, slots, counts.float() * is_held)
+
+    def see(self, serials: Tensor, frames: Tensor) -> None:
+        """Note the last frames (K,) that showed what some tokens stand for."""
+        slots, is_held = self._slots(serials)
+        shown = torch.where(is_held, frames, self.last_seen[slots])
+        self.last_seen.scatter_reduce_(0, slots, shown, "amax")
+
+    def _slots(self, serials: Tensor) -> tuple[Tensor, Tensor]:
+        """Where tokens stand, and whether they do at all (else any slot)."""
+        slots = torch.searchsorted(self._serials[: len(self)], serials)
+        is_held = slots < len(self)
+        slots = slots.clamp(max=self.capacity - 1)
+        return slots, is_held & (self._serials[slots] == serials)
+
+    def evict(self, stays: Tensor, turn: Turn, *, origin: int) -> Tensor:
+        """Keep only the visual tokens of `stays` (N,) bool and move the pinned prefix up to `origin` on the time axis.
+
+        Returns the serials of the others, on the CPU.
+        """
+        gone = self.index.serials[~stays]
+        self._rewrite(stays.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
+        return gone
+
+    def rebase(self, turn: Turn) -> None:
+        """Store every key as far down as it goes: the pinned prefix returns to position 0."""
+        slots = torch.arange(len(self))
+        self._rewrite(slots, turn, origin=self.origin, offset=self.origin)
+
+    def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
+        prefix = turn(origin - offset)
+        shift = turn(self.offset - offset) if offset != self.offset else None
+        moved = partial(turned, cos=shift[0], sin=shift[1]) if shift else None
+        kept = slots.to(self.sizes.device)
+        end, first = self.pinned + len(kept), torch.arange(self.pinned, device=kept.device)
+        for place, (keys, values, master) in enumerate(
+            zip(self._keys, self._values, self._masters, strict=True)
+        ):
+            new_keys, new_values = self._storage(), self._storage()
+            new_keys.write(0, turned(master, *prefix))
+            keys.copied(new_keys, kept + self.pinned, to=self.pinned, turned=moved)
+            values.copied(new_values, torch.cat([first, kept + self.pinned]), to=0, turned=None)
+            self._keys[place], self._values[place] = new_keys, new_values
+        for name in _BY_TOKEN:
+            old = getattr(self, name)
+            fresh = torch.zeros_like(old)
+            fresh[: len(kept)] = old[kept]
+            setattr(self, name, fresh)
+        if moved:
+            self.turns[: len(kept)] += 1
+        self.index = self.index.at(slots)
+        self.written = end
+        self.origin, self.offset = origin, offset
+
+    def saved(self) -> dict[str, Tensor]:
+        """Everything held, for `restore`; later appends, evictions and rebasing leave it alone."""
+        counts = torch.tensor([self.emitted, self.origin, self.offset])
+        tensors = {
+            "counts": counts,
+            "serials": self.index.serials,
+            "boxes": self.index.boxes,
+            "times": self.index.times,
+            "sizes": self.sizes[: len(self)].clone(),
+            "last_seen": self.last_seen[: len(self)].clone(),
+            "turns": self.turns[: len(self)].clone(),
+        }
+        for name, slots in self._named():
+            tensors |= {f"{name}.{n}": part for n, part in slots.saved(self.written).items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold what was saved; raises KeyError or RuntimeError where something is missing or of another shape."""
+        self.emitted, self.origin, self.offset = tensors["counts"].tolist()
+        serials, boxes, times = (tensors[name] for name in ("serials", "boxes", "times"))
+        self.index = Index(serials, boxes, times)
+        held = len(serials)
+        self.written = self.pinned + held
+        self._serials[:held] = serials
+        self.sizes[:held] = tensors["sizes"]
+        self.last_seen[:held] = tensors["last_seen"]
+        self.turns[:held] = tensors["turns"]
+        for name, slots in self._named():
+            prefix = f"{name}."
+            own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            slots.restore(own, self.written)
+
+    def _named(self) -> Iterator[tuple[str, Slots]]:
+        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            yield f"keys.{place}", keys
+            yield f"values.{place}", values
+
+    def _storage(self) -> Slots:
+        return Slots(self._shape, self.pinned + self.capacity)
+
+    def view(self, *, length: int, bias: Tensor | None) -> BandView:
+        """The first `length` visual tokens (and the prefix) as they are now."""
+        end = self.pinned + length
+        return BandView(
+            first=self.first,
+            keys=[keys.view(end) for keys in self._keys],
+            values=[values.view(end) for values in self._values],
+            bias=bias,
+            index=self.index.at(slice(length)),
+            origin=self.origin,
+            offset=self.offset,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BandView:
+    """A band at one moment; later appends, evictions and rebasing leave it alone."""
+
+    first: int
+    keys: list[SlotsView]
+    values: list[SlotsView]
+    bias: Tensor | None
+    index: Index
+    origin: int
+    offset: int

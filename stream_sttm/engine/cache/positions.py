@@ -1,0 +1,79 @@
+"""Where a stream's tokens, and the text behind them, stand on the time axis: own places, or contiguous ones.
+
+Counted from the stream's first visual token. Reads a band's index, writes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.cache.layer_group import Band, BandView
+from stream_sttm.engine.cache.token_table import Index
+from stream_sttm.engine.plan import MemoryPlan
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.visual_tokens import VisualTokens
+
+Grid = tuple[int, int]
+
+
+class TimeAxis:
+    """The places of one stream, of which `fps` frames a second are looked at."""
+
+    def __init__(self, model: VideoLLM, plan: MemoryPlan, *, fps: float) -> None:
+        self._model = model
+        self._contiguous_from = plan.merge_at if plan.positions == "contiguous" else None
+        self._step = model.step(fps)
+
+    def places(self, band: Band, tokens: VisualTokens, grid: Grid, *, start: int) -> Tensor:
+        """(axes, N) of new tokens; `start` is where contiguous ones go on."""
+        if self._is_contiguous(band):
+            return torch.arange(start, start + len(tokens), device=self._model.device)[None]
+        return self._model.own_positions(tokens, grid, self._step)
+
+    def end(self, band: Band, grid: Grid, *, frame: int, count: int) -> int:
+        """Where the axis will stand at most when `count` more tokens have come, before `frame`."""
+        if self._is_contiguous(band):
+            return band.emitted + count
+        return self._model.own_time(frame, grid, self._step)
+
+    def origin(self, band: Band, stays: Tensor, grid: Grid, *, frame: int) -> int:
+        """Where the oldest frame begins of what stays (N,) bool; `frame` is the next to come."""
+        left = band.index.at(stays)
+        if self._is_contiguous(band):
+            return int(left.times[0]) if len(left) else band.emitted
+        return self._model.own_time(int(left.frames[0]) if len(left) else frame, grid, self._step)
+
+    def after(self, band: Band, seen: Index) -> int:
+        """The contiguous place behind the newest token that is seen of a band."""
+        return int(seen.serials[-1]) + 1 if len(seen) else band.origin
+
+    def text_start(self, band: Band, grid: Grid, *, frame: int, fresh: int) -> int:
+        """Where text begins when the next frame is `frame` and the newest `fresh` stand behind the band, unmerged."""
+        if self._is_contiguous(band):
+            kept = band.index.before_frame(frame - fresh) if fresh else len(band)
+            return self.after(band, band.index.at(slice(kept))) + fresh * grid[0] * grid[1]
+        return self._model.text_start(frame, grid, self._step, band.origin)
+
+    def before(self, band: BandView, tokens: VisualTokens, grid: Grid) -> tuple[Tensor, int]:
+        """(axes, N) places of tokens whose frames count from 0, right before all a band holds, and where they begin."""
+        if self._is_contiguous(band):
+            start = band.origin - len(tokens)
+            return torch.arange(start, band.origin, device=self._model.device)[None], start
+        frames = int(tokens.boxes[-1, 0]) + 1
+        start = band.origin - self._model.own_time(frames, grid, self._step)
+        places = self._model.own_positions(tokens, grid, self._step)
+        places[0] += start
+        return places, start
+
+    def frames_within(self, room: int, grid: Grid) -> int:
+        """How many frames, of whatever tokens, take at most `room` positions."""
+        if self._contiguous_from == 0:
+            return room
+        frames = 0
+        while self._model.own_time(frames + 1, grid, self._step) <= room:
+            frames += 1
+        return frames
+
+    def _is_contiguous(self, band: Band | BandView) -> bool:
+        return band.first == self._contiguous_from

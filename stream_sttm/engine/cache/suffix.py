@@ -1,0 +1,73 @@
+"""What stands behind a memory for a while: the keys and values of fresh frames, questions and their answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.attention import Shared
+from stream_sttm.engine.cache.kv_buffer import CacheShape
+
+
+class Suffix:
+    """Keys and values behind a snapshot: B rows of one length, thrown away when their answers are done.
+
+    Layers below `first` have none.
+    """
+
+    def __init__(self, shape: CacheShape, *, rows: int, capacity: int, first: int = 0) -> None:
+        self._shape, self._first = shape, first
+        size = (rows, shape.kv_heads, capacity, shape.head_dim)
+        self._keys = [
+            torch.empty(size, dtype=shape.dtype, device=shape.device)
+            for _ in range(first, shape.layers)
+        ]
+        self._values = [torch.empty_like(keys) for keys in self._keys]
+        self.length = 0
+        # those of its columns that the next ones are shown; None: all
+        self.seen: Tensor | None = None
+        self.bias: dict[int, Tensor] = {}  # by layer, what weighs its columns as a prefix
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What transformers' attention calls; returns each row's own keys and values so far, of those that are seen."""
+        end = self.length + keys.shape[2]
+        k, v = self._keys[layer_idx - self._first], self._values[layer_idx - self._first]
+        k[:, :, self.length : end] = keys
+        v[:, :, self.length : end] = values
+        if self.seen is None:
+            return k[:, :, :end], v[:, :, :end]
+        seen_keys, seen_values = k[:, :, self.seen], v[:, :, self.seen]
+        return torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
+
+    def commit(self, count: int) -> None:
+        """Keep the `count` columns that every layer just wrote."""
+        self.length += count
+
+    def along(self, paths: Tensor, *, room: int) -> Suffix:
+        """Its only row as R rows, each of the columns that `paths` (R, n) names, with room for that many more."""
+        rows, length = paths.shape
+        other = Suffix(self._shape, rows=rows, capacity=length + room, first=self._first)
+        stored = zip(self._keys, self._values, strict=True)
+        for layer, (keys, values) in enumerate(stored, self._first):
+            rows_keys, rows_values = (part[0][:, paths].transpose(0, 1) for part in (keys, values))
+            other.update(rows_keys, rows_values, layer)
+        other.commit(length)
+        return other
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self._keys = [keys[rows] for keys in self._keys]
+        self._values = [values[rows] for values in self._values]
+
+    def shared(self, layer: int) -> Shared:
+        """Its only row, as a prefix for others."""
+        place, length = max(0, layer - self._first), self.length if layer >= self._first else 0
+        return Shared(
+            self._keys[place][:, :, :length],
+            self._values[place][:, :, :length],
+            self.bias.get(layer),
+        )

@@ -1,0 +1,92 @@
+"""A stream's memory on disk: one file that says what it fits.
+
+Knows no session: tensors and their fittings in, the same out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stream_sttm.engine.checkpoint import tensor_file as state_file
+from stream_sttm.engine.recall.archived import Numbering
+from stream_sttm.errors import StateError
+
+REFUSED = ".refused"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedMemory:
+    """A memory at `saved_at` (wall clock); `fits` names all that must be the same where it is to live on.
+
+    A saved past refers to its tokens by `numbering`, None where no past is kept.
+    """
+
+    stream: str
+    saved_at: float
+    fits: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    numbering: Numbering | None = None
+
+
+def path_of(folder: Path, stream: str) -> Path:
+    """Where a stream's memory is kept."""
+    return folder / f"{stream}{state_file.SUFFIX}"
+
+
+def write(folder: Path, saved: SavedMemory) -> Path:
+    """Replace the stream's file; raises StateError where the disk won't take it, and leaves the old one then."""
+    path = path_of(folder, saved.stream)
+    about = {
+        "stream": saved.stream,
+        "saved_at": saved.saved_at,
+        "fits": dict(saved.fits),
+        "numbering": None if saved.numbering is None else asdict(saved.numbering),
+    }
+    try:
+        state_file.write(path, about, saved.tensors)
+    except StateError as error:
+        raise StateError(f"stream {saved.stream!r}: its memory {error}") from error
+    return path
+
+
+def read(folder: Path, stream: str) -> SavedMemory | None:
+    """What was saved last, None if nothing was; raises StateError for a file that is damaged or another's."""
+    path = path_of(folder, stream)
+    content = state_file.read(path)
+    if content is None:
+        return None
+    about = content.about
+    try:
+        numbering = about.get("numbering")
+        saved = SavedMemory(
+            str(about["stream"]),
+            float(about["saved_at"]),
+            dict(about["fits"]),
+            content.tensors,
+            None if numbering is None else Numbering.told(numbering),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise state_file.unreadable(path, error) from error
+    if saved.stream != stream:
+        raise StateError(f"{path}: holds the memory of stream {saved.stream!r}")
+    return saved
+
+
+def set_aside(folder: Path, stream: str) -> Path:
+    """Rename a file that was refused, so that it is neither read again nor overwritten; the last one refused stays."""
+    path = path_of(folder, stream)
+    return path.replace(path.with_suffix(REFUSED))
+
+
+def remove(folder: Path, stream: str) -> None:
+    """Leave nothing of a stream's memory; raises OSError where that can't be had."""
+    path = path_of(folder, stream)
+    for suffix in (state_file.SUFFIX, state_file.UNFINISHED, REFUSED):
+        with suppress(IsADirectoryError):  # nothing that was ever written here
+            path.with_suffix(suffix).unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""The layer loop: transformers' own layers, walked by us, so that bands, merging and shared prefixes need no patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.attention import Asking, Watch
+from stream_sttm.engine.cache.kv_buffer import CacheShape, Format
+from stream_sttm.engine.cache.layer_group import Band
+from stream_sttm.engine.cache.rolling import RollingCache
+from stream_sttm.models.family import VideoLLM
+
+
+def shape_of(model: VideoLLM, kv: Format = "auto") -> CacheShape:
+    """What a cache for `model` looks like that keeps its numbers in the format `kv`."""
+    heads, width = model.kv_shape
+    return CacheShape(len(model.layers), heads, width, model.dtype, model.device, kv)
+
+
+def walk(
+    model: VideoLLM,
+    hidden: Tensor,
+    layers: tuple[int, int],
+    *,
+    positions: Tensor,
+    mask: Tensor | None,
+    cache: Any,
+    prefix: Sequence[Any] = (),
+    watch: Watch | None = None,
+    asking: Sequence[Asking | None] = (),
+) -> Tensor:
+    """(B, N, C) through layers [first, last) -> (B, N, C).
+
+    `positions` (axes, B, N) as stored in the cache; `mask` (B or 1, 1, N, own keys), None for all; `cache` takes each
+    layer's keys and values by `update`; `prefix` holds what every row also sees, `watch` is shown the queries, `asking`
+    says for each of the model's layers which tokens look at the prefix (see attention.attend).
+    """
+    rotation = model.rotary(hidden, positions)
+    for layer in model.layers[layers[0] : layers[1]]:
+        out = layer(
+            hidden,
+            attention_mask=mask,
+            position_embeddings=rotation,
+            past_key_values=cache,
+            use_cache=True,
+            prefix=prefix,
+            watch=watch,
+            asking=asking,
+        )
+        hidden = out[0] if isinstance(out, tuple) else out
+    return hidden
+
+
+def causal(new: int, *, seen: int = 0, device: torch.device) -> Tensor | None:
+    """(1, 1, new, seen + new), True where a token may look: all that was before, itself, nothing after."""
+    if new == 1:
+        return None
+    return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril_(seen)[None, None]
+
+
+def append(
+    model: VideoLLM,
+    hidden: Tensor,
+    cache: RollingCache,
+    band: Band,
+    *,
+    positions: Tensor,
+    sizes: Tensor,
+) -> Tensor:
+    """(1, N, C) visual tokens through one band's layers, written behind its memory (not yet committed).
+
+    `positions` (axes, N); `sizes` (N,) weigh the new keys where the cache has a size bias.
+    """
+    new, seen = hidden.shape[1], band.written
+    mask = causal(new, seen=seen, device=hidden.device)
+    old = cache.bias(band, len(band))
+    if old is not None:
+        bias = torch.cat([old, sizes.log() * cache.size_bias]).to(hidden.dtype)
+        blocked = torch.finfo(hidden.dtype).min
+        mask = bias.expand(1, 1, new, -1) if mask is None else torch.where(mask, bias, blocked)
+    return walk(
+        model, hidden, (band.first, band.last), positions=positions[:, None], mask=mask, cache=cache
+    )

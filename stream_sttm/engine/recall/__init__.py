@@ -1,0 +1,1 @@
+"""What has left the cache, and how a question finds it again."""

@@ -1,0 +1,220 @@
+"""What a stream's memory has seen, kept beside it for questions about the past: windows of tokens, answers given.
+
+Of each window its survivors' features as they came from the vision tower, so that they can be run through the model
+again, and their keys at a few layers, by which a question finds them. Bounded by bytes and by age, the oldest go
+first. Lives on the host; knows no model, and of the memory only the serials that it still holds. What it contains can
+be taken out and put into another one, after a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stream_sttm.engine.recall.archived import GONE, Contents, Event, Gone, Kept, Numbering, Window
+from stream_sttm.engine.recall.offload import Shelf, Shelved
+from stream_sttm.types import Answer
+
+_log = logging.getLogger(__name__)
+EVENTS = 4096  # answers remembered, those that repeat the one before counted once
+_SEGMENTS = 8  # files that a full archive is spread over
+
+
+class Archive:
+    """The past of one stream: at most `most_bytes` of it, none older than `max_age` seconds; in `folder`, if given."""
+
+    def __init__(
+        self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
+    ) -> None:
+        self.stream = stream
+        self.numbering = Numbering()
+        self._id, self._begin = secrets.token_hex(8), 0
+        self._most_bytes, self._max_age = most_bytes, max_age
+        self._windows: deque[Window] = deque()
+        self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._shelf = (
+            None if folder is None else Shelf(folder, segment_bytes=most_bytes // _SEGMENTS)
+        )
+        self._is_failing = False
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Wall clock of the oldest and the newest frame, None where there is nothing."""
+        return (
+            (self._windows[0].captured[0], self._windows[-1].captured[1]) if self._windows else None
+        )
+
+    def add(
+        self,
+        kept: Kept | None,
+        *,
+        first: int,
+        captured: tuple[float, float],
+    ) -> None:
+        """Keep a window's tokens and their keys, if it gave any; what is too old or too much goes.
+
+        `first` is the serial of the first token.
+        """
+        if kept is not None:
+            tokens, keys = kept
+            features = _halves(tokens.features)
+            boxes, sizes = tokens.boxes.to("cpu", torch.int32), tokens.sizes.to("cpu", torch.int32)
+            window = Window(features, _halves(keys), boxes, sizes, captured, first)
+            if window.nbytes <= self._most_bytes:
+                window.features = self._shelved(features)
+                self._windows.append(window)
+                self.nbytes += window.nbytes
+        self._trim(captured[1])
+
+    def _trim(self, now: float) -> None:
+        while self._windows and self._has_to_go(self._windows[0], now):
+            self.nbytes -= self._windows.popleft().nbytes
+            self._begin += 1
+        while self._events and self._events[0].until < now - self._max_age:
+            self._events.popleft()
+
+    def _has_to_go(self, oldest: Window, now: float) -> bool:
+        return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
+
+    def _shelved(self, features: Tensor) -> Tensor | Shelved:
+        """On disk where that is wanted and works, else as they are."""
+        if self._shelf is None:
+            return features
+        try:
+            shelved = self._shelf.put(features)
+        except OSError as error:
+            if not self._is_failing:  # not again for each window
+                _log.error(
+                    "stream %s: its past can't be kept on disk (%s) and stays in memory, within the same bounds",
+                    self.stream,
+                    error.strerror or error,
+                )
+            self._is_failing = True
+            return features
+        self._is_failing = False
+        return shelved
+
+    def restart(self) -> None:
+        """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
+        self.numbering = Numbering()
+        for window in self._windows:
+            window.first = GONE
+
+    def contents(self) -> Contents:
+        """What it holds now."""
+        windows = tuple(self._windows)
+        firsts = tuple(window.first for window in windows)
+        events = tuple(replace(event) for event in self._events)
+        return Contents(self._id, self.numbering, self._begin, windows, firsts, events)
+
+    def take_back(self, contents: Contents, *, emitted: int, now: float) -> None:
+        """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
+
+        Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
+        are those that came in after it was saved, whose serials it gives out once more. From here on its serials are
+        others, so that what was saved before is not taken for what comes. Memory and past are saved one after the
+        other: where the service was killed in between, one of them is of before a restart and the other of after it.
+        """
+        self._id, self._begin = contents.id, contents.begin
+        common = self.numbering.common(contents.numbering, emitted)
+        for window, first in zip(contents.windows, contents.firsts, strict=True):
+            is_known = first + len(window) <= common
+            features = self._shelved(window.read())
+            window = replace(window, features=features, first=first if is_known else GONE)
+            self._windows.append(window)
+            self.nbytes += window.nbytes
+            self._trim(now)
+        self._events.extend(contents.events)
+        self._trim(now)
+        self.numbering = Numbering(
+            shared={contents.numbering.id: common, self.numbering.id: emitted}
+        )
+
+    def gone(self, held: Tensor) -> Gone | None:
+        """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
+        windows = tuple(self._windows)
+        if not windows:
+            return None
+        first = torch.tensor([window.first for window in windows])
+        counts = torch.tensor([len(window) for window in windows])
+        owner = torch.repeat_interleave(counts)
+        row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+        is_gone = (first[owner] == GONE) | ~torch.isin(first[owner] + row, held)
+        return Gone(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
+
+    def note(self, answer: Answer) -> None:
+        """Remember a standing question's answer; one that is as the last was is the same event, and lasts longer."""
+        query, at = answer.question.query, answer.captured_at
+        if query is None:
+            return
+        last = next((event for event in reversed(self._events) if event.query == query), None)
+        if (
+            last is not None
+            and last.answer == answer.text
+            and last.question == answer.question.text
+        ):
+            last.until = max(last.until, at)
+        else:
+            self._events.append(Event(query, answer.question.text, answer.text, at, at))
+        self._trim(at)
+
+    def events(self, since: float, until: float) -> Iterator[Event]:
+        """What was answered between two moments, in the order in which it was first, as it is known now."""
+        kept = (event for event in self._events if event.since <= until and event.until >= since)
+        return (replace(event) for event in kept)
+
+
+class Archives:
+    """Every stream's archive, each of them in the bounds of `most_bytes` and `max_age`; they outlive lost memories."""
+
+    def __init__(self, *, most_bytes: int, max_age: float, folder: Path | None) -> None:
+        self._most_bytes, self._max_age, self._folder = most_bytes, max_age, folder
+        self._archives: dict[str, Archive] = {}
+
+    def of(self, stream: str) -> Archive | None:
+        """A stream's archive, None where it has none so far."""
+        return self._archives.get(stream)
+
+    def begun(self, stream: str) -> Archive:
+        """A stream's archive, an empty one where it had none."""
+        archive = self._archives.get(stream)
+        if archive is None:
+            archive = self._archives[stream] = Archive(
+                stream, most_bytes=self._most_bytes, max_age=self._max_age, folder=self._folder
+            )
+        return archive
+
+    def of_new_memory(self, stream: str) -> Archive:
+        """Where a new memory of the stream keeps its past: beside what an earlier one has left, if one has."""
+        archive = self.begun(stream)
+        archive.restart()
+        return archive
+
+    def note(self, answer: Answer) -> None:
+        """Remember an answer with its stream's past."""
+        archive = self._archives.get(answer.question.stream)
+        if archive is not None:
+            archive.note(answer)
+
+    def drop(self, stream: str) -> None:
+        """Forget a stream's past."""
+        self._archives.pop(stream, None)
+
+
+def _halves(tensor: Tensor) -> Tensor:
+    """On the CPU in 16 bits, a copy of its own; magnitudes beyond them are cut."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.to("cpu", copy=True)
+    most = torch.finfo(torch.float16).max
+    return tensor.clamp(-most, most).to("cpu", torch.float16, copy=True)

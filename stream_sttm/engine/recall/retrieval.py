@@ -1,0 +1,294 @@
+"""What a question gets to see of the past that its memory has lost.
+
+Whether it looks back at all is seen from its attention while it is read (`Gaze`). Which windows it wants is asked of
+the keys that were kept: those it would attend to most. They are run through all layers behind a preamble of their own,
+one frame after the other, and stand before the memory's oldest frame. The memory itself is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stream_sttm import metrics
+from stream_sttm.engine import forward as decoder
+from stream_sttm.engine.cache.layer_group import Band
+from stream_sttm.engine.cache.positions import Grid, TimeAxis
+from stream_sttm.engine.cache.rolling import CacheSnapshot
+from stream_sttm.engine.cache.rotary import turned
+from stream_sttm.engine.cache.suffix import Suffix
+from stream_sttm.engine.plan import RecallPlan
+from stream_sttm.engine.recall.archived import Event, Gone, Kept
+from stream_sttm.engine.recall.lookback import Gaze
+from stream_sttm.engine.timer import Stopwatch
+from stream_sttm.engine.view import View
+from stream_sttm.metrics import stage
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.types import Question
+from stream_sttm.visual_tokens import VisualTokens
+
+SPREAD = 5.0  # seconds; windows this near to a better one are only looked at after all others
+_WORDS = 64  # of a question, at most, that are compared with the archive
+_MOST_LOGITS = 1 << 24
+
+
+def search_layers(model: VideoLLM) -> tuple[int, ...]:
+    """The layers whose keys are kept to search by: the first, which knows what is there, and the middle one."""
+    return tuple(sorted({0, len(model.layers) // 2}))
+
+
+def unturned(model: VideoLLM, states: Tensor, positions: Tensor) -> Tensor:
+    """(B, heads, N, D) keys or queries that stand at `positions` (axes, B, N), as they were before they were turned."""
+    cos, sin = model.rotary(states, positions)
+    return turned(states, cos[:, None], -sin[:, None])
+
+
+def kept(
+    model: VideoLLM,
+    axis: TimeAxis,
+    bands: Sequence[Band],
+    window: tuple[VisualTokens, VisualTokens],
+    grid: Grid,
+) -> Kept:
+    """Of a window just run, all its tokens and those that survived: the latter as they came from the vision tower.
+
+    With them (layers, N, heads, D) the keys to search by. Where several cells became one token before some layer, the
+    features are their mean, and a key below the merge is that of the first of them.
+    """
+    whole, tokens = window
+    rows, columns = grid
+    t, y, x = tokens.boxes[:, :3].unbind(1)
+    corners = ((t - whole.boxes[0, 0]) * rows + y) * columns + x
+    all_rows = torch.arange(len(tokens), device=corners.device)
+    keys = []
+    for layer in search_layers(model):
+        band = next(band for band in reversed(bands) if layer >= band.first)
+        is_merged = band is bands[-1]
+        newest, wanted = (tokens, all_rows) if is_merged else (whole, corners)
+        places = axis.places(band, newest, grid, start=band.emitted - len(newest))[:, wanted]
+        places[0] -= band.offset
+        turned_keys = band.newest(layer, wanted, count=len(newest))
+        keys.append(
+            unturned(model, turned_keys, (places + band.pinned)[:, None])[0].transpose(0, 1)
+        )
+    if bands[-1].first > 0:
+        grids = whole.features.reshape(-1, rows, columns, whole.features.shape[-1])
+        tokens = replace(tokens, features=box_means(grids, tokens.boxes, whole.boxes[0, 0]))
+    return tokens, torch.stack(keys)
+
+
+def box_means(features: Tensor, boxes: Tensor, first: Tensor) -> Tensor:
+    """(N, C) means of (T, H, W, C) features over boxes (N, 5) whose frames count from `first`."""
+    t, y0, x0, y1, x1 = boxes.unbind(1)
+    t = t - first
+    sums = F.pad(features.float().cumsum(1).cumsum(2), (0, 0, 1, 0, 1, 0))
+    total = sums[t, y1, x1] - sums[t, y0, x1] - sums[t, y1, x0] + sums[t, y0, x0]
+    return (total / ((y1 - y0) * (x1 - x0))[:, None]).to(features.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """The past of one stream as the questions to one view may recall it; later work changes nothing of it."""
+
+    stream: str
+    model: VideoLLM
+    plan: RecallPlan
+    axis: TimeAxis
+    grid: Grid
+    view: View
+    gone: Gone
+    is_now: tuple[Tensor, ...]
+    size_bias: float
+    events: tuple[Event, ...]  # answers of when the memory's oldest frame was yet to come
+    text_room: int  # tokens of question and answer together
+
+    def wishes(self, question: Question) -> str:
+        """never, auto or always: what the question says, else the configuration."""
+        return question.recall or self.plan.when
+
+    def gaze(self, rows: int) -> Gaze:
+        """To be shown how so many questions attend to the view."""
+        return Gaze(self.view.prefix, self._pinned, self.is_now, rows=rows)
+
+    def is_sought(self, share: float) -> bool:
+        """Whether a question that pays this share of its attention to what is not there any more asks of the past."""
+        return share >= self.model.tuned.recall_from
+
+    def recalled(self, question: Question) -> View:
+        """The view with what the question wants to see again; without it where that can't be had."""
+        with Stopwatch(self.model.device) as clock:
+            view = self._recalled(question)
+        return replace(view, recall_clock=clock)
+
+    def _recalled(self, question: Question) -> View:
+        chosen = self._chosen(self._relevance(question))
+        tokens, spans = self._tokens(chosen)
+        if not len(tokens):
+            return self.view
+        metrics.RECALLED_TOKENS.labels(self.stream).inc(len(tokens))
+        with stage("prefill"):
+            part, reach = self._run(tokens)
+        snapshot: CacheSnapshot = self.view.prefix[0]
+        return replace(
+            self.view,
+            prefix=(part, replace(snapshot, hidden=self._pinned), *self.view.prefix[1:]),
+            starts=tuple(
+                (time, place + more)
+                for (time, place), more in zip(self.view.starts, reach, strict=True)
+            ),
+            visual=self.view.visual + len(tokens),
+            before_merge=self.view.before_merge + int(tokens.sizes.sum()),
+            span=(min(self.view.span[0], *(span[0] for span in spans)), self.view.span[1]),
+            recalled=len(tokens),
+        )
+
+    @property
+    def _pinned(self) -> int:
+        return len(self.model.preamble())
+
+    def _relevance(self, question: Question) -> Tensor:
+        """(N,) of the attention that the question's words would pay to what is gone, the share of each token."""
+        layers = search_layers(self.model)
+        words = self._words(question, layers)
+        total = torch.zeros(len(self.gone))
+        for place, asked in enumerate(words):
+            keys = self.gone.keys(place).float().transpose(0, 1)  # (kv heads, N, D)
+            heads, width = asked.shape[0] // keys.shape[0], asked.shape[-1]
+            asked = asked[:, :: max(1, -(-asked.shape[1] // _WORDS))]
+            rows = asked.reshape(keys.shape[0], heads * asked.shape[1], width)
+            for piece in torch.split(rows, max(1, _MOST_LOGITS // len(total) // len(keys)), dim=1):
+                total += (piece @ keys.transpose(1, 2)).softmax(-1).sum((0, 1))
+        return total
+
+    def _words(self, question: Question, layers: Sequence[int]) -> list[Tensor]:
+        """(heads, words, D) scaled queries of the question alone, turned by no position, at some layers."""
+        model = self.model
+        # what was said before is heard, but not looked for
+        asked = len(model.ask(question.text))
+        read = model.ask(question.text, question.turns)
+        ids = torch.tensor([[*model.preamble(), *read]], device=model.device)
+        count = ids.shape[1]
+        positions = torch.arange(count, device=model.device).expand(model.axes, 1, -1)
+        heard: dict[int, Tensor] = {}
+
+        def hear(layer: int, queries: Tensor, scale: float) -> None:
+            if layer in layers:
+                heard[layer] = (
+                    unturned(model, queries, positions)[0, :, -asked:].float().cpu() * scale
+                )
+
+        decoder.walk(
+            model,
+            model.embed(ids),
+            (0, layers[-1] + 1),
+            positions=positions,
+            mask=decoder.causal(count, device=model.device),
+            cache=Suffix(decoder.shape_of(model), rows=1, capacity=count),
+            watch=hear,
+        )
+        return [heard[layer] for layer in layers]
+
+    def _chosen(self, relevance: Tensor) -> list[tuple[int, Tensor]]:
+        """Windows in order of time, each with its rows that are wanted, within what may be recalled at once."""
+        gone, windows = self.gone, self.gone.windows
+        best = torch.full((len(windows),), -torch.inf)
+        best = best.scatter_reduce(0, gone.owner, relevance, "amax")
+        left, frames = self.plan.tokens, self.axis.frames_within(self.plan.room, self.grid)
+        chosen = []
+        for place in in_turn(best, [window.captured[1] for window in windows]):
+            here = slice(*torch.searchsorted(gone.owner, torch.tensor([place, place + 1])).tolist())
+            rows = gone.row[here]
+            if len(rows) > left:
+                rows = rows[relevance[here].topk(left).indices].sort().values
+            frames -= len(torch.unique(windows[place].boxes[rows, 0]))
+            if not len(rows) or frames < 0:
+                break
+            left -= len(rows)
+            chosen.append((place, rows))
+        return sorted(chosen, key=lambda one: one[0])
+
+    def _tokens(
+        self, chosen: Sequence[tuple[int, Tensor]]
+    ) -> tuple[VisualTokens, list[tuple[float, float]]]:
+        """The chosen tokens, their frames numbered one after the other, and when each window was."""
+        parts, spans, frames = [], [], 0
+        for place, rows in chosen:
+            window = self.gone.windows[place]
+            try:
+                tokens = window.tokens(rows)
+            except (
+                OSError
+            ):  # the disk has lost it: it is forgotten, as it would be without an archive
+                continue
+            _, rank = torch.unique(tokens.boxes[:, 0], return_inverse=True)
+            tokens.boxes[:, 0] = rank + frames
+            frames += int(rank[-1]) + 1
+            parts.append(tokens)
+            spans.append(window.captured)
+        device, dtype = self.model.device, self.model.dtype
+        if not parts:
+            none = torch.empty(0, 5, dtype=torch.int64)
+            return VisualTokens(torch.empty(0), none, none[:, 0]), []
+        return VisualTokens(
+            torch.cat([part.features for part in parts]).to(device, dtype),
+            torch.cat([part.boxes for part in parts]).to(device),
+            torch.cat([part.sizes for part in parts]).to(device),
+        ), spans
+
+    def _run(self, tokens: VisualTokens) -> tuple[Suffix, list[int]]:
+        """The tokens behind a preamble through all layers, and how far before the memory they reach in each band."""
+        model, pinned = self.model, self._pinned
+        opening = torch.tensor([model.preamble()], dtype=torch.int64, device=model.device)
+        hidden = torch.cat([model.embed(opening), tokens.features[None]], dim=1)
+        count = hidden.shape[1]
+        part = Suffix(decoder.shape_of(model), rows=1, capacity=count)
+        bands, ends = self.view.prefix[0].bands, [*self.view.bounds[1:], len(model.layers)]
+        first = torch.arange(pinned, device=model.device).expand(model.axes, -1)
+        reach = []
+        for band, last in zip(bands, ends, strict=True):
+            places, start = self.axis.before(band, tokens, self.grid)
+            positions = torch.cat([first, places + pinned], dim=1)
+            positions[0, :pinned] += start
+            positions[0] -= band.offset
+            mask = self._mask(part, (band.first, last), tokens.sizes)
+            hidden = decoder.walk(
+                model,
+                hidden,
+                (band.first, last),
+                positions=positions[:, None],
+                mask=mask,
+                cache=part,
+            )
+            reach.append(band.origin - start)
+        part.commit(count)
+        return part, reach
+
+    def _mask(self, part: Suffix, layers: tuple[int, int], sizes: Tensor) -> Any:
+        """Causal, with the weight of merged tokens where the deep layers have one, for this part and its readers."""
+        count = self._pinned + len(sizes)
+        mask = decoder.causal(count, device=sizes.device)
+        if self.size_bias == 0 or layers[1] != len(self.model.layers) or mask is None:
+            return mask
+        weights = sizes.log() * self.size_bias
+        bias = torch.cat([weights.new_zeros(self._pinned), weights])
+        part.bias |= dict.fromkeys(range(*layers), bias)
+        bias = bias.to(self.model.dtype)
+        return torch.where(mask, bias, torch.finfo(bias.dtype).min)
+
+
+def in_turn(best: Tensor, at: Sequence[float]) -> Iterator[int]:
+    """Places by falling worth without those of -inf; what lies near a better one in time comes after all others."""
+    order = best.argsort(descending=True, stable=True)
+    passed, taken = list[int](), list[float]()
+    for place in order[best[order] > -torch.inf].tolist():
+        if any(abs(at[place] - other) <= SPREAD for other in taken):
+            passed.append(place)
+        else:
+            taken.append(at[place])
+            yield place
+    yield from passed

@@ -1,0 +1,175 @@
+"""Every stream's memory and the past beside it: begun with a first clip, lost where work on it fails, saved, restored.
+
+Called by the engine's thread alone. Knows no clips, no questions and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from stream_sttm.config.settings import ReducerSettings
+from stream_sttm.engine.checkpoint.archive_file import SavedPast
+from stream_sttm.engine.checkpoint.session_file import SavedMemory
+from stream_sttm.engine.checkpoint.tensor_file import misfit
+from stream_sttm.engine.plan import MemoryPlan, reducer_for
+from stream_sttm.engine.recall.archive import Archives
+from stream_sttm.engine.recall.retrieval import search_layers
+from stream_sttm.engine.session import StreamSession
+from stream_sttm.errors import NoVideoYet, StateError
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.types import Answer
+
+# Of the plan, what a saved memory does not depend on.
+_FREE_TO_CHANGE = (
+    "retention",
+    "evict_share",
+    "fresh_frames",
+    "question_tokens",
+    "rebase_at",
+    "recall",
+)
+
+
+class Memories:
+    """The memories of all streams that are known, laid out by one plan."""
+
+    def __init__(
+        self,
+        model: VideoLLM,
+        plan: MemoryPlan,
+        reducer: ReducerSettings,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._model, self._plan, self._reducer, self._clock = model, plan, reducer, clock
+        self._rates: dict[str, float] = {}  # frames per second
+        self._sessions: dict[str, StreamSession] = {}
+        self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
+        recall = plan.recall
+        self._archives = (
+            None
+            if recall is None
+            else Archives(
+                most_bytes=recall.most_bytes, max_age=recall.max_age, folder=recall.folder
+            )
+        )
+        reducer_for(model, reducer, 1.0)  # a wrong option is a fault at start, not at first use
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that are known, in order of their names."""
+        return sorted(self._rates)
+
+    def open(self, stream: str, fps: float) -> None:
+        """Make a stream known; its memory is allocated with its first clip."""
+        self._rates[stream] = fps
+
+    def close(self, stream: str) -> None:
+        """Forget a stream, its memory and its past."""
+        for kept in (self._rates, self._sessions, self._lost):
+            kept.pop(stream, None)
+        if self._archives is not None:
+            self._archives.drop(stream)
+
+    def of(self, stream: str) -> StreamSession | None:
+        """A stream's memory, None where it has none."""
+        return self._sessions.get(stream)
+
+    def anew(self, stream: str) -> StreamSession:
+        """An empty memory of a stream, which has it once it is `held`."""
+        fps = self._rates.get(stream, 1.0)
+        reducer = reducer_for(self._model, self._reducer, fps / self._model.frames_per_token)
+        session = StreamSession(self._model, reducer, self._plan, stream=stream, fps=fps)
+        if self._archives is not None:
+            session.archive = self._archives.of_new_memory(stream)
+        return session
+
+    def hold(self, session: StreamSession) -> None:
+        """Take `session` for its stream's memory."""
+        self._sessions[session.stream] = session
+        self._lost.pop(session.stream, None)
+
+    def lose(self, stream: str, why: str) -> bool:
+        """Let go of a stream's memory; whether that it fails for this reason is new."""
+        self._sessions.pop(stream, None)
+        is_new = self._lost.get(stream) != why
+        self._lost[stream] = why
+        return is_new
+
+    def check(self, stream: str) -> None:
+        """Raise NoVideoYet, which says why, where a stream has no memory to answer from."""
+        if stream in self._sessions:
+            return
+        if stream in self._lost:
+            raise NoVideoYet(f"nothing to answer from: {self._lost[stream]}")
+        raise NoVideoYet(f"stream {stream!r} has shown no video yet; try again when it is online")
+
+    def note(self, answer: Answer) -> None:
+        """Remember an answer with its stream's past, where that is kept."""
+        if self._archives is not None:
+            self._archives.note(answer)
+
+    def saved(self, stream: str) -> SavedMemory | None:
+        """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""
+        session = self._sessions.get(stream)
+        if session is None:
+            return None
+        numbering = None if session.archive is None else session.archive.numbering
+        return SavedMemory(stream, self._clock(), self._fits(stream), session.saved(), numbering)
+
+    @torch.inference_mode()
+    def restore(self, saved: SavedMemory) -> None:
+        """Go on from a saved memory; raises StateError where it does not fit this model and configuration."""
+        why = misfit(saved.fits, self._fits(saved.stream))
+        if why is not None:
+            raise StateError(why)
+        session = self.anew(saved.stream)
+        session.restore(saved.tensors)
+        if session.archive is not None and saved.numbering is not None:
+            session.archive.numbering = saved.numbering
+        self.hold(session)
+
+    def saved_past(self, stream: str) -> SavedPast | None:
+        """What is kept beside the stream's memory as it is now, None where nothing is; like `saved`."""
+        archive = self._archives.of(stream) if self._archives is not None else None
+        if archive is None:
+            return None
+        return SavedPast(stream, self._clock(), self._past_fits(), archive.contents())
+
+    def restore_past(self, saved: SavedPast) -> int:
+        """Keep again what was kept, once the stream's memory is back if it is; raises StateError as `restore` does.
+
+        Returns how many windows of it are within the bounds of now.
+        """
+        why = misfit(saved.fits, self._past_fits())
+        if why is not None or self._archives is None:
+            raise StateError(why or "nothing of the past is to be kept")
+        session = self._sessions.get(saved.stream)
+        emitted = 0 if session is None else session.cache.deep.emitted
+        archive = self._archives.begun(saved.stream)
+        archive.take_back(saved.contents, emitted=emitted, now=self._clock())
+        return len(archive)
+
+    @property
+    def past_age(self) -> float | None:
+        """Seconds for which what leaves a memory is kept, None where nothing is."""
+        return None if self._plan.recall is None else self._plan.recall.max_age
+
+    def _past_fits(self) -> dict[str, Any]:
+        return {"model": self._model.fingerprint, "layers": list(search_layers(self._model))}
+
+    def _fits(self, stream: str) -> dict[str, Any]:
+        """What must be the same for a saved memory to live on, in terms that a file can hold."""
+        plan = {
+            name: value for name, value in asdict(self._plan).items() if name not in _FREE_TO_CHANGE
+        }
+        return {
+            "model": self._model.fingerprint,
+            "reducer.name": self._reducer.name,
+            "fps": self._rates.get(stream, 1.0),
+            **plan,
+        }

@@ -1,0 +1,1 @@
+"""Standing queries: when each is asked, and what its answers mean."""

@@ -1,0 +1,196 @@
+"""Standing queries: which questions are due on a stream, which of their answers are news, and what events they make.
+
+Pure bookkeeping: the stream's clock (`pts`) and the wall clock (`now`) are passed in, nothing is awaited or sent. Of
+each query and stream, rhythm.py says when it is asked and alarm.py what its answers mean; here they are held together,
+over changes of the configuration too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from stream_sttm.config.queries import QuerySettings
+from stream_sttm.config.settings import AnsweringSettings
+from stream_sttm.queries.cadence import Rhythm
+from stream_sttm.queries.event_tracker import Alarm, reading
+from stream_sttm.types import Answer, Event, Question
+
+_LOST_AFTER = 2.0  # timeouts; by then a question that nobody settled is taken for lost
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an answer comes to: whether it is kept, is news, came late, is clear, and what it tells of an event."""
+
+    is_kept: bool = True
+    is_news: bool = True
+    is_late: bool = False
+    is_clear: bool = True
+    event: Event | None = None
+
+
+@dataclass(slots=True)
+class _Standing:
+    """One query on one stream."""
+
+    query: QuerySettings
+    is_on: bool
+    rhythm: Rhythm = field(default_factory=Rhythm)
+    alarm: Alarm = field(default_factory=Alarm)
+    last_text: str | None = None
+
+    def is_asked(self, now: float) -> bool:
+        """Whether it is asked at all at this time."""
+        schedule = self.query.schedule
+        return self.is_on and (schedule is None or schedule.is_open(now))
+
+
+class StandingQueries:
+    """The standing queries of a configuration, each with its rhythm and its events on each of its streams."""
+
+    def __init__(self, queries: Mapping[str, QuerySettings], answering: AnsweringSettings) -> None:
+        self.answering = answering  # limits, which may be replaced
+        self._standing: dict[str, dict[str, _Standing]] = {}  # by stream and query
+        self.change(queries, now=0.0)
+
+    def due(
+        self, stream: str, pts: float, now: float, *, has_changed: bool = False
+    ) -> list[Question]:
+        """The questions to ask of `stream` at `pts` seconds of its clock; each counts as asked from here on.
+
+        `has_changed`: whether the newest clip shows something new, which is a call of the kind `change`.
+        """
+        questions = []
+        for name, one in self._standing.get(stream, {}).items():
+            if has_changed and "change" in one.query.on_event:
+                one.rhythm.call(now)
+            if (question := self._ask(one, stream, name, pts=pts, now=now)) is not None:
+                questions.append(question)
+        return questions
+
+    def call(self, stream: str, name: str, now: float) -> Question | None:
+        """Something calls for the query's answer: the question to ask now, None where that must wait."""
+        one = self._find(stream, name)
+        if one is None or not one.is_asked(now):
+            return None
+        one.rhythm.call(now)
+        return self._ask(one, stream, name, pts=None, now=now)
+
+    def settled(self, question: Question) -> None:
+        """Tell that `question` has failed, so that its query may be asked again."""
+        one = self._find(question.stream, question.query)
+        if one is not None:
+            one.rhythm.settled(question)
+
+    def take(self, answer: Answer, now: float, *, has_snapshot: bool = False) -> Taken:
+        """What to make of `answer`, which settles its question; on demand it is news, of a query as that says.
+
+        Where it begins an event, `has_snapshot` is what that says of a picture.
+        """
+        question = answer.question
+        one = self._find(question.stream, question.query)
+        if one is None:
+            return Taken()
+        query = one.query
+        was_open = one.rhythm.settled(question)
+        is_late = query.deadline is not None and now - question.asked_at > query.deadline
+        if is_late and query.late == "drop":
+            return Taken(is_kept=False, is_news=False, is_late=True)
+        is_news = self._is_news(one, answer)
+        if not (query.makes_events and was_open and one.is_asked(now)):
+            return Taken(is_news=is_news, is_late=is_late)
+        event = one.alarm.take(answer, query, now=now, has_snapshot=has_snapshot)
+        is_clear = reading(answer, query) is not None
+        return Taken(is_news=is_news, is_late=is_late, is_clear=is_clear, event=event)
+
+    def lapsed(self, stream: str, now: float) -> list[Event]:
+        """The ends of the stream's events whose query is not asked at this hour."""
+        ones = self._standing.get(stream, {}).values()
+        return _ends((one for one in ones if not one.is_asked(now)), now)
+
+    def change(
+        self,
+        queries: Mapping[str, QuerySettings],
+        now: float,
+        *,
+        is_on: Callable[[str, str], bool] | None = None,
+    ) -> list[Event]:
+        """Take other queries from now on; the ends of events that nobody asks about any more.
+
+        A query that is as it was goes on undisturbed; one that means the same keeps its event and cooldown. `is_on`
+        says of a stream and a query whether it is asked, where that is not as configured.
+        """
+        old, self._standing = self._standing, {}
+        over = []
+        for name, query in queries.items():
+            for stream in query.streams:
+                was = old.get(stream, {}).pop(name, None)
+                one = was if was is not None and was.query == query else _Standing(query, True)
+                one.is_on = query.enabled if is_on is None else is_on(stream, name)
+                if was is not None and was.query.meaning == query.meaning:
+                    one.alarm, one.last_text = was.alarm, was.last_text
+                elif was is not None:
+                    over.append(was)
+                if not one.is_on:
+                    over.append(one)
+                self._standing.setdefault(stream, {})[name] = one
+        return _ends([*over, *(one for gone in old.values() for one in gone.values())], now)
+
+    def resume(self, events: Iterable[Event], now: float) -> list[Event]:
+        """Go on from each query's last event on a stream, as an earlier run left it; the ends of those that can't."""
+        ends = []
+        for event in events:
+            one = self._find(event.stream, event.query)
+            goes_on = event if event.ended_at is None else None
+            alarm = Alarm(goes_on, since_start=max(0.0, now - event.started_at), now=now)
+            if one is not None and one.query.makes_events and one.is_on:
+                one.alarm = alarm
+            elif (end := alarm.lapse(now)) is not None:
+                ends.append(end)
+        return ends
+
+    def _find(self, stream: str, name: str | None) -> _Standing | None:
+        return self._standing.get(stream, {}).get(name or "")
+
+    def _ask(
+        self, one: _Standing, stream: str, name: str, *, pts: float | None, now: float
+    ) -> Question | None:
+        """The question, where it is due and asked at this time."""
+        lost = _LOST_AFTER * self.answering.timeout
+        if not (one.is_asked(now) and one.rhythm.is_due(pts, one.query, now=now, lost=lost)):
+            return None
+        query = one.query
+        question = Question(
+            id=uuid4().hex,
+            stream=stream,
+            text=query.ask,
+            asked_at=now,
+            max_new_tokens=query.max_new_tokens or self.answering.max_new_tokens,
+            query=name,
+            timeout=query.deadline if query.late == "drop" else None,
+            form=query.form,
+            window_s=query.window_s,
+            fresh_frames=query.fresh_frames,
+            recall=query.recall,
+            priority=query.priority,
+        )
+        one.rhythm.asked(question, query)
+        return question
+
+    def _is_news(self, one: _Standing, answer: Answer) -> bool:
+        """Whether to announce `answer`, as its query says; remembers it as the last one."""
+        query, confidence = one.query, answer.confidence
+        if query.min_confidence and (confidence is None or confidence < query.min_confidence):
+            return False
+        text = " ".join(answer.text.split()).casefold()
+        has_changed = text != one.last_text
+        one.last_text = text
+        return has_changed or query.announce == "always"
+
+
+def _ends(standing: Iterable[_Standing], now: float) -> list[Event]:
+    """The ends of what goes on there, because nobody asks any more."""
+    ends = [one.alarm.lapse(now) for one in standing]
+    return [end for end in ends if end is not None]

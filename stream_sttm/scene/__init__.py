@@ -1,0 +1,1 @@
+"""The drawn world: what it shows, what is true of it, how one asks."""

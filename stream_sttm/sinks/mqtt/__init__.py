@@ -1,0 +1,1 @@
+"""Answers, events and states on MQTT."""

@@ -1,0 +1,260 @@
+"""A live connection to an MQTT broker: publish in order with every acknowledgement read, and listen.
+
+aiomqtt connects, pings and reads; publishing goes to its paho client directly, for aiomqtt passes over what an MQTT 5
+broker says in an acknowledgement. What is being published when the connection breaks fails at once. Knows nothing of
+topics, and never connects again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import aiomqtt
+from paho.mqtt.client import MQTT_ERR_SUCCESS
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from stream_sttm import urls
+from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
+from stream_sttm.sinks.mqtt.message import Incoming, Message
+from stream_sttm.sinks.mqtt.url import Endpoint
+
+MAX_PAYLOAD_BYTES = 256 * 1024
+_MAX_PACKET_BYTES = 2 * 1024 * 1024  # that an MQTT 5 broker may send us
+_MAX_UNREAD = 1000  # messages
+_IN_FLIGHT = 20  # messages that wait for an acknowledgement; mosquitto's own default
+_KEEPALIVE = 15  # seconds; a broker that vanished is noticed, and our last will sent, soon after
+_CONNACK = 5.0  # seconds from connection to the broker's word that we are welcome
+_DENIED = (4, 5, 134, 135)  # CONNACK codes of MQTT 3.1.1 and 5 for a wrong user or password
+_NEVER = (0x87, 0x90, 0x95, 0x99)  # PUBACK codes: not authorized, bad topic, too large, bad payload
+
+_log = logging.getLogger(__name__)
+
+
+class Link:
+    """A connection that is up; `timeout` is how many seconds an acknowledgement may take."""
+
+    def __init__(self, client: aiomqtt.Client, endpoint: Endpoint, timeout: float) -> None:
+        self._client, self._timeout = client, timeout
+        self._broker = f"mqtt broker {endpoint.broker}"
+        self._is_5 = endpoint.protocol == "5"
+        self._paho = client._client  # noqa: SLF001 - see above
+        self._paho.on_publish = self._acknowledged
+        self._pending: dict[int, asyncio.Future[SinkError | None]] = {}
+        self._watch: asyncio.Timeout | None = None
+        self._lost: SinkError | None = None
+
+    async def publish(self, message: Message) -> None:
+        """Publish one; returns on the broker's acknowledgement, raises SinkError without one."""
+        (refusal,) = await self.publish_all([message])
+        if refusal is not None:
+            raise refusal
+
+    async def publish_all(self, messages: Sequence[Message]) -> list[SinkRefused | None]:
+        """Publish in order; what became of the first of them, at least one: None, or why it never will be taken.
+
+        Raises SinkError where not even the first was acknowledged.
+        """
+        told: list[SinkRefused | None] = []
+        for future in [self._begin(message) for message in messages]:
+            outcome = await self._outcome(future)
+            if outcome is None or isinstance(outcome, SinkRefused):
+                told.append(outcome)
+            elif told:
+                break
+            else:
+                raise outcome
+        return told
+
+    async def subscribe(self, topics: Sequence[str]) -> list[str]:
+        """Subscribe with QoS 1; the topics that the broker refuses."""
+        if not topics:
+            return []
+        try:
+            codes = await self._client.subscribe([(topic, 1) for topic in topics])
+        except (aiomqtt.MqttError, OSError) as error:
+            raise SinkError(f"{self._broker}: {_one_line(error)}") from error
+        values = (code if isinstance(code, int) else code.value for code in codes)
+        return [topic for topic, value in zip(topics, values, strict=True) if value >= 0x80]
+
+    async def listen(self, receive: Callable[[Incoming], None]) -> SinkError:
+        """Pass on what comes in, until the connection breaks or is left; what happened then."""
+        try:
+            async with asyncio.timeout(None) as self._watch:
+                if self._lost is not None:
+                    self._watch.reschedule(0)
+                async for message in self._client.messages:
+                    receive(_incoming(message))
+        except (aiomqtt.MqttError, OSError):  # TimeoutError is an OSError
+            pass
+        finally:
+            self._watch = None
+        lost = self._lost or SinkHungUp(f"{self._broker}: connection lost")
+        self._give_up(lost)
+        return lost
+
+    def leave(self, error: SinkError) -> None:
+        """End `listen`: the other side does not behave."""
+        self._lost = self._lost or error
+        if self._watch is not None:
+            self._watch.reschedule(0)
+
+    def _begin(self, message: Message) -> asyncio.Future[SinkError | None]:
+        future: asyncio.Future[SinkError | None] = asyncio.get_running_loop().create_future()
+        if self._lost is not None:
+            future.set_result(self._lost)
+        elif len(message.payload) > MAX_PAYLOAD_BYTES:
+            future.set_result(self._too_large(message))
+        else:
+            try:
+                sent = self._paho.publish(
+                    message.topic,
+                    message.payload,
+                    qos=1,
+                    retain=message.is_retained,
+                    properties=self._properties(message),
+                )
+            except ValueError as error:
+                future.set_result(SinkRefused(f"{self._broker}: {_one_line(error)}"))
+                return future
+            if sent.rc == MQTT_ERR_SUCCESS:
+                self._pending[sent.mid] = future
+            else:
+                future.set_result(SinkError(f"{self._broker}: connection lost"))
+        return future
+
+    def _too_large(self, message: Message) -> SinkRefused:
+        return SinkRefused(
+            f"{self._broker}: {message.topic} would take {len(message.payload)} bytes;"
+            f" at most {MAX_PAYLOAD_BYTES} are sent"
+        )
+
+    def _properties(self, message: Message) -> Properties | None:
+        if not self._is_5 or message.correlation is None:
+            return None
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.CorrelationData = message.correlation
+        return properties
+
+    async def _outcome(self, future: asyncio.Future[SinkError | None]) -> SinkError | None:
+        if future.done():
+            return future.result()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await future
+        except TimeoutError:
+            # leave a silent broker, or each new try would pile up behind
+            error = SinkError(f"{self._broker}: no acknowledgement")
+            self.leave(error)
+            return error
+
+    def _acknowledged(
+        self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any
+    ) -> None:
+        future = self._pending.pop(mid, None)
+        if future is None or future.done():
+            return
+        if not reason.is_failure:
+            future.set_result(None)
+        else:
+            kind = SinkRefused if reason.value in _NEVER else SinkError
+            future.set_result(kind(f"{self._broker}: refuses what is published: {reason}"))
+
+    def _give_up(self, error: SinkError) -> None:
+        """Fail what is being published, now and from now on."""
+        self._lost = error
+        for future in self._pending.values():
+            if not future.done():
+                future.set_result(error)
+        self._pending.clear()
+
+
+@asynccontextmanager
+async def connect(
+    endpoint: Endpoint, *, will: Message, url: str, timeout: float
+) -> AsyncIterator[Link]:
+    """A connected link; raises SinkError with the reason, free of `url`'s secrets, where there is none."""
+    broker = f"mqtt broker {endpoint.broker}"
+    _log.debug("%s: connecting", broker)
+    silent = _log.getChild("library")  # it would tell of every failed attempt; the sink does once
+    silent.setLevel(logging.CRITICAL)
+    is_5 = endpoint.protocol == "5"
+    client = aiomqtt.Client(
+        hostname=endpoint.host,
+        port=endpoint.port,
+        username=endpoint.username,
+        password=endpoint.password,
+        tls_context=endpoint.tls,
+        protocol=aiomqtt.ProtocolVersion.V5 if is_5 else aiomqtt.ProtocolVersion.V311,
+        properties=_limits() if is_5 else None,
+        will=aiomqtt.Will(will.topic, will.payload, qos=1, retain=will.is_retained),
+        identifier=f"stream-sttm-{uuid4().hex[:10]}",  # 22 characters: any broker takes 23
+        keepalive=_KEEPALIVE,
+        timeout=_CONNACK,
+        max_queued_incoming_messages=_MAX_UNREAD,
+        # An MQTT 5 broker may allow as few, and paho does not read how many; before, only who publishes was bound.
+        max_inflight_messages=_IN_FLIGHT if is_5 else 0,
+        logger=silent,
+    )
+    connecting = asyncio.create_task(client.__aenter__(), name=f"mqtt-connect[{endpoint.broker}]")
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        # the library connects in a thread that can't be stopped, but gives up within seconds
+        with suppress(aiomqtt.MqttError, OSError):
+            await connecting
+            await client.__aexit__(None, None, None)
+        _hang_up(client)
+        raise
+    except (aiomqtt.MqttError, OSError) as error:
+        _hang_up(client)
+        raise SinkError(f"{broker}: {_explain(error, url)}") from error
+    try:
+        yield Link(client, endpoint, timeout)
+    finally:
+        with suppress(aiomqtt.MqttError, OSError):
+            await client.__aexit__(None, None, None)
+
+
+def _limits() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = _MAX_PACKET_BYTES
+    return properties
+
+
+def _hang_up(client: aiomqtt.Client) -> None:
+    """End a failed attempt to connect: left half open, a slow broker would keep it, and our last will with it."""
+    client._client.disconnect()  # noqa: SLF001 - there is no public way
+
+
+def _incoming(message: aiomqtt.Message) -> Incoming:
+    properties = message.properties
+    return Incoming(
+        str(message.topic),
+        bytes(message.payload or b""),
+        bool(message.retain),
+        getattr(properties, "ResponseTopic", None),
+        getattr(properties, "CorrelationData", None),
+    )
+
+
+def _explain(error: Exception, url: str) -> str:
+    code = getattr(getattr(error, "rc", None), "value", getattr(error, "rc", None))
+    if isinstance(error, aiomqtt.exceptions.MqttConnectError):
+        if code in _DENIED:
+            return "user or password refused; check the sink's URL"
+        if code in (1, 132):
+            return "does not speak this version of MQTT; set protocol=311 or 5 in the sink's URL"
+    if "timed out" in str(error).lower():
+        return "can't connect: no answer; check host, port and firewall"
+    return f"can't connect: {urls.scrub(_one_line(error), url)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,129 @@
+"""What the service tells on MQTT by itself: switches, numbers, pictures, Home Assistant's devices, and all of it anew.
+
+Looks again and again at what there is and publishes what has changed; what is configured no more is emptied at the
+broker. Knows nothing of answers, and of connections only that one is up while `run` runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from stream_sttm.sinks.commands import Commands
+from stream_sttm.sinks.mqtt import homeassistant
+from stream_sttm.sinks.mqtt.connection import Link
+from stream_sttm.sinks.mqtt.message import Incoming, Message
+from stream_sttm.sinks.mqtt.topics import ONLINE, Topics, as_json, pairs
+from stream_sttm.sinks.mqtt.url import Endpoint
+
+_AT_ONCE = 200  # retained messages in flight
+_TICK = 1.0  # seconds between two looks at what has changed
+_HEARTBEAT = 60.0  # seconds between two reports of all that is well
+
+
+class Telling:
+    """Tells what `commands` show; `retained` is what the broker is to keep, answers' states and all."""
+
+    def __init__(
+        self, endpoint: Endpoint, commands: Commands, retained: dict[str, Message]
+    ) -> None:
+        self.latency: dict[str, float] = {}  # of each stream's last answer, in ms
+        self._endpoint, self._commands, self._retained = endpoint, commands, retained
+        self._topics = Topics(endpoint.prefix)
+        self._devices = homeassistant.Announcements(endpoint) if endpoint.discovery else None
+        self._changed = asyncio.Event()
+        self._is_asked_anew = False
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """What has to be subscribed to."""
+        return [self._topics.on_connect, *(self._devices.subscriptions if self._devices else ())]
+
+    def look_again(self) -> None:
+        """Something may have changed."""
+        self._changed.set()
+
+    def take(self, message: Incoming) -> bool:
+        """Take in a message that concerns what is told; whether it did."""
+        devices = self._devices
+        if message.topic == self._topics.on_connect:
+            self._is_asked_anew |= not message.is_retained
+        elif devices is not None and message.topic == devices.status_topic:
+            if message.payload == ONLINE and not message.is_retained:
+                devices.forget()
+                self._is_asked_anew = True
+        elif devices is not None and devices.may_be(message.topic):
+            if message.is_retained:
+                devices.found(message.topic, message.payload)
+        else:
+            return False
+        self._changed.set()
+        return True
+
+    async def run(self, link: Link) -> None:
+        """Tell over `link`, for ever; raises SinkError where that breaks."""
+        if self._devices is not None:
+            self._devices.forget()
+        every = {"stats": homeassistant.STATS_EVERY, "status": _HEARTBEAT}
+        every |= {"snapshots": self._endpoint.snapshots or float("inf")}
+        due = dict.fromkeys(every, 0.0) | {"snapshots": 0.0 if self._endpoint.snapshots else 1e99}
+        while True:
+            self._changed.clear()
+            if self._is_asked_anew:
+                self._is_asked_anew = False
+                await publish_retained(link, list(self._retained.values()))
+                self._commands.resend()
+            await publish_retained(link, self._changes())
+            now = time.monotonic()
+            for what in [each for each in every if now >= due[each]]:
+                due[what] = now + every[what]
+                await self._tell(what, link)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await self._changed.wait()
+
+    async def _tell(self, what: str, link: Link) -> None:
+        if what == "status":
+            self._commands.resend()
+        elif what == "stats":
+            await link.publish_all([Message(self._topics.stats, as_json(self._stats()))])
+        else:
+            for status in self._commands.streams():
+                picture = await asyncio.to_thread(self._commands.snapshot, status.stream)
+                if picture is not None:
+                    topic = self._topics.of_stream(status.stream, "snapshot")
+                    await link.publish_all([Message(topic, picture, is_retained=True)])
+
+    def _changes(self) -> list[Message]:
+        """Retained topics that say something else by now."""
+        commands = self._commands
+        messages = [
+            message
+            for message in self._topics.switches(commands)
+            if self._retained.get(message.topic) != message
+        ]
+        self._retained |= {message.topic: message for message in messages}
+        streams = {status.stream for status in commands.streams()}
+        asked = set(pairs(commands.standing()))
+        for topic in [t for t in self._retained if self._topics.is_stale(t, streams, asked)]:
+            del self._retained[topic]
+            messages.append(Message(topic, b"", is_retained=True))
+        if self._devices is not None:
+            messages += self._devices.due(homeassistant.devices(commands, self._endpoint))
+        return messages
+
+    def _stats(self) -> dict[str, Any]:
+        stats = self._commands.stats()
+        for stream, latency in self.latency.items():
+            if stream in stats.get("streams", {}):
+                stats["streams"][stream]["event_to_answer_ms"] = latency
+        return stats
+
+
+async def publish_retained(link: Link, messages: Sequence[Message]) -> None:
+    """Publish in portions that a broker can take; what it refuses it does without."""
+    for start in range(0, len(messages), _AT_ONCE):
+        await link.publish_all(messages[start : start + _AT_ONCE])

@@ -1,0 +1,228 @@
+"""What arrives on the MQTT topics that the service reads: questions, switches, triggers; each done or refused.
+
+An answer also goes its usual way; here it only goes to an MQTT 5 response topic. A fault is one line, told on the
+response topic or on `<topic>/error`, and never more than that. What the broker had kept is not done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from stream_sttm.config.queries import AskSettings
+from stream_sttm.errors import QuestionRejected, StreamSTTMError, TooManyQuestions
+from stream_sttm.sinks.commands import Commands
+from stream_sttm.sinks.mqtt.message import Incoming, Message
+from stream_sttm.sinks.mqtt.topics import OFF, ON, Topics, as_json
+from stream_sttm.types import Question
+
+MAX_REQUEST_BYTES = 64 * 1024
+_MAX_TOPIC_BYTES = 1000
+_AT_ONCE = 32  # messages that are worked on
+_IDS = 1000  # that are remembered, to answer none twice
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_READ = ("+/ask", "+/enabled/set", "+/query/+/enabled/set", "+/query/+/trigger")
+
+
+class Asked(AskSettings):
+    """A question as a message; `id` becomes part of the answer's topic."""
+
+    model_config = ConfigDict(strict=True)
+    question: str = Field(description="The question, in words.")
+    id: str | None = Field(
+        None, pattern=f"^{_NAME.pattern}$", description="Its id; else one is made."
+    )
+    timeout: float | None = Field(
+        None, gt=0, le=300, allow_inf_nan=False, description="Seconds to wait for the answer."
+    )
+
+
+class Refused(Exception):  # noqa: N818 - what is refused is a message
+    """A message that can't be done: why, and the id it was asked under, if it had one."""
+
+    def __init__(self, why: str, asked: str | None = None) -> None:
+        super().__init__(why)
+        self.why, self.asked = why, asked
+
+
+class Requests:
+    """Does what messages ask, by the service's `commands`; `foreign` are prefixes that no reply may go under.
+
+    `frigate` is the prefix of Frigate's topics, where these are to be heard.
+    `reply` publishes; `count` is told each outcome: done, refused, or dropped where too many come at once.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        commands: Commands,
+        *,
+        foreign: tuple[str, ...],
+        frigate: str | None,
+        reply: Callable[[Message], Awaitable[None]],
+        count: Callable[[str], None],
+    ) -> None:
+        self._topics, self._commands = topics, commands
+        self._foreign = (topics.prefix, *foreign)
+        # what Frigate tells is no request: it is heard, and never replied to
+        self._sightings = [] if frigate is None else [f"{frigate}/events", f"{frigate}/reviews"]
+        self._send, self._count = reply, count
+        self._ids: deque[str] = deque(maxlen=_IDS)
+        self._working: set[asyncio.Task[None]] = set()
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """What has to be subscribed to."""
+        return [*(f"{self._topics.prefix}/{topic}" for topic in _READ), *self._sightings]
+
+    def concerns(self, message: Incoming) -> bool:
+        """Whether `message` is one to do."""
+        is_one = message.topic in self._sightings or bool(self._parts(message.topic))
+        return is_one and not message.is_retained
+
+    def begin(self, message: Incoming, group: asyncio.TaskGroup) -> None:
+        """Do what `message` asks in a task of `group`; refused, then dropped, where too much is being done."""
+        if message.topic in self._sightings:
+            self._commands.sighted(message.payload)
+            return
+        if len(self._working) >= 2 * _AT_ONCE:
+            self._count("dropped")
+            return
+        work = self._refuse(message) if len(self._working) >= _AT_ONCE else self._do(message)
+        task = group.create_task(work, name=f"request[{message.topic}]")
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    def stop(self) -> None:
+        """Give up what is being done."""
+        for task in self._working:
+            task.cancel()
+
+    async def _refuse(self, message: Incoming) -> None:
+        await self._fault(message, "too much is being asked at once; try again in a second")
+
+    async def _do(self, message: Incoming) -> None:
+        try:
+            match self._parts(message.topic):
+                case [stream, "ask"]:
+                    await self._ask(stream, message)
+                case [stream, "enabled", "set"]:
+                    await self._commands.set_stream_enabled(stream, _is_on(message.payload))
+                case [stream, "query", query, "enabled", "set"]:
+                    is_on = _is_on(message.payload)
+                    await self._commands.set_query_enabled(query, stream, is_on)
+                case [stream, "query", query, "trigger"]:
+                    await self._commands.trigger(query, stream)
+            self._count("done")
+        except Refused as refused:
+            await self._fault(message, refused.why, asked=refused.asked)
+        except StreamSTTMError as error:
+            await self._fault(message, str(error))
+
+    async def _ask(self, stream: str, message: Incoming) -> None:
+        asked = _read(message.payload)
+        _check(asked, self._commands.answering.max_question_chars)
+        if asked.id in self._ids:
+            raise Refused("id: was used before; give each question one of its own", asked.id)
+        question = Question(
+            id=asked.id or uuid4().hex,
+            stream=stream,
+            text=asked.question,
+            asked_at=time.time(),
+            max_new_tokens=asked.max_new_tokens or self._commands.answering.max_new_tokens,
+            timeout=asked.timeout,
+            form=asked.form,
+            window_s=asked.window_s,
+            fresh_frames=asked.fresh_frames,
+            recall=asked.recall,
+            priority=asked.priority,
+        )
+        self._ids.append(question.id)
+        try:
+            answer = await self._commands.ask(question)
+        except StreamSTTMError as error:
+            if isinstance(error, TooManyQuestions):
+                self._ids.remove(question.id)  # it may be asked again
+            raise Refused(str(error), question.id) from error
+        if self._response_topic(message) is not None:
+            await self._send(self._reply(message, answer.as_dict(published_at=time.time())))
+
+    def _parts(self, topic: str) -> list[str]:
+        """The topic's parts below the prefix; none where it is not one of ours or a name can't be one."""
+        parts = topic.removeprefix(f"{self._topics.prefix}/").split("/")
+        if topic == "/".join((self._topics.prefix, *parts)) and all(
+            _NAME.fullmatch(part) for part in parts
+        ):
+            match parts:
+                case [_, "ask"] | [_, "enabled", "set"]:
+                    return parts
+                case [_, "query", _, "trigger"] | [_, "query", _, "enabled", "set"]:
+                    return parts
+        return []
+
+    def _response_topic(self, message: Incoming) -> str | None:
+        """Where the asker wants the reply; None for nowhere, or where no asker may send the service."""
+        topic = message.response_topic
+        if not topic or len(topic.encode()) > _MAX_TOPIC_BYTES or topic.startswith("$"):
+            return None
+        if any(char in topic for char in "+#\0"):
+            return None
+        is_foreign = any(f"{topic}/".startswith(f"{prefix}/") for prefix in self._foreign)
+        return None if is_foreign else topic
+
+    def _reply(self, message: Incoming, body: dict[str, Any]) -> Message:
+        topic = self._response_topic(message) or f"{message.topic.removesuffix('/set')}/error"
+        return Message(topic, as_json(body), correlation=message.correlation)
+
+    async def _fault(self, message: Incoming, why: str, *, asked: str | None = None) -> None:
+        self._count("refused")
+        body = {"error": why} | ({} if asked is None else {"id": asked})
+        await self._send(self._reply(message, body))
+
+
+def _read(payload: bytes) -> Asked:
+    """A question from JSON, or from plain text."""
+    if len(payload) > MAX_REQUEST_BYTES:
+        raise Refused(f"has {len(payload)} bytes; at most {MAX_REQUEST_BYTES} are read")
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        raise Refused("is no valid UTF-8") from None
+    if not text.lstrip().startswith("{"):
+        return Asked(question=text)
+    try:
+        return Asked.model_validate_json(text)
+    except ValidationError as error:
+        raise Refused("; ".join(_fault_of(item) for item in error.errors()[:5])) from None
+
+
+def _fault_of(item: Any) -> str:
+    """One of pydantic's errors as path and message, without the input."""
+    if item["type"] == "json_invalid":
+        return f"is not JSON: {item['ctx']['error']}"
+    path = ".".join(str(part) for part in item["loc"])
+    return f"{path}: {item['msg']}" if path else str(item["msg"])
+
+
+def _check(asked: Asked, longest: int) -> None:
+    text = asked.question
+    if not text.strip():
+        raise Refused("question: is empty; write what you want to know", asked.id)
+    if len(text) > longest:
+        raise Refused(
+            f"question: has {len(text)} characters; at most {longest} are taken", asked.id
+        )
+
+
+def _is_on(payload: bytes) -> bool:
+    word = payload[:16].strip().upper()
+    if word not in (ON, OFF):
+        raise QuestionRejected("must be ON or OFF")
+    return word == ON

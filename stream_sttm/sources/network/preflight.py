@@ -1,0 +1,117 @@
+"""Is anybody there who may be reached and speaks RTSP or HTTP? Asked in the event loop, before a decoder is let loose.
+
+FFmpeg opens a connection in one long call that nothing but its own timeout ends. So the common troubles (no such
+host, refused, silent, another protocol) are found here, where waiting can be cancelled and an error has a clear name.
+No credentials are sent: a demand for them is an answer too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Sequence
+from urllib.parse import SplitResult, quote, urlunsplit
+
+from stream_sttm import urls
+from stream_sttm.errors import NotVideo, SourceUnavailable
+from stream_sttm.sources.network import tls
+from stream_sttm.sources.network.access import EVERYTHING, Access
+
+PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
+TIMEOUT = 5.0  # seconds for name, connection and the first line of an answer
+_TLS = ("rtsps", "https", "rtmps")
+
+
+async def greet(
+    url: str, access: Access = EVERYTHING, *, verify: bool = True, speaks: str | None = None
+) -> str:
+    """The address at which a server that `access` allows answers; raises SourceUnavailable, NotVideo, SourceDenied.
+
+    `speaks` is its protocol, RTSP or HTTP; None where nothing is to be said, or another.
+    """
+    parts, shown = urls.split(url), urls.mask(url)
+    port = parts.port or PORTS[parts.scheme]
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            addresses = await access.resolve(url, port)
+            trust = tls.context(verify=verify) if parts.scheme in _TLS else None
+            reader, writer, address = await _connect(addresses, port, trust, str(parts.hostname))
+            line = await _first_line(reader, writer, _request(parts, speaks))
+    except TimeoutError:
+        raise SourceUnavailable(
+            f"{shown}: no answer within {TIMEOUT:g} s: is the camera on and reachable from here?"
+        ) from None
+    except OSError as error:
+        raise SourceUnavailable(f"{shown}: {_why(error)}") from error
+    if speaks is None:
+        return address
+    if line is None:
+        raise SourceUnavailable(f"{shown}: the connection was closed without an answer")
+    if not line.startswith(f"{speaks}/".encode()):
+        raise NotVideo(f"{shown}: something answers there, but it does not speak {speaks}")
+    return address
+
+
+def _why(error: OSError) -> str:
+    """What is wrong with a connection, and what to do."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: is the camera on, and the port right?"
+    if (why := tls.explained(error)) is not None:
+        return why
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS there: {error.reason}"
+    return f"can't connect: {error.strerror or error}"
+
+
+async def _connect(
+    addresses: Sequence[str], port: int, trust: ssl.SSLContext | None, host: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+    """A connection to the first address that takes one."""
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(TIMEOUT / len(addresses)):  # TimeoutError is an OSError
+                return *(await _open(address, port, trust, host)), address
+    return *(await _open(addresses[-1], port, trust, host)), addresses[-1]
+
+
+async def _open(
+    address: str, port: int, trust: ssl.SSLContext | None, host: str
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(
+        address, port, ssl=trust, server_hostname=host if trust is not None else None
+    )
+
+
+async def _first_line(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+) -> bytes | None:
+    """The start of the answer to a request, if there is one; None if there is none."""
+    try:
+        writer.write(request)
+        return await reader.readuntil(b"\n") if request else None
+    except asyncio.IncompleteReadError as error:
+        return error.partial or None
+    except asyncio.LimitOverrunError:
+        return b""
+    except ConnectionResetError:
+        return None
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _request(parts: SplitResult, speaks: str | None) -> bytes:
+    """The most harmless request of a protocol."""
+    host = parts.netloc.rpartition("@")[2]
+    path = quote(parts.path or "/", safe="/%:;=+,!*'()")
+    if speaks == "RTSP":
+        target = urlunsplit((parts.scheme, host, path, "", ""))
+        return f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()
+    if speaks == "HTTP":
+        return (
+            f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\n"
+            "Connection: close\r\n\r\n"
+        ).encode()
+    return b""

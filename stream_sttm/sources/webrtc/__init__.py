@@ -1,0 +1,1 @@
+"""WebRTC, pulled (WHEP) and pushed (WHIP)."""

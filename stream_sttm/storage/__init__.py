@@ -1,0 +1,1 @@
+"""What is kept on disk: answers, events, waiting messages. SQLite, or PostgreSQL for answers."""

@@ -1,0 +1,50 @@
+"""Kept answers as text for other programs: JSON Lines, which loses nothing, or CSV for spreadsheets.
+
+Both give piece after piece, so the whole of a store never stands in memory. Knows nothing of where answers come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from stream_sttm.storage.answers import COLUMNS, JSON_COLUMNS
+
+CSV_COLUMNS = ("seq", *COLUMNS)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for one
+
+
+def jsonl(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One line of JSON per answer."""
+    for answer in answers:
+        yield json.dumps(dict(answer), ensure_ascii=False) + "\n"
+
+
+def csv_lines(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A heading and a record per answer; lists and maps stand in it as JSON.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front; what a camera sees is not trusted.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(CSV_COLUMNS)
+    yield buffer.getvalue()
+    for answer in answers:
+        buffer.seek(0)
+        buffer.truncate()
+        writer.writerow([_cell(name, answer[name]) for name in CSV_COLUMNS])
+        yield buffer.getvalue()
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name in JSON_COLUMNS:
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value

@@ -1,0 +1,78 @@
+"""The sinks that are served now, each with its outbox in a task of its own; they come and go without touching another.
+
+Knows nothing of what is handed over (workers/outbox.py) nor of who decides which sinks there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from stream_sttm.sinks import Sink
+from stream_sttm.storage.outbox import Backlog
+from workers.durable_queue import Limits
+from workers.outbox import Level, Outbox
+
+
+class Outlets:
+    """Serves sinks while `run` runs; all calls are made from the event loop's thread."""
+
+    def __init__(self, limits: Limits | None = None, backlog: Backlog | None = None) -> None:
+        self._limits, self._backlog = limits or Limits(), backlog
+        self._boxes: dict[Sink, Outbox] = {}
+        self._tasks: dict[Sink, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    def __iter__(self) -> Iterator[Outbox]:
+        return iter(tuple(self._boxes.values()))
+
+    def start(self, group: asyncio.TaskGroup) -> None:
+        """Serve sinks as tasks of `group`."""
+        self._group = group
+
+    async def add(self, sink: Sink) -> None:
+        """Enter `sink` and serve it; returns when things can be put into its outbox."""
+        assert self._group is not None
+        box, is_open = Outbox(sink, self._limits, self._backlog), asyncio.Event()
+        serving = self._serve(sink, box, is_open)
+        self._tasks[sink] = self._group.create_task(serving, name=f"sink[{sink.name}]")
+        await is_open.wait()
+
+    async def remove(self, sink: Sink) -> None:
+        """Give what waits for `sink` a moment to leave, then leave it; a backlog keeps what still waits."""
+        box = self._boxes.pop(sink)
+        await drain([box.level], self._limits.drain)
+        await self._end(sink)
+
+    async def close(self) -> None:
+        """Leave every sink."""
+        for sink in tuple(self._tasks):
+            await self._end(sink)
+
+    async def _end(self, sink: Sink) -> None:
+        task = self._tasks.pop(sink)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def _serve(self, sink: Sink, box: Outbox, is_open: asyncio.Event) -> None:
+        try:
+            async with sink:
+                await box.open()
+                self._boxes[sink] = box
+                is_open.set()
+                try:
+                    await box.run()
+                finally:
+                    await box.close("shutdown")
+        finally:
+            self._boxes.pop(sink, None)
+            is_open.set()
+
+
+async def drain(levels: Sequence[Level], seconds: float) -> None:
+    """Wait until nothing waits any more, for so long at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for level in levels:
+                await level.emptied.wait()

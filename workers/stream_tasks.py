@@ -1,0 +1,91 @@
+"""Who reads each enabled stream, a task each: begun, ended and exchanged one by one, without touching another.
+
+A stream's channel and its place in the analysis outlive its reader, so its memory goes on where only the reading
+changes. Knows nothing of why a stream is on or off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stream_sttm.config.streams import StreamSettings
+from stream_sttm.control.diff import reads_alike
+from stream_sttm.types import Clip, Frame, StreamStatus
+from workers import ingest
+from workers.analysis import Analysis
+from workers.channel import Channel
+from workers.ingest import Opener
+
+_CLIPS_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A task that reads a stream, and the settings it was begun with."""
+
+    task: asyncio.Task[None]
+    settings: StreamSettings
+
+
+class Streams:
+    """The readers of all streams, as tasks of `group`; all calls are made from the event loop's thread."""
+
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        analysis: Analysis,
+        *,
+        opener: Callable[[StreamSettings], Opener],
+        report: Callable[[StreamStatus], None],
+        on_frame: Callable[[Frame], None],
+        on_still: Callable[[str, float | None], None],
+    ) -> None:
+        self._group, self._analysis = group, analysis
+        self._report, self._on_frame, self._on_still = report, on_frame, on_still
+        self._channels: dict[str, Channel[Clip]] = {}
+        self._readers: dict[str, _Reader] = {}
+        self.opener = opener  # for readers that are yet to begin
+
+    async def follow(
+        self, name: str, settings: StreamSettings, *, is_on: bool, anew: bool = False
+    ) -> None:
+        """Have the stream read as `settings` say, or not at all; a reader that does so goes on, unless `anew`."""
+        reader = self._readers.get(name)
+        if reader is not None:
+            is_alike = reads_alike(reader.settings, settings)
+            if is_on and is_alike and not anew:
+                return
+            await self._stop(name)
+        if is_on:
+            self._start(name, settings)
+
+    async def forget(self, name: str) -> None:
+        """Read the stream no more and let go of its memory."""
+        await self._stop(name)
+        self._channels.pop(name, None)
+        self._analysis.forget(name)
+
+    def _start(self, name: str, settings: StreamSettings) -> None:
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = ingest.clip_channel(_CLIPS_AHEAD)
+            self._analysis.watch(name, channel)
+        reading = ingest.run(
+            name,
+            settings,
+            clips=channel,
+            report=self._report,
+            on_frame=self._on_frame,
+            on_still=self._on_still,
+            opener=self.opener(settings),
+        )
+        task = self._group.create_task(reading, name=f"ingest[{name}]")
+        self._readers[name] = _Reader(task, settings)
+
+    async def _stop(self, name: str) -> None:
+        reader = self._readers.pop(name, None)
+        if reader is not None:
+            reader.task.cancel()
+            await asyncio.wait([reader.task])
