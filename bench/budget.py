@@ -98,7 +98,7 @@ def played_shares(
         session.append(features, [0.0] * len(features))
         cells = features.shape[1] * features.shape[2]
         if session.frames >= ground.frames or place == len(reel.windows) - 1:
-            kept = session.cache.deep.index.before_frame(session.frames - recipe.fresh)
+            kept = session.cache.deep.table.before_frame(session.frames - recipe.fresh)
             whole = min(ground.frames, session.frames) * cells
             shares.append((kept + recipe.fresh * cells) / whole)
     return shares

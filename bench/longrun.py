@@ -184,9 +184,9 @@ def _session(model: VideoLLM, plan: MemoryPlan) -> StreamSession:
 def _highest(session: StreamSession) -> int:
     """The highest position that any key is stored at."""
     return max(
-        band.pinned + int(band.index.times[-1]) - band.offset
-        for band in session.cache.bands
-        if len(band)
+        group.pinned + int(group.table.times[-1]) - group.offset
+        for group in session.cache.groups
+        if len(group)
     )
 
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from stream_sttm import metrics
 from stream_sttm.config.storage import StateSettings
-from stream_sttm.engine.checkpoint import archive_file
-from stream_sttm.engine.checkpoint import session_file as memory_file
-from stream_sttm.engine.sessions import Memories
+from stream_sttm.engine.checkpoint import archive_file, session_file
+from stream_sttm.engine.sessions import Sessions
 from stream_sttm.errors import StateError
 
 _log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class Keeping:
 
     def __init__(
         self,
-        memories: Memories,
+        memories: Sessions,
         settings: StateSettings,
         streams: Callable[[], Iterable[str]],
         *,
@@ -52,7 +51,7 @@ class Keeping:
         self._thread, self._clock = thread, clock
         self._folder = None if settings.dir is None else Path(settings.dir)
         self._parts = (
-            _Part("memory", memories.saved, memory_file.write),
+            _Part("memory", memories.saved, session_file.write),
             _Part("past", memories.saved_past, archive_file.write),
         )
         self._failing: set[tuple[str, str]] = set()
@@ -78,7 +77,7 @@ class Keeping:
 
     def _restore(self, folder: Path, stream: str) -> None:
         try:
-            saved = memory_file.read(folder, stream)
+            saved = session_file.read(folder, stream)
             if saved is None:
                 return
             age = self._clock() - saved.saved_at
@@ -88,7 +87,7 @@ class Keeping:
                 return
             self._memories.restore(saved)
         except StateError as error:
-            aside = _set_aside(memory_file.set_aside, folder, stream)
+            aside = _set_aside(session_file.set_aside, folder, stream)
             _log.warning("stream %s starts empty: %s; %s", stream, error, aside)
             metrics.STATE.labels(stream, "refused").inc()
         else:
@@ -133,7 +132,7 @@ class Keeping:
 
     def _forget(self, folder: Path, stream: str) -> None:
         with self._disk:
-            for remove in (memory_file.remove, archive_file.remove):
+            for remove in (session_file.remove, archive_file.remove):
                 self._remove(folder, stream, remove)
 
     def _remove(self, folder: Path, stream: str, remove: Callable[[Path, str], None]) -> None:

@@ -87,7 +87,7 @@ class Watching:
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(thread, _engine, settings)
         keeping = Keeping(
-            engine.memories, settings.state, lambda: self.control.settings.streams, thread=thread
+            engine.sessions, settings.state, lambda: self.control.settings.streams, thread=thread
         )
         await loop.run_in_executor(thread, keeping.restore)
         queries = StandingQueries(settings.queries, settings.answering)

@@ -17,28 +17,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAME = "stream_sttm"
-Watch = Callable[[int, Tensor, float], None]  # layer, queries (B, heads, n, D), their scale
+QueryHook = Callable[[int, Tensor, float], None]  # layer, queries (B, heads, n, D), their scale
 _MOST_LOGITS = 1 << 26  # float32 logits held at once for one prefix: 256 MB
 # What torch's attention calls on a CPU, which alone gives the log-sum-exp as well; not there in every build.
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class PrefixKV:
     """Keys and values that every row of a batch sees, for one layer: (1, heads, P, D); `bias` (P,) or None."""
 
     keys: Tensor
     values: Tensor
     bias: Tensor | None
 
-    def behind(self, count: int) -> Shared:
+    def behind(self, count: int) -> PrefixKV:
         """The same without its first `count`."""
         bias = None if self.bias is None else self.bias[count:]
-        return Shared(self.keys[:, :, count:], self.values[:, :, count:], bias)
+        return PrefixKV(self.keys[:, :, count:], self.values[:, :, count:], bias)
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class PrefixQueries:
     """Which tokens of a batch (B, n) look at the prefix: of those that are alike one, for all of them.
 
     `tokens` (U,) places in B * n; `of` (B * n,) whose answer each token takes, a place in `tokens`.
@@ -63,8 +63,8 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     prefix: Sequence[Any] = (),
-    watch: Watch | None = None,
-    asking: Sequence[Asking | None] = (),
+    watch: QueryHook | None = None,
+    asking: Sequence[PrefixQueries | None] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
@@ -91,7 +91,7 @@ def attend(
 
 
 def _over_shared(
-    query: Tensor, part: Shared, scale: float, among: Asking | None
+    query: Tensor, part: PrefixKV, scale: float, among: PrefixQueries | None
 ) -> tuple[Tensor, Tensor]:
     """Output (B, heads, n, D) and log-sum-exp (B, heads, n, 1), float32: all rows as one matrix per kv head."""
     batch, heads, count, width = query.shape

@@ -15,19 +15,19 @@ import torch
 
 from stream_sttm import metrics
 from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine import attention, vision
-from stream_sttm.engine import session_metrics as gauges
+from stream_sttm.engine import attention, session_metrics, vision
 from stream_sttm.engine.answering.admission import check
 from stream_sttm.engine.answering.batch import AnswerBatch
-from stream_sttm.engine.answering.batching import in_batches, set_aside
-from stream_sttm.engine.answering.formats import Forms
-from stream_sttm.engine.answering.sequence import Finished
+from stream_sttm.engine.answering.batching import make_batches, split_lookback
+from stream_sttm.engine.answering.formats import AnswerFormats
+from stream_sttm.engine.answering.sequence import Completion
 from stream_sttm.engine.mosaic import Mosaic
 from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Progress, Unanswered
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession
-from stream_sttm.engine.sessions import Memories
+from stream_sttm.engine.sessions import Sessions
+from stream_sttm.engine.snapshot import draw_mosaic
 from stream_sttm.errors import (
     ModelError,
     NoVideoYet,
@@ -59,14 +59,14 @@ class Engine:
         reducer = reducer or ReducerSettings()
         self._limits = answering or AnsweringSettings()
         self.plan = plan_for(model, reducer, memory or MemorySettings())
-        self.memories = Memories(model, self.plan, reducer, clock=clock)
+        self.sessions = Sessions(model, self.plan, reducer, clock=clock)
         self._clock = clock
         self._scheduler = Scheduler(
             max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
         )
         self._regions: set[str] = set()  # streams of which only what changed is encoded
         self._batches: dict[int, AnswerBatch] = {}
-        self._forms = Forms(model)
+        self._forms = AnswerFormats(model)
         self._numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
@@ -81,11 +81,11 @@ class Engine:
 
         `regions`: whether of its clips only what changed is encoded, where the model's family can.
         """
-        self.memories.open(stream, fps)
+        self.sessions.open(stream, fps)
         self._regions.discard(stream)
         if regions:
             self._regions.add(stream)
-        gauges.begin(stream)
+        session_metrics.begin(stream)
 
     def limit(self, answering: AnsweringSettings) -> None:
         """Take other limits for questions from now on; those admitted already stay."""
@@ -94,14 +94,14 @@ class Engine:
 
     def close(self, stream: str) -> list[Unanswered]:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
-        self.memories.close(stream)
+        self.sessions.close(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
 
     def mosaic(self, stream: str) -> Mosaic | None:
         """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
-        session = self.memories.of(stream)
-        return session.mosaic() if session is not None else None
+        session = self.sessions.of(stream)
+        return draw_mosaic(session) if session is not None else None
 
     def observe(self, clip: Clip) -> Clip | None:
         """Queue a clip; returns the stream's oldest waiting clip where that had to go, counted as dropped."""
@@ -119,13 +119,13 @@ class Engine:
             raise
 
     def _admit(self, question: Question) -> None:
-        known = self.memories.streams
+        known = self.sessions.streams
         if question.stream not in known:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
         check(question, forms=self._forms, plan=self.plan, limits=self._limits)
-        self.memories.check(question.stream)
+        self.sessions.check(question.stream)
         self._scheduler.add_question(question)
 
     @torch.inference_mode()
@@ -163,7 +163,7 @@ class Engine:
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
-        session = self.memories.of(stream) or self.memories.anew(stream)
+        session = self.sessions.of(stream) or self.sessions.create(stream)
         # the clip that this one is said to look like may have been dropped on its way
         is_known = clip.same_as is not None and clip.same_as == session.shows
         is_same = clip.same_as is not None and clip.changed is None
@@ -172,12 +172,12 @@ class Engine:
             done = session.repeat(times)
         else:
             seen = self._seen(clip, session if is_known else None)
-            encoded, session.kept = seen.encoded, seen.kept
+            encoded, session.tower_state = seen.encoded, seen.kept
             done = session.append(seen.features, times)
             session.is_pieced = encoded < seen.features[..., 0].numel()
         session.shows = clip.same_as if is_same and not clip.wants_whole else clip.index
-        self.memories.hold(session)
-        gauges.show(session, done, encoded=encoded)
+        self.sessions.put(session)
+        session_metrics.show(session, done, encoded=encoded)
         return Observed(clip, done.before_merge, done.after_merge)
 
     def _token_times(self, clip: Clip) -> list[float]:
@@ -189,26 +189,26 @@ class Engine:
             for end in range(group, len(captured) + group, group)
         ]
 
-    def _seen(self, clip: Clip, session: StreamSession | None) -> vision.Seen:
+    def _seen(self, clip: Clip, session: StreamSession | None) -> vision.EncodedClip:
         """The clip's features; of its stream's `session`, if any, what has not changed may be reused."""
         if clip.stream not in self._regions:
-            return vision.whole(self.model, clip)
-        kept, grid = (session.kept, session.grid) if session is not None else (None, (0, 0))
-        return vision.changed(self.model, clip, kept, grid)
+            return vision.encode_all(self.model, clip)
+        kept, grid = (session.tower_state, session.grid) if session is not None else (None, (0, 0))
+        return vision.encode_changed(self.model, clip, kept, grid)
 
     def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
-        session = self.memories.of(stream)
+        session = self.sessions.of(stream)
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batches = in_batches(self.model, session, questions, self._forms)
+        batches = make_batches(self.model, session, questions, self._forms)
         first, *_ = [self._opened(batch) for batch in batches]
         return self._attempted(Decode(first))  # what fails of it is that batch's alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
         batch = self._batches[number]
         finished = batch.step()
-        for more in set_aside(self.model, batch, self._forms):
+        for more in split_lookback(self.model, batch, self._forms):
             self._opened(more)
         return self._answers(number, finished)
 
@@ -218,9 +218,9 @@ class Engine:
         self._scheduler.opened(number)
         return number
 
-    def _answers(self, number: int, finished: Sequence[Finished]) -> list[Outcome]:
+    def _answers(self, number: int, finished: Sequence[Completion]) -> list[Outcome]:
         batch = self._batches[number]
-        outcomes: list[Outcome] = [Progress(*one) for one in batch.said()]
+        outcomes: list[Outcome] = [Progress(*one) for one in batch.partial_texts()]
         if not batch.questions:
             del self._batches[number]
             self._scheduler.closed(number)
@@ -244,7 +244,7 @@ class Engine:
                 seconds=batch.view.seconds,
             )
             outcomes.append(answer)
-            self.memories.note(answer)
+            self.sessions.record(answer)
         return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
@@ -263,7 +263,7 @@ class Engine:
             failure = ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
         match work:
             case Append(clip):
-                if self.memories.lose(clip.stream, str(failure)):  # not again for each window
+                if self.sessions.drop(clip.stream, str(failure)):  # not again for each window
                     _log.error(
                         "stream %s: a window was lost, its memory starts anew: %s",
                         clip.stream,

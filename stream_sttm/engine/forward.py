@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.attention import Asking, Watch
+from stream_sttm.engine.attention import PrefixQueries, QueryHook
 from stream_sttm.engine.cache.kv_buffer import CacheShape, Format
-from stream_sttm.engine.cache.layer_group import Band
+from stream_sttm.engine.cache.layer_group import LayerGroup
 from stream_sttm.engine.cache.rolling import RollingCache
 from stream_sttm.models.family import VideoLLM
 
@@ -21,7 +21,7 @@ def shape_of(model: VideoLLM, kv: Format = "auto") -> CacheShape:
     return CacheShape(len(model.layers), heads, width, model.dtype, model.device, kv)
 
 
-def walk(
+def run_layers(
     model: VideoLLM,
     hidden: Tensor,
     layers: tuple[int, int],
@@ -30,8 +30,8 @@ def walk(
     mask: Tensor | None,
     cache: Any,
     prefix: Sequence[Any] = (),
-    watch: Watch | None = None,
-    asking: Sequence[Asking | None] = (),
+    watch: QueryHook | None = None,
+    asking: Sequence[PrefixQueries | None] = (),
 ) -> Tensor:
     """(B, N, C) through layers [first, last) -> (B, N, C).
 
@@ -55,18 +55,18 @@ def walk(
     return hidden
 
 
-def causal(new: int, *, seen: int = 0, device: torch.device) -> Tensor | None:
+def causal_mask(new: int, *, seen: int = 0, device: torch.device) -> Tensor | None:
     """(1, 1, new, seen + new), True where a token may look: all that was before, itself, nothing after."""
     if new == 1:
         return None
     return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril_(seen)[None, None]
 
 
-def append(
+def prefill(
     model: VideoLLM,
     hidden: Tensor,
     cache: RollingCache,
-    band: Band,
+    group: LayerGroup,
     *,
     positions: Tensor,
     sizes: Tensor,
@@ -75,13 +75,18 @@ def append(
 
     `positions` (axes, N); `sizes` (N,) weigh the new keys where the cache has a size bias.
     """
-    new, seen = hidden.shape[1], band.written
-    mask = causal(new, seen=seen, device=hidden.device)
-    old = cache.bias(band, len(band))
+    new, seen = hidden.shape[1], group.written
+    mask = causal_mask(new, seen=seen, device=hidden.device)
+    old = cache.bias(group, len(group))
     if old is not None:
         bias = torch.cat([old, sizes.log() * cache.size_bias]).to(hidden.dtype)
         blocked = torch.finfo(hidden.dtype).min
         mask = bias.expand(1, 1, new, -1) if mask is None else torch.where(mask, bias, blocked)
-    return walk(
-        model, hidden, (band.first, band.last), positions=positions[:, None], mask=mask, cache=cache
+    return run_layers(
+        model,
+        hidden,
+        (group.first, group.last),
+        positions=positions[:, None],
+        mask=mask,
+        cache=cache,
     )

@@ -1,36 +1,29 @@
-"""One camera's memory: frames in, a view to answer from out.
+"""The writing side of one stream's memory: windows of frames in, surviving tokens appended to the cache.
 
-A window is encoded once, run through the layers below the merge with all its tokens, reduced against the frame
-before, and only the survivors go on. Room for the worst case is made before reducing. Knows no questions and no wall
-clock but the capture times it is given.
+Reading it (views for questions, the mosaic) is engine/snapshot.py. Knows no questions, and of the wall clock only the
+capture times that it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stream_sttm.engine import forward as decoder
-from stream_sttm.engine.cache.frame_history import Footage
-from stream_sttm.engine.cache.layer_group import Band
-from stream_sttm.engine.cache.positions import Grid, TimeAxis
+from stream_sttm.engine import forward
+from stream_sttm.engine.cache.eviction import Eviction
+from stream_sttm.engine.cache.frame_history import FrameHistory
+from stream_sttm.engine.cache.layer_group import LayerGroup
+from stream_sttm.engine.cache.positions import Grid, Positions
 from stream_sttm.engine.cache.rolling import RollingCache
-from stream_sttm.engine.cache.room import Room
-from stream_sttm.engine.fresh import behind
-from stream_sttm.engine.mosaic import Mosaic
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.recall.archive import Archive
-from stream_sttm.engine.recall.archived import Kept
-from stream_sttm.engine.recall.lookback import NOW
-from stream_sttm.engine.recall.retrieval import Past, kept
-from stream_sttm.engine.tiles import tiles
-from stream_sttm.engine.timer import Stopwatch
-from stream_sttm.engine.view import Appended, View
+from stream_sttm.engine.recall.archived import ArchiveEntry
+from stream_sttm.engine.recall.retrieval import archive_entry
+from stream_sttm.engine.view import Appended
 from stream_sttm.errors import StateError
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
@@ -39,279 +32,221 @@ from stream_sttm.visual_tokens import VisualTokens
 
 
 class StreamSession:
-    """Cache, reducer state and clock of one camera."""
+    """Cache, reducer state and frame history of one stream.
+
+    What snapshot.py reads is public: `cache`, `history`, `positions`, `reducer_state` and `archive`. Only the methods
+    of this class change them.
+    """
 
     def __init__(
         self, model: VideoLLM, reducer: Reducer, plan: MemoryPlan, *, stream: str, fps: float
     ) -> None:
         self.stream = stream
         self.shows: int | None = None  # index of the clip whose last frame the newest features show
-        self.is_pieced = False  # whether these features are of several clips
-        self.kept: Any = None  # what the vision tower keeps of that frame
-        self._model, self._reducer, self._plan = model, reducer, plan
-        self._axis = TimeAxis(model, plan, fps=fps)
+        self.is_pieced = False  # whether these features come from several clips
+        self.tower_state: Any = None  # what the vision tower keeps of that frame
+        self.model, self._reducer, self.plan = model, reducer, plan
+        self.positions = Positions(model, plan, fps=fps)
         self._preamble = model.preamble()
         self.cache = RollingCache.allocate(
-            decoder.shape_of(model, plan.kv),
+            forward.shape_of(model, plan.kv),
             pinned=len(self._preamble),
             merge_at=plan.merge_at,
             deep=plan.window_tokens,
             shallow=plan.shallow_tokens,
             size_bias=plan.size_bias,
         )
-        self._room = Room(model, plan, self._axis, self.cache, stream=stream)
-        self._state: Any = None
-        self._footage = Footage()
-        self.archive: Archive | None = None  # where what enters is kept for recall, if anywhere
+        self._eviction = Eviction(model, plan, self.positions, self.cache, stream=stream)
+        self.reducer_state: Any = None
+        self.history = FrameHistory()
+        self.archive: Archive | None = None  # keeps what enters the memory, for recall
         self._pin()
 
     def _pin(self) -> None:
-        """Run the preamble once and keep it for ever."""
+        """Run the preamble once; its keys and values stay for ever."""
         count = len(self._preamble)
         if count:
-            hidden = self._model.embed(torch.tensor([self._preamble], device=self._model.device))
-            places = torch.arange(count, device=self._model.device).expand(self._model.axes, -1)
-            for band in self.cache.bands:
-                hidden = decoder.append(
-                    self._model,
+            hidden = self.model.embed(torch.tensor([self._preamble], device=self.model.device))
+            positions = torch.arange(count, device=self.model.device).expand(self.model.axes, -1)
+            for group in self.cache.groups:
+                hidden = forward.prefill(
+                    self.model,
                     hidden,
                     self.cache,
-                    band,
-                    positions=places,
+                    group,
+                    positions=positions,
                     sizes=torch.ones(count, device=hidden.device),
                 )
-        for band in self.cache.bands:
-            band.pin()
+        for group in self.cache.groups:
+            group.pin()
 
     def append(self, features: Tensor, captured: Sequence[float]) -> Appended:
-        """Merge a window's features (T, H, W, C) against the window before and append what survives.
+        """Add a window of features (T, H, W, C); `captured` (T,) is the wall clock of each token frame.
 
-        `captured` (T,) wall clock of each token frame. Raises ConfigError where the memory can't hold one window.
+        1. Evict until a whole window fits.
+        2. Run the layers below the merge on all tokens.
+        3. Reduce against the frame before.
+        4. Run the survivors through the other layers.
+        5. Archive, prune, advance.
+
+        The order matters: an eviction after step 3 could take an anchor. Raises ConfigError where the memory can't
+        hold one window.
         """
         frames, rows, columns, _ = features.shape
         count, grid = frames * rows * columns, (rows, columns)
-        evicted, rebased = self._make_room(frames, count, grid)
+        evicted, is_rebased = self._make_room(frames, count, grid)
         whole = VisualTokens.whole(features, first_frame=self.frames)
-        hidden, tokens = features, whole
-        if self._plan.merge_at > 0:
-            hidden = self._through(self.cache.bands[0], whole, grid).reshape(features.shape)
-        with stage("merge"):
-            tokens, state = self._reducer(hidden, self._state)
-            self.cache.deep.absorb(*state.absorbed)
-        if len(tokens):
-            self._through(self.cache.deep, tokens, grid)
-        past = None
-        if self.archive is not None and len(tokens):
-            past = kept(self._model, self._axis, self.cache.bands, (whole, tokens), grid)
+        states = self._run_shallow(whole, grid).reshape(features.shape)
+        tokens, state = self._reduce(states)
+        self._run_deep(tokens, grid)
+        entry = self._archive_entry(whole, tokens, grid)
         self.cache.deep.see(*state.last_seen)
-        if self._plan.prune_shallow and self._plan.merge_at > 0:
-            t, y, x = tokens.boxes[:, :3].unbind(1)
-            corners = ((t - self.frames) * rows + y) * columns + x
-            self.cache.bands[0].keep(corners, newest=count)
-        self._state = state
-        self._advance(features, captured, past, states=hidden)
-        return Appended(count, len(tokens), evicted, rebased)
+        self._prune_shallow(tokens, count, grid)
+        self.reducer_state = state
+        self._advance(features, captured, entry, states=states)
+        return Appended(count, len(tokens), evicted, is_rebased)
 
     def repeat(self, captured: Sequence[float]) -> Appended:
-        """Go on by as many frames as were `captured`, all of which show what the newest frame did.
+        """Go on by frames that all show what the newest frame did; `captured` (T,) is the wall clock of each.
 
-        What stands for it stands for them too, so nothing runs through any layer; that of which something has left
-        the cache is appended anew. The layers below the merge, which would hold such frames in full, go without.
+        The tokens that stand for the newest frame stand for these too, so nothing runs through any layer. Where one
+        of these tokens was evicted, the picture is appended anew. The layers below the merge do without such frames.
         """
-        features = self._footage.newest(1).expand(len(captured), -1, -1, -1)
+        features = self.history.newest(1).expand(len(captured), -1, -1, -1)
         repeated = getattr(self._reducer, "repeated", None)
         if repeated is None:
             return self.append(features, captured)
-        evicted, rebased = self._make_room(len(captured), 0, self.grid)
-        state = repeated(self._state, len(captured))
+        evicted, is_rebased = self._make_room(len(captured), 0, self.grid)
+        state = repeated(self.reducer_state, len(captured))
         if state is None:
             done = self.append(features, captured)
-            return replace(done, evicted=done.evicted + evicted, rebased=done.rebased or rebased)
+            return replace(done, evicted=done.evicted + evicted, rebased=done.rebased or is_rebased)
         self.cache.deep.absorb(*state.absorbed)
         self.cache.deep.see(*state.last_seen)
-        self._state = state
+        self.reducer_state = state
         self._advance(features, captured)
-        return Appended(features[..., 0].numel(), 0, evicted, rebased)
-
-    def _advance(
-        self,
-        features: Tensor,
-        captured: Sequence[float],
-        past: Kept | None = None,
-        states: Tensor | None = None,
-    ) -> None:
-        """Count frames (T, H, W, C) that are in the memory now, and keep what they brought into it."""
-        self._footage.take(features, captured, states)
-        self._footage.forget(before=self._oldest_frame())
-        if self.archive is not None:
-            first = self.cache.deep.emitted - (0 if past is None else len(past[0]))
-            self.archive.add(past, first=first, captured=(captured[0], captured[-1]))
-
-    def view(self, window_s: float | None = None, fresh_frames: int | None = None) -> View:
-        """The memory as it is now, or what of it was to be seen in the `window_s` seconds before the newest frame.
-
-        Its newest frames are unmerged where the plan wants a fresh view, `fresh_frames` of them where given.
-        """
-        wanted = self._plan.fresh_frames if fresh_frames is None else fresh_frames
-        watched = self._footage.within(window_s)
-        fresh = min(wanted, self._footage.at_hand, self.frames - watched[0].frame)
-        if self.cache.deep.emitted == self._footage.cells:  # nothing of it is merged
-            fresh = 0
-        before, extra = self.frames - fresh, fresh * self.grid[0] * self.grid[1]
-        first = self._whole_below(fresh)
-        snapshot = self.cache.snapshot(
-            before_frame=before if fresh else None,
-            in_layers_from=first,
-            seen_since=0 if window_s is None else watched[0].frame,
-        )
-        prefix: tuple[Any, ...] = (snapshot,)
-        clock = Stopwatch(self._model.device) if fresh else None
-        if clock is not None:
-            with clock:
-                newest = self._footage.newest_states if first else self._footage.newest
-                tokens = VisualTokens.whole(newest(fresh), first_frame=before)
-                memory = (self.cache, snapshot)
-                shown = behind(self._model, self._axis, memory, tokens, self.grid, first=first)
-                prefix = (snapshot, shown)
-        starts = []
-        for band in self.cache.bands:
-            start = self._axis.text_start(band, self.grid, frame=self.frames, fresh=fresh)
-            start += band.pinned
-            starts.append((start - band.offset, start - band.origin))
-        return View(
-            prefix=prefix,
-            bounds=tuple(band.first for band in self.cache.bands),
-            starts=tuple(starts),
-            visual=snapshot.tokens + extra,
-            before_merge=sum(shot.cells for shot in watched),
-            span=(watched[0].at, watched[-1].at),
-            fresh=extra,
-            fresh_clock=clock,
-        )
-
-    def _whole_below(self, count: int) -> int:
-        """The layer below which the memory has the newest `count` frames whole: the merge layer, or 0 for none.
-
-        None where they were pruned there too, or repeat others and did not run.
-        """
-        cells, before = count * self.grid[0] * self.grid[1], self.frames - count
-        shallow = self.cache.bands[0]
-        is_whole = len(shallow) - shallow.index.before_frame(before) == cells
-        return self.cache.deep.first if is_whole and self._footage.states_at_hand >= count else 0
-
-    def past(self, view: View) -> Past | None:
-        """What the questions to a view may recall, None where nothing is kept or nothing has left the memory."""
-        plan = self._plan.recall
-        if self.archive is None or plan is None:
-            return None
-        gone = self.archive.gone(self.cache.deep.index.serials)
-        if gone is None:
-            return None
-        now = self._footage.within(min(NOW, self.span_seconds / 2))[0].frame
-        is_now = []
-        for band, shown in zip(self.cache.bands, view.prefix[0].bands, strict=True):
-            seen, since_now = band.last_seen, now
-            if band is not self.cache.deep:
-                # it goes without frames that repeat its newest one, which is there for as long as they go on
-                seen = shown.index.frames
-                since_now = min(now, int(band.index.frames[-1])) if len(band) else now
-            is_now.append(seen[: len(shown.index)].to(self._model.device) >= since_now)
-        return Past(
-            stream=self.stream,
-            model=self._model,
-            plan=plan,
-            axis=self._axis,
-            grid=self.grid,
-            view=view,
-            gone=gone,
-            is_now=tuple(is_now),
-            size_bias=self._plan.size_bias,
-            events=tuple(self.archive.events(-inf, view.span[0])) if plan.log else (),
-            text_room=self._plan.question_tokens,
-        )
-
-    def mosaic(self) -> Mosaic:
-        """What stands for the newest frame; tokens of the newest window are new."""
-        drawn = tiles(
-            self.cache.deep,
-            getattr(self._state, "shown", None),
-            newest=self.frames - 1,
-            since=self._footage.since,
-            captured={shot.frame: shot.at for shot in self._footage.shots},
-        )
-        return Mosaic(
-            rows=self.grid[0],
-            columns=self.grid[1],
-            tiles=drawn,
-            before=sum(shot.cells for shot in self._footage.shots),
-            after=len(self.cache.deep),
-            span_s=self.span_seconds,
-            captured_at=self._footage.shots[-1].at,
-        )
+        return Appended(features[..., 0].numel(), 0, evicted, is_rebased)
 
     def saved(self) -> dict[str, Tensor]:
-        """All that this memory is, for `restore`; what comes later leaves it alone."""
-        tensors = self._footage.saved()
-        tensors |= {f"reducer.{name}": part for name, part in self._state.saved().items()}
-        for number, band in enumerate(self.cache.bands):
-            tensors |= {f"band.{number}.{name}": part for name, part in band.saved().items()}
+        """Return all that this memory is, as tensors for `restore`; later work leaves them alone."""
+        # these names are those of files: they do not follow the names of classes
+        tensors = self.history.saved()
+        tensors |= {f"reducer.{name}": part for name, part in self.reducer_state.saved().items()}
+        for number, group in enumerate(self.cache.groups):
+            tensors |= {f"band.{number}.{name}": part for name, part in group.saved().items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Be the memory that was saved; raises StateError where that is not one of this model and plan."""
+        """Become the memory that was saved; raises StateError where that is not one of this model and plan."""
         try:
-            self._footage.restore(tensors, self._model.device)
+            self.history.restore(tensors, self.model.device)
             own = _below(tensors, "reducer.")
-            own = {name: part.to(self._model.device) for name, part in own.items()}
-            self._state = self._reducer.state.restored(own)
-            for number, band in enumerate(self.cache.bands):
-                band.restore(_below(tensors, f"band.{number}."))
+            own = {name: part.to(self.model.device) for name, part in own.items()}
+            self.reducer_state = self._reducer.state.restored(own)
+            for number, group in enumerate(self.cache.groups):
+                group.restore(_below(tensors, f"band.{number}."))
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise StateError(f"the saved memory is not whole: {error!r}") from error
 
     @property
     def frames(self) -> int:
         """Token frames so far."""
-        return self._footage.frames
+        return self.history.frames
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Grid:
         """Rows and columns of the newest frame's cells."""
-        return self._footage.grid
+        return self.history.grid
+
+    @property
+    def cells(self) -> int:
+        """Cells of the newest frame."""
+        return self.grid[0] * self.grid[1]
 
     @property
     def span_seconds(self) -> float:
         """Seconds from the oldest frame in the memory to the newest."""
-        return self._footage.span_seconds
-
-    def _oldest_frame(self) -> int:
-        """The oldest frame that any layer remembers."""
-        firsts = [int(band.index.frames[0]) for band in self.cache.bands if len(band)]
-        return min(firsts, default=self.frames - 1)
+        return self.history.span_seconds
 
     def _make_room(self, frames: int, count: int, grid: Grid) -> tuple[int, bool]:
-        """Let go of what a window of `count` tokens may need the place of; how many went, whether the others moved."""
-        gone, is_rebased = self._room.make(frame=self.frames, frames=frames, count=count, grid=grid)
-        if len(gone):
-            self._state = self._state.expire(gone.to(self._model.device))
-        return len(gone), is_rebased
+        """Evict until a window of `count` tokens fits; how many tokens went, and whether keys were rebased."""
+        evicted, is_rebased = self._eviction.make_room(
+            frame=self.frames, frames=frames, count=count, grid=grid
+        )
+        if len(evicted):
+            self.reducer_state = self.reducer_state.expire(evicted.to(self.model.device))
+        return len(evicted), is_rebased
 
-    def _through(self, band: Band, tokens: VisualTokens, grid: Grid) -> Tensor:
-        """Run tokens through a band's layers and commit them."""
-        places = self._axis.places(band, tokens, grid, start=band.emitted)
-        stored = places.clone()
-        stored[0] -= band.offset
+    def _run_shallow(self, whole: VisualTokens, grid: Grid) -> Tensor:
+        """Run all tokens of a window through the layers below the merge; returns their states (N, C) there."""
+        if self.plan.merge_at == 0:
+            return whole.features
+        return self._run(self.cache.groups[0], whole, grid)
+
+    def _reduce(self, states: Tensor) -> tuple[VisualTokens, Any]:
+        """Merge states (T, H, W, C) against the frame before; returns the survivors and the reducer's next state."""
+        with stage("merge"):
+            tokens, state = self._reducer(states, self.reducer_state)
+            self.cache.deep.absorb(*state.absorbed)
+        return tokens, state
+
+    def _run_deep(self, tokens: VisualTokens, grid: Grid) -> None:
+        """Run the survivors through the layers from the merge on."""
+        if len(tokens):
+            self._run(self.cache.deep, tokens, grid)
+
+    def _run(self, group: LayerGroup, tokens: VisualTokens, grid: Grid) -> Tensor:
+        """Run tokens through a group's layers and commit them; returns their states (N, C) behind the last layer."""
+        positions = self.positions.position_ids(group, tokens, grid, start=group.emitted)
+        stored = positions.clone()
+        stored[0] -= group.offset
         with stage("prefill"):
-            hidden = decoder.append(
-                self._model,
+            hidden = forward.prefill(
+                self.model,
                 tokens.features[None],
                 self.cache,
-                band,
-                positions=stored + band.pinned,
+                group,
+                positions=stored + group.pinned,
                 sizes=tokens.sizes,
             )
-        band.commit(tokens.boxes, places[0], tokens.sizes)
+        group.commit(tokens.boxes, positions[0], tokens.sizes)
         return hidden[0]
+
+    def _archive_entry(
+        self, whole: VisualTokens, tokens: VisualTokens, grid: Grid
+    ) -> ArchiveEntry | None:
+        """Return what recall keeps of a window, None where nothing is kept or nothing survived."""
+        if self.archive is None or not len(tokens):
+            return None
+        return archive_entry(self.model, self.positions, self.cache.groups, (whole, tokens), grid)
+
+    def _prune_shallow(self, tokens: VisualTokens, count: int, grid: Grid) -> None:
+        """Keep of the newest `count` tokens below the merge only those that survived it, where the plan wants that."""
+        if not self.plan.prune_shallow or self.plan.merge_at == 0:
+            return
+        t, y, x = tokens.boxes[:, :3].unbind(1)
+        rows, columns = grid
+        corners = ((t - self.frames) * rows + y) * columns + x
+        self.cache.groups[0].keep(corners, newest=count)
+
+    def _advance(
+        self,
+        features: Tensor,
+        captured: Sequence[float],
+        entry: ArchiveEntry | None = None,
+        states: Tensor | None = None,
+    ) -> None:
+        """Count frames (T, H, W, C) that are in the memory now, and archive what they brought into it."""
+        self.history.take(features, captured, states)
+        self.history.forget(before=self._oldest_frame())
+        if self.archive is not None:
+            first = self.cache.deep.emitted - (0 if entry is None else len(entry[0]))
+            self.archive.add(entry, first=first, captured=(captured[0], captured[-1]))
+
+    def _oldest_frame(self) -> int:
+        """Return the number of the oldest frame that any layer remembers."""
+        firsts = [int(group.table.frames[0]) for group in self.cache.groups if len(group)]
+        return min(firsts, default=self.frames - 1)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

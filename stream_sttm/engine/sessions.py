@@ -34,7 +34,7 @@ _FREE_TO_CHANGE = (
 )
 
 
-class Memories:
+class Sessions:
     """The memories of all streams that are known, laid out by one plan."""
 
     def __init__(
@@ -79,8 +79,8 @@ class Memories:
         """A stream's memory, None where it has none."""
         return self._sessions.get(stream)
 
-    def anew(self, stream: str) -> StreamSession:
-        """An empty memory of a stream, which has it once it is `held`."""
+    def create(self, stream: str) -> StreamSession:
+        """An empty memory of a stream, which has it once it is `put`."""
         fps = self._rates.get(stream, 1.0)
         reducer = reducer_for(self._model, self._reducer, fps / self._model.frames_per_token)
         session = StreamSession(self._model, reducer, self._plan, stream=stream, fps=fps)
@@ -88,12 +88,12 @@ class Memories:
             session.archive = self._archives.of_new_memory(stream)
         return session
 
-    def hold(self, session: StreamSession) -> None:
+    def put(self, session: StreamSession) -> None:
         """Take `session` for its stream's memory."""
         self._sessions[session.stream] = session
         self._lost.pop(session.stream, None)
 
-    def lose(self, stream: str, why: str) -> bool:
+    def drop(self, stream: str, why: str) -> bool:
         """Let go of a stream's memory; whether that it fails for this reason is new."""
         self._sessions.pop(stream, None)
         is_new = self._lost.get(stream) != why
@@ -108,10 +108,10 @@ class Memories:
             raise NoVideoYet(f"nothing to answer from: {self._lost[stream]}")
         raise NoVideoYet(f"stream {stream!r} has shown no video yet; try again when it is online")
 
-    def note(self, answer: Answer) -> None:
+    def record(self, answer: Answer) -> None:
         """Remember an answer with its stream's past, where that is kept."""
         if self._archives is not None:
-            self._archives.note(answer)
+            self._archives.record(answer)
 
     def saved(self, stream: str) -> SavedMemory | None:
         """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""
@@ -127,11 +127,11 @@ class Memories:
         why = misfit(saved.fits, self._fits(saved.stream))
         if why is not None:
             raise StateError(why)
-        session = self.anew(saved.stream)
+        session = self.create(saved.stream)
         session.restore(saved.tensors)
         if session.archive is not None and saved.numbering is not None:
             session.archive.numbering = saved.numbering
-        self.hold(session)
+        self.put(session)
 
     def saved_past(self, stream: str) -> SavedPast | None:
         """What is kept beside the stream's memory as it is now, None where nothing is; like `saved`."""

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 
-class Stopwatch:
+class DeviceTimer:
     """Takes the time of a `with` body; a device that runs behind the host is asked when it is read, not before."""
 
     def __init__(self, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stream_sttm.engine.timer import Stopwatch
+from stream_sttm.engine.timer import DeviceTimer
 from stream_sttm.types import Seconds
 
 
@@ -36,8 +36,8 @@ class View:
     span: tuple[float, float]
     recalled: int = 0
     fresh: int = 0
-    fresh_clock: Stopwatch | None = None
-    recall_clock: Stopwatch | None = None
+    fresh_clock: DeviceTimer | None = None
+    recall_clock: DeviceTimer | None = None
 
     @property
     def seconds(self) -> Seconds:

@@ -16,7 +16,7 @@ from stream_sttm.types import Clip
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EncodedClip:
     """Features (T, H, W, C), of which so many cells were `encoded`; `kept` is what the next clip may build on."""
 
     features: Tensor
@@ -24,15 +24,17 @@ class Seen:
     kept: Any | None
 
 
-def whole(model: VideoLLM, clip: Clip) -> Seen:
+def encode_all(model: VideoLLM, clip: Clip) -> EncodedClip:
     """Everything, keeping nothing."""
     pixels = _pixels(model, clip)
     with metrics.stage("encode"):
         features = model.encode(pixels)
-    return Seen(features, features[..., 0].numel(), None)
+    return EncodedClip(features, features[..., 0].numel(), None)
 
 
-def changed(model: VideoLLM, clip: Clip, kept: Any | None, grid: tuple[int, int]) -> Seen:
+def encode_changed(
+    model: VideoLLM, clip: Clip, kept: Any | None, grid: tuple[int, int]
+) -> EncodedClip:
     """What a clip says has changed since the one that `kept`, on a `grid` of cells, is of; None: everything."""
     pixels, cells = _pixels(model, clip), None
     if kept is not None and clip.changed is not None:
@@ -43,7 +45,7 @@ def changed(model: VideoLLM, clip: Clip, kept: Any | None, grid: tuple[int, int]
     with metrics.stage("encode"):
         features, kept = model.encode_regions(pixels, cells, kept if cells is not None else None)
     encoded = features[..., 0].numel() if cells is None else len(features) * int(cells.sum())
-    return Seen(features, encoded, kept)
+    return EncodedClip(features, encoded, kept)
 
 
 def _pixels(model: VideoLLM, clip: Clip) -> Any:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import attention
-from stream_sttm.engine.attention import Asking, Shared, attend
+from stream_sttm.engine.attention import PrefixKV, PrefixQueries, attend
 
 
 @dataclass(frozen=True)
 class _OneLayer:
-    part: Shared
+    part: PrefixKV
 
-    def shared(self, layer: int) -> Shared:
+    def shared(self, layer: int) -> PrefixKV:
         del layer
         return self.part
 
@@ -49,7 +49,7 @@ def test_joined_parts_equal_one_softmax(
     key, value = (_random(batch, kv_heads, own, width, seed=seed) for seed in (2, 3))
     mask = torch.ones(count, own, dtype=torch.bool).tril(own - count).expand(batch, 1, -1, -1)
     parts = [
-        Shared(
+        PrefixKV(
             _random(1, kv_heads, 7 + i, width, seed=10 + i),
             _random(1, kv_heads, 7 + i, width, seed=20 + i),
             _random(7 + i, seed=30 + i) if i == 0 else None,
@@ -84,7 +84,7 @@ def test_stretches_of_hidden_keys_longer_than_the_kernels_blocks_change_nothing(
     """As padding between a short question and its answer is beside a very long one, and what other questions read."""
     query = _random(2, 4, 5, 8, seed=1)
     key, value = (_random(2, 4, 1800, 8, seed=seed) for seed in (2, 3))
-    part = Shared(_random(1, 4, 7, 8, seed=4), _random(1, 4, 7, 8, seed=5), None)
+    part = PrefixKV(_random(1, 4, 7, 8, seed=4), _random(1, 4, 7, 8, seed=5), None)
     mask = torch.ones(2, 1, 5, 1800, dtype=torch.bool)
     mask[0, :, :, first:end] = False
     mask[1, :, ::2, first:end] = False
@@ -103,8 +103,8 @@ def test_tokens_that_are_alike_look_at_the_prefix_once_for_all_of_them() -> None
     query[1, :, :2] = query[0, :, :2]  # two rows that begin alike, in batch and columns
     key, value = (_random(2, 2, 4, 8, seed=seed) for seed in (2, 3))
     key[1, :, :2], value[1, :, :2] = key[0, :, :2], value[0, :, :2]
-    part = Shared(_random(1, 2, 7, 8, seed=4), _random(1, 2, 7, 8, seed=5), None)
-    once = Asking(torch.tensor([0, 1, 2, 3, 6, 7]), torch.tensor([0, 1, 2, 3, 0, 1, 4, 5]))
+    part = PrefixKV(_random(1, 2, 7, 8, seed=4), _random(1, 2, 7, 8, seed=5), None)
+    once = PrefixQueries(torch.tensor([0, 1, 2, 3, 6, 7]), torch.tensor([0, 1, 2, 3, 0, 1, 4, 5]))
     mask = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
     module, given = SimpleNamespace(layer_idx=0), {"prefix": [_OneLayer(part)]}
     ours, _ = attend(module, query, key, value, mask, asking=[once], **given)

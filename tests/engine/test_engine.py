@@ -11,7 +11,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine.cache.suffix import Suffix
+from stream_sttm.engine.cache.suffix import SuffixCache
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Unanswered
 from stream_sttm.engine.plan import plan_for, reducer_for
@@ -246,9 +246,9 @@ def test_after_a_lost_or_removed_memory_a_clip_that_shows_nothing_new_is_encoded
         engine.observe(replace(_clip("door", index), same_as=0))
         _run(engine)
     assert tower.windows == 2
-    saved = engine.memories.saved("door")
+    saved = engine.sessions.saved("door")
     assert saved is not None
-    engine.memories.restore(saved)
+    engine.sessions.restore(saved)
     engine.observe(replace(_clip("door", 3), same_as=0))
     _run(engine)
     assert tower.windows == 3
@@ -300,7 +300,7 @@ def test_where_there_is_no_room_to_write_what_needed_none_is_answered_all_the_sa
     engine = _engine(tiny_model)
     engine.observe(_clip("door", 0))
     _run(engine)
-    monkeypatch.setattr(Suffix, "along", full)
+    monkeypatch.setattr(SuffixCache, "expand", full)
     weighed = replace(_question("door", "is it there?", id_="a"), form=Form(AnswerType.YES_NO))
     engine.ask(weighed)
     engine.ask(_question("door", "what is there?", id_="b"))

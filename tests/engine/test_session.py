@@ -10,10 +10,11 @@ from torch import Tensor
 
 from stream_sttm.engine.answering import batch as answering
 from stream_sttm.engine.answering.batch import AnswerBatch
-from stream_sttm.engine.answering.formats import Forms
+from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.cache.kv_buffer import Format
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.snapshot import draw_mosaic, take_view
 from stream_sttm.engine.view import Appended, View
 from stream_sttm.errors import ConfigError, StateError
 from stream_sttm.models.family import VideoLLM
@@ -82,16 +83,21 @@ def _question(text: str, most: int = 12) -> Question:
 
 
 def _answers(model: VideoLLM, session: StreamSession, *texts: str) -> dict[str, str]:
-    batch = AnswerBatch(model, session.view(), [_question(text) for text in texts], Forms(model))
+    batch = AnswerBatch(
+        model, take_view(session), [_question(text) for text in texts], AnswerFormats(model)
+    )
     done = batch.step()
     while batch.questions:
         done += batch.step()
     return {one.question.id: one.text for one in done}
 
 
-def _first_logits(model: VideoLLM, session: StreamSession, text: str) -> Tensor:
+def _first_logits(
+    model: VideoLLM, session: StreamSession, text: str, view: View | None = None
+) -> Tensor:
     seen: list[Tensor] = []
-    batch = AnswerBatch(model, session.view(), [_question(text, most=1)], Forms(model))
+    view = view or take_view(session)
+    batch = AnswerBatch(model, view, [_question(text, most=1)], AnswerFormats(model))
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
@@ -140,11 +146,11 @@ def test_pruned_shallow_layers_hold_the_survivors_and_nothing_else(
     plan = replace(PLAN, prune_shallow=True, window_tokens=64, shallow_tokens=64)
     session = _session(tiny_model, plan)
     _feed(session, _video(tiny_model, 32), cut)
-    shallow, deep = session.cache.bands
+    shallow, deep = session.cache.groups
     assert deep.evicted > 0
     newest = min(len(shallow), len(deep))
     assert newest > CELLS
-    assert shallow.index.frames[-newest:].tolist() == deep.index.frames[-newest:].tolist()
+    assert shallow.table.frames[-newest:].tolist() == deep.table.frames[-newest:].tolist()
     assert session.cache.length(0) == len(shallow) < 64
     assert _answers(tiny_model, session, "what is there?")
 
@@ -157,7 +163,7 @@ def test_pruning_takes_the_tokens_that_were_merged_and_leaves_the_others_as_they
     )
     for session in (plain, pruned):
         _feed(session, _video(tiny_model, 6), 6)
-    assert len(pruned.cache.bands[0]) == len(plain.cache.deep) < 6 * CELLS
+    assert len(pruned.cache.groups[0]) == len(plain.cache.deep) < 6 * CELLS
     for layer in (0, 1):
         for ours, whole in zip(_layer(pruned, layer), _layer(plain, layer), strict=True):
             is_same = (ours[0, 0, :, None] == whole[0, 0, None]).all(-1)
@@ -182,12 +188,12 @@ def test_rebase_leaves_logits_unchanged(tiny_model: VideoLLM, reducer: str) -> N
     session = _session(tiny_model, replace(PLAN, window_tokens=160, shallow_tokens=160), reducer)
     _feed(session, _video(tiny_model, 30), 2)
     before = _first_logits(tiny_model, session, "how many objects are there?")
-    moved = [band.origin - band.offset for band in session.cache.bands]
-    for band in session.cache.bands:
-        band.rebase(tiny_model.turn)
+    moved = [group.origin - group.offset for group in session.cache.groups]
+    for group in session.cache.groups:
+        group.rebase(tiny_model.turn)
     after = _first_logits(tiny_model, session, "how many objects are there?")
     assert max(moved) > 0
-    assert all(band.offset == band.origin for band in session.cache.bands)
+    assert all(group.offset == group.origin for group in session.cache.groups)
     assert torch.allclose(before, after, atol=1e-3 * before.std())
 
 
@@ -199,15 +205,15 @@ def test_first_layer_after_eviction_equals_a_fresh_prefill_of_what_was_kept(
     video = _video(tiny_model, 17)
     old = _session(tiny_model, plan, "none")
     _feed(old, video, 1)
-    for band in old.cache.bands:
-        band.rebase(tiny_model.turn)
+    for group in old.cache.groups:
+        group.rebase(tiny_model.turn)
     kept = video[old._oldest_frame() :]
     assert 0 < len(kept) < 17
     fresh = _session(tiny_model, plan, "none")
     _feed(fresh, kept, 1)
     for ours, wanted in zip(_layer(old, 0), _layer(fresh, 0), strict=True):
         assert torch.allclose(ours, wanted, atol=1e-4)
-    assert old.view().starts == fresh.view().starts
+    assert take_view(old).starts == take_view(fresh).starts
 
 
 def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoLLM) -> None:
@@ -219,7 +225,10 @@ def test_a_running_answer_is_untouched_by_eviction_and_rebase(tiny_model: VideoL
     for session, is_busy in ((calm, False), (busy, True)):
         _feed(session, video[:6], 2)
         batch = AnswerBatch(
-            tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+            tiny_model,
+            take_view(session),
+            [_question(text) for text in texts],
+            AnswerFormats(tiny_model),
         )
         done = batch.step()
         start = 6
@@ -263,7 +272,10 @@ def test_long_questions_read_in_pieces_are_answered_as_if_read_at_once(
     monkeypatch.setattr(answering, "PIECE", 20)
     assert _answers(tiny_model, session, *texts) == whole
     batch = AnswerBatch(
-        tiny_model, session.view(), [_question(text) for text in texts], Forms(tiny_model)
+        tiny_model,
+        take_view(session),
+        [_question(text) for text in texts],
+        AnswerFormats(tiny_model),
     )
     batch.step()
     assert batch._suffix.length == 20
@@ -277,13 +289,15 @@ def test_positions_stay_within_the_horizon_and_memory_stays_flat(tiny_model: Vid
     video = _video(tiny_model, 120)
     for start in range(0, 120, 2):
         _feed(session, video[start : start + 2], 2)
-        for band, (time, place) in zip(session.cache.bands, session.view().starts, strict=True):
-            assert len(band) <= band.capacity
-            assert time <= plan.rebase_at + band.pinned
-            assert place <= horizon + band.pinned + CELLS
+        for group, (time, place) in zip(
+            session.cache.groups, take_view(session).starts, strict=True
+        ):
+            assert len(group) <= group.capacity
+            assert time <= plan.rebase_at + group.pinned
+            assert place <= horizon + group.pinned + CELLS
     assert session.cache.deep.evicted > 0
     assert session.cache.nbytes == size
-    assert len(session._footage.shots) <= 30
+    assert len(session.history.records) <= 30
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -302,8 +316,8 @@ def test_every_cell_of_the_newest_frame_is_represented_after_any_eviction(
     video = _video(tiny_model, 60, seed=4)
     for start in range(0, 60, 2):
         _feed(session, video[start : start + 2], 2)
-        alive = set(session.cache.deep.index.serials.tolist())
-        serials = session._state.serials.tolist()
+        alive = set(session.cache.deep.table.serials.tolist())
+        serials = session.reducer_state.serials.tolist()
         assert serials
         assert all(serial in alive for serial in serials)
     assert session.cache.deep.evicted > 0
@@ -319,18 +333,20 @@ def test_frames_that_repeat_the_newest_write_nothing_and_are_counted_where_they_
 ) -> None:
     session = _session(tiny_model)
     _feed(session, _video(tiny_model, 4), 2)
-    lengths = [len(band) for band in session.cache.bands]
-    written = [band.written for band in session.cache.bands]
+    lengths = [len(group) for group in session.cache.groups]
+    written = [group.written for group in session.cache.groups]
     for _ in range(5):
         assert _again(session) == Appended(2 * CELLS, 0, 0, False)
-    assert [len(band) for band in session.cache.bands] == lengths
-    assert [band.written for band in session.cache.bands] == written
+    assert [len(group) for group in session.cache.groups] == lengths
+    assert [group.written for group in session.cache.groups] == written
     assert (session.frames, session.span_seconds) == (14, 13 / 2)
     deep = session.cache.deep
     assert float(deep.sizes[: len(deep)].sum()) == 14 * CELLS
-    shown = deep.last_seen[: len(deep)][torch.isin(deep.index.serials, session._state.serials)]
+    shown = deep.last_seen[: len(deep)][
+        torch.isin(deep.table.serials, session.reducer_state.serials)
+    ]
     assert set(shown.tolist()) == {13}
-    assert session.view().before_merge == 14 * CELLS
+    assert take_view(session).before_merge == 14 * CELLS
     assert _answers(tiny_model, session, "what is there?")
 
 
@@ -355,14 +371,14 @@ def test_however_long_a_picture_stands_it_is_represented_and_nothing_leaves_the_
         _feed(session, video[start : start + 2], 2)
         for _ in range(30):
             anew += _again(session).after_merge
-            alive = set(session.cache.deep.index.serials.tolist())
-            assert {*session._state.serials.tolist()} <= alive
+            alive = set(session.cache.deep.table.serials.tolist())
+            assert {*session.reducer_state.serials.tolist()} <= alive
             ends = [
-                session._axis.end(band, (ROWS, COLUMNS), frame=session.frames, count=0)
-                for band in session.cache.bands
+                session.positions.end(group, (ROWS, COLUMNS), frame=session.frames, count=0)
+                for group in session.cache.groups
             ]
-            for band, end in zip(session.cache.bands, ends, strict=True):
-                assert end - int(band.index.times[0]) <= plan.horizon
+            for group, end in zip(session.cache.groups, ends, strict=True):
+                assert end - int(group.table.times[0]) <= plan.horizon
     assert anew > 0
     assert _answers(tiny_model, session, "what is there?")
 
@@ -407,14 +423,14 @@ def test_fresh_view_shows_the_newest_frames_whole_and_none_twice(tiny_model: Vid
     video = _video(tiny_model, 8)
     _feed(merged, video, 2)
     _feed(fresh, video, 2)
-    newest = int((merged.cache.deep.index.frames >= 6).sum())
-    assert fresh.view().visual == merged.view().visual - newest + 2 * CELLS
-    assert fresh.view().starts == merged.view().starts
+    newest = int((merged.cache.deep.table.frames >= 6).sum())
+    assert take_view(fresh).visual == take_view(merged).visual - newest + 2 * CELLS
+    assert take_view(fresh).starts == take_view(merged).starts
 
 
 def _fresh_tokens(session: StreamSession, layer: int) -> int:
     """How many tokens of the fresh frames ran anew in one layer."""
-    snapshot, fresh = session.view().prefix
+    snapshot, fresh = take_view(session).prefix
     assert snapshot.shared(layer).keys.shape[2] > 0
     return int(fresh.shared(layer).keys.shape[2])
 
@@ -430,12 +446,12 @@ def test_fresh_frames_run_only_where_the_memory_has_not_got_them_whole(
         0 if layer < PLAN.merge_at else count * CELLS for layer in layers
     ]
     logits = _first_logits(tiny_model, session, "what is there?")
-    states = [*session._footage._states]
-    session._footage._states.clear()
+    states = [*session.history._states]
+    session.history._states.clear()
     assert [_fresh_tokens(session, layer) for layer in layers] == [count * CELLS for _ in layers]
     anew = _first_logits(tiny_model, session, "what is there?")
     assert torch.allclose(logits, anew, atol=2e-4)
-    session._footage._states.extend(torch.zeros_like(state) for state in states)
+    session.history._states.extend(torch.zeros_like(state) for state in states)
     assert not torch.allclose(_first_logits(tiny_model, session, "what is there?"), anew, atol=2e-2)
 
 
@@ -454,8 +470,8 @@ def test_fresh_frames_run_anew_where_they_were_pruned_or_repeat_others(
         assert _answers(tiny_model, session, "what is there?")
     _feed(repeated, video[6:], 2)
     assert _fresh_tokens(repeated, 0) == 0
-    assert repeated.view(fresh_frames=2).prefix[1].shared(0).keys.shape[2] == 0
-    assert repeated.view(fresh_frames=3).prefix[1].shared(0).keys.shape[2] == 3 * CELLS
+    assert take_view(repeated, fresh_frames=2).prefix[1].shared(0).keys.shape[2] == 0
+    assert take_view(repeated, fresh_frames=3).prefix[1].shared(0).keys.shape[2] == 3 * CELLS
 
 
 def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) -> None:
@@ -470,8 +486,8 @@ def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) 
 def test_a_memory_nobody_asks_of_does_not_grow_either(tiny_model: VideoLLM) -> None:
     session = _session(tiny_model, replace(PLAN, window_tokens=96, shallow_tokens=96))
     _feed(session, _video(tiny_model, 120), cut=2)
-    oldest = int(session.cache.deep.index.frames[0])
-    assert [shot.frame for shot in session._footage.shots] == list(range(oldest, 120))
+    oldest = int(session.cache.deep.table.frames[0])
+    assert [record.frame for record in session.history.records] == list(range(oldest, 120))
     assert session.span_seconds == (119 - oldest) / 2
 
 
@@ -485,10 +501,10 @@ def test_a_camera_that_changes_its_picture_size_stays_answerable_and_counted_rig
     video = _video(tiny_model, 6)
     session.append(video[:3], [0.0, 1.0, 2.0])
     session.append(video[3:4, :, :3], [3.0])
-    assert session.view().before_merge == 3 * CELLS + 4 * 3
+    assert take_view(session).before_merge == 3 * CELLS + 4 * 3
     assert _answers(tiny_model, session, "what is there?")
     session.append(video[4:], [4.0, 5.0])
-    view = session.view()
+    view = take_view(session)
     assert view.before_merge == 5 * CELLS + 4 * 3
     assert len(view.prefix) == 2, "the newest frames are shown fresh"
     assert _answers(tiny_model, session, "what is there?")
@@ -522,8 +538,8 @@ def test_contiguous_positions_leave_no_gap(tiny_model: VideoLLM) -> None:
     session = _session(tiny_model, replace(PLAN, positions="contiguous"))
     _feed(session, _video(tiny_model, 8), 2)
     deep = session.cache.deep
-    assert deep.index.times.tolist() == list(range(len(deep)))
-    assert session.view().starts[1][0] == deep.pinned + len(deep)
+    assert deep.table.times.tolist() == list(range(len(deep)))
+    assert take_view(session).starts[1][0] == deep.pinned + len(deep)
 
 
 def test_a_window_larger_than_the_memory_is_refused_with_the_smallest_that_works(
@@ -611,14 +627,14 @@ def test_rotations_are_counted_per_token_and_stay_few(tiny_model: VideoLLM) -> N
         deep = session.cache.deep
         seen = max(seen, int(deep.turns[: len(deep)].max()))
         assert int(deep.turns[len(deep) - 1]) == 0 or len(deep) == 1
-    assert session.cache.bands[0].offset > 0
+    assert session.cache.groups[0].offset > 0
     assert 1 <= seen <= 4
 
 
 def test_window_of_a_question_hides_what_was_last_seen_before_it(tiny_model: VideoLLM) -> None:
     session = _session(tiny_model)
     _feed(session, _video(tiny_model, 20), cut=2)
-    whole, last = session.view(), session.view(window_s=2.0)  # two frames a second
+    whole, last = take_view(session), take_view(session, window_s=2.0)  # two frames a second
     seen = session.cache.deep.last_seen[: len(session.cache.deep)]
     assert last.visual == int((seen >= 15).sum())
     assert last.visual < whole.visual
@@ -632,37 +648,35 @@ def test_window_longer_than_the_memory_changes_no_logit(tiny_model: VideoLLM) ->
     session = _session(tiny_model)
     _feed(session, _video(tiny_model, 6), cut=2)
     expected = _first_logits(tiny_model, session, "what is there?")
-    view = session.view(window_s=100.0)
-    session.view = lambda: view  # type: ignore[method-assign,assignment]
-    assert torch.equal(_first_logits(tiny_model, session, "what is there?"), expected)
+    view = take_view(session, window_s=100.0)
+    assert torch.equal(_first_logits(tiny_model, session, "what is there?", view), expected)
 
 
 def test_what_a_window_hides_is_not_looked_at(tiny_model: VideoLLM) -> None:
     session = _session(tiny_model)
     _feed(session, _video(tiny_model, 12), cut=2)
-    view = session.view(window_s=2.0)
-    session.view = lambda: view  # type: ignore[method-assign,assignment]
-    expected = _first_logits(tiny_model, session, "what is there?")
+    view = take_view(session, window_s=2.0)
+    expected = _first_logits(tiny_model, session, "what is there?", view)
     hidden = torch.isinf(_bias(view)).nonzero()[:, 0]
     for layer in range(view.bounds[-1], len(tiny_model.layers)):
         shared = view.prefix[0].shared(layer)
         shared.values[:, :, hidden + shared.values.shape[2] - len(_bias(view))] = 1e3
     assert len(hidden)
-    assert torch.equal(_first_logits(tiny_model, session, "what is there?"), expected)
+    assert torch.equal(_first_logits(tiny_model, session, "what is there?", view), expected)
 
 
 def test_question_may_ask_for_fresh_frames_of_its_own(tiny_model: VideoLLM) -> None:
     session = _session(tiny_model)
     _feed(session, _video(tiny_model, 8), cut=2)
-    assert session.view().visual < session.view(fresh_frames=2).visual
-    assert len(session.view(fresh_frames=2).prefix) == 2
+    assert take_view(session).visual < take_view(session, fresh_frames=2).visual
+    assert len(take_view(session, fresh_frames=2).prefix) == 2
     # a fresh view never shows more than the question is about
-    assert session.view(window_s=0.4, fresh_frames=4).visual >= CELLS
+    assert take_view(session, window_s=0.4, fresh_frames=4).visual >= CELLS
 
 
 def _bias(view: View) -> Tensor:
     bias = view.prefix[0].shared(view.bounds[-1]).bias
-    pinned = bias.shape[0] - len(view.prefix[0].bands[-1].index)
+    pinned = bias.shape[0] - len(view.prefix[0].groups[-1].table)
     part: Tensor = bias[pinned:]
     return part
 
@@ -672,14 +686,14 @@ def test_tiles_cover_the_newest_frame_and_name_what_stands_for_each(tiny_model: 
     video = _video(tiny_model, 12)
     _feed(session, video[:10], cut=2)
     session.append(video[:2], [100.0, 100.5])  # as at the start: most of it is known
-    mosaic, deep = session.mosaic(), session.cache.deep
+    mosaic, deep = draw_mosaic(session), session.cache.deep
     assert (mosaic.rows, mosaic.columns) == (ROWS, COLUMNS)
     covered = torch.zeros(ROWS, COLUMNS, dtype=torch.int64)
     for tile in mosaic.tiles:
         y0, x0, y1, x1 = tile.box
         covered[y0:y1, x0:x1] += 1
     assert bool((covered == 1).all())
-    boxes = {int(s): box for s, box in zip(deep.index.serials, deep.index.boxes, strict=True)}
+    boxes = {int(s): box for s, box in zip(deep.table.serials, deep.table.boxes, strict=True)}
     for tile in mosaic.tiles:
         frame, *own = boxes[tile.token].tolist()
         is_same = list(tile.box) == own
@@ -687,7 +701,7 @@ def test_tiles_cover_the_newest_frame_and_name_what_stands_for_each(tiny_model: 
         assert tile.age_s >= 0
         assert (tile.age_s <= 0.5) == (frame >= 10)
     assert {tile.kind for tile in mosaic.tiles} >= {"kept"}
-    in_view = deep.index.serials[deep.last_seen[: len(deep)] == 11]
+    in_view = deep.table.serials[deep.last_seen[: len(deep)] == 11]
     assert {tile.token for tile in mosaic.tiles} == set(in_view.tolist())
     assert (mosaic.before, mosaic.after) == (12 * CELLS, len(deep))
     assert mosaic.captured_at == 100.5
@@ -698,7 +712,7 @@ def test_without_merging_every_cell_of_the_newest_frame_is_a_new_tile(
 ) -> None:
     session = _session(tiny_model, reducer="none")
     _feed(session, _video(tiny_model, 4), cut=2)
-    mosaic = session.mosaic()
+    mosaic = draw_mosaic(session)
     assert len(mosaic.tiles) == CELLS
     assert {(tile.kind, tile.size, tile.age_s) for tile in mosaic.tiles} == {("new", 1, 0.0)}
 
@@ -706,9 +720,9 @@ def test_without_merging_every_cell_of_the_newest_frame_is_a_new_tile(
 def test_a_repeated_frame_has_nothing_new(tiny_model: VideoLLM) -> None:
     session = _session(tiny_model)
     _feed(session, _video(tiny_model, 4), cut=2)
-    before = session.mosaic()
+    before = draw_mosaic(session)
     session.repeat([100.0])
-    after = session.mosaic()
+    after = draw_mosaic(session)
     assert [tile.box for tile in after.tiles] == [tile.box for tile in before.tiles]
     assert "new" not in {tile.kind for tile in after.tiles}
     assert sum(tile.size for tile in after.tiles) > sum(tile.size for tile in before.tiles)

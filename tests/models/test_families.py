@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from stream_sttm.engine import forward as decoder
-from stream_sttm.engine.cache.rotary import turned
-from stream_sttm.engine.cache.suffix import Suffix
+from stream_sttm.engine import forward
+from stream_sttm.engine.cache.rotary import rerotated
+from stream_sttm.engine.cache.suffix import SuffixCache
 from stream_sttm.errors import ModelError, UnsupportedModel
 from stream_sttm.models import DEMO, load_model
 from stream_sttm.models.family import VideoLLM
@@ -69,14 +69,14 @@ def test_our_layer_loop_equals_transformers_forward(model: VideoLLM, tiny_folder
         dim=1,
     )[:, None]
     length = hidden.shape[1]
-    suffix = Suffix(decoder.shape_of(model), rows=1, capacity=length)
+    suffix = SuffixCache(forward.shape_of(model), rows=1, capacity=length)
     layers = (0, len(model.layers))
-    ours = decoder.walk(
+    ours = forward.run_layers(
         model,
         hidden,
         layers,
         positions=positions,
-        mask=decoder.causal(length, device=model.device),
+        mask=forward.causal_mask(length, device=model.device),
         cache=suffix,
     )
     if model.axes == 1:
@@ -103,10 +103,10 @@ def test_a_turned_key_equals_the_key_at_that_position(model: VideoLLM) -> None:
     def rotated(key: torch.Tensor, time: int, place: int) -> torch.Tensor:
         positions = torch.tensor([time, *[place] * (model.axes - 1)]).reshape(model.axes, 1, 1)
         cos, sin = model.rotary(hidden, positions)
-        return turned(key, cos[0, 0], sin[0, 0])
+        return rerotated(key, cos[0, 0], sin[0, 0])
 
     key = torch.randn(width, generator=torch.Generator().manual_seed(3))
-    moved = turned(rotated(key, 700, 5), *model.turn(-690))
+    moved = rerotated(rotated(key, 700, 5), *model.turn(-690))
     assert torch.allclose(moved, rotated(key, 10, 5), atol=1e-4)
     assert not torch.allclose(moved, rotated(key, 700, 5), atol=1e-2)
 

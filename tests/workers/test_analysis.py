@@ -215,7 +215,7 @@ async def test_streams_come_and_go_while_others_go_on() -> None:
         running.analysis.watch("door", running.clips["door"])
         await running.show("door", 1)
         async with asyncio.timeout(20):
-            while running.engine.memories.of("door") is None:  # noqa: ASYNC110 - a poll
+            while running.engine.sessions.of("door") is None:  # noqa: ASYNC110 - a poll
                 await asyncio.sleep(0.01)
         assert (await running.ask("door", "is there a red circle?")).span[1] == 5000.5
         assert (await running.ask("yard", "is there a red circle?")).text

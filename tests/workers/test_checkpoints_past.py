@@ -17,9 +17,7 @@ from typing import Any
 import pytest
 
 from stream_sttm.config.storage import StateSettings
-from stream_sttm.engine.checkpoint import archive_file
-from stream_sttm.engine.checkpoint import session_file as memory_file
-from stream_sttm.engine.checkpoint import tensor_file as state_file
+from stream_sttm.engine.checkpoint import archive_file, session_file, tensor_file
 from stream_sttm.engine.engine import Engine
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Answer, Question
@@ -38,7 +36,7 @@ def _no_thread_is_left() -> Iterator[None]:
 
 def _keeping(engine: Engine, folder: Path, *streams: str) -> Keeping:
     return Keeping(
-        engine.memories,
+        engine.sessions,
         StateSettings(dir=str(folder), save_every=3600),
         lambda: streams or (STREAM,),
         thread=_THREAD,
@@ -65,10 +63,10 @@ def _told(answers: dict[str, Answer]) -> list[tuple[Any, ...]]:
 
 def _gone(engine: Engine, until: float = float("inf")) -> set[tuple[float, int]]:
     """What the memory has lost of windows from before `until`: when each was captured, and which of its tokens."""
-    session = engine.memories.of(STREAM)
+    session = engine.sessions.of(STREAM)
     assert session is not None
     assert session.archive is not None
-    gone = session.archive.gone(session.cache.deep.index.serials)
+    gone = session.archive.gone(session.cache.deep.table.serials)
     assert gone is not None
     pairs = zip(gone.owner.tolist(), gone.row.tolist(), strict=True)
     lost = {(gone.windows[owner].captured[0], row) for owner, row in pairs}
@@ -111,12 +109,12 @@ async def test_a_kill_between_two_files_of_a_save_after_a_restart_mistakes_no_to
         _keeping(engine, tmp_path).restore()
         if saved == "memory":
             _show(engine, 2, first=30 + 2 * run)
-            memory = engine.memories.saved(STREAM)
+            memory = engine.sessions.saved(STREAM)
             assert memory is not None
-            memory_file.write(tmp_path, memory)
+            session_file.write(tmp_path, memory)
             before, gone = _ask(engine, "always", "never"), _gone(engine, until=60.0)
         else:
-            past = engine.memories.saved_past(STREAM)
+            past = engine.sessions.saved_past(STREAM)
             assert past is not None
             archive_file.write(tmp_path, past)
             _show(engine, 2, first=30)
@@ -132,7 +130,7 @@ async def test_the_past_is_back_even_where_the_memory_is_not(
     engine = _engine(tiny_model, "always")
     _show(engine, 30)
     await _stopped(_keeping(engine, tmp_path))
-    memory_file.path_of(tmp_path, STREAM).write_bytes(b"no memory at all")
+    session_file.path_of(tmp_path, STREAM).write_bytes(b"no memory at all")
     again = _engine(tiny_model, "always")
     with caplog.at_level(logging.INFO):
         _keeping(again, tmp_path).restore()
@@ -158,7 +156,7 @@ async def test_a_bad_past_is_set_aside_in_one_line_and_the_memory_is_back(
         part = max(archive_file.path_of(tmp_path, STREAM).iterdir(), key=lambda p: p.stat().st_size)
         part.write_bytes(part.read_bytes()[:-1])
     else:
-        saved = engine.memories.saved_past(STREAM)
+        saved = engine.sessions.saved_past(STREAM)
         assert saved is not None
         archive_file.write(tmp_path, replace(saved, fits={**saved.fits, "model": "another"}))
     again = _engine(tiny_model, "always")
@@ -189,7 +187,7 @@ async def test_a_past_that_can_not_be_saved_is_told_once_and_the_memory_is_saved
     _show(engine, 1, first=10)
     await _stopped(keeping)
     assert caplog.text.count("its past can't be saved to") == 1
-    assert memory_file.read(tmp_path, STREAM) is not None
+    assert session_file.read(tmp_path, STREAM) is not None
     home.unlink()
     await _stopped(keeping)
     assert archive_file.read(tmp_path, STREAM) is not None
@@ -209,7 +207,7 @@ async def test_of_a_removed_stream_nothing_is_left_and_nothing_more_is_written(
     await keeping.forget(STREAM)
     await _stopped(keeping)
     assert _left(tmp_path) == []
-    saved = engine.memories.saved_past(STREAM)
+    saved = engine.sessions.saved_past(STREAM)
     assert saved is not None, "the engine may still have it"
     keeping._write(keeping._parts[1], tmp_path, saved)
     assert _left(tmp_path) == []
@@ -251,7 +249,7 @@ def test_answers_that_were_given_are_remembered_over_a_restart(
     engine.ask(Question("q", STREAM, "what is there?", 0.0, 6, query="scene"))
     [answer] = _run(engine)
     assert isinstance(answer, Answer)
-    saved = engine.memories.saved_past(STREAM)
+    saved = engine.sessions.saved_past(STREAM)
     assert saved is not None
     archive_file.write(tmp_path, saved)
     found = archive_file.read(tmp_path, STREAM)
@@ -288,7 +286,7 @@ def test_a_killed_service_recalls_what_it_saved_and_deletes_it_with_its_stream(
         with suppress(OSError):
             manifest = state / "cam.past" / "manifest.safetensors"
             if manifest.exists():
-                found = state_file.read(manifest)
+                found = tensor_file.read(manifest)
                 return 0 if found is None else len(found.tensors["counts"])
         return 0
 

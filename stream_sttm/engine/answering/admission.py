@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from stream_sttm.config.settings import AnsweringSettings
-from stream_sttm.engine.answering.formats import Forms
+from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.errors import QuestionRejected
 from stream_sttm.types import Question
 
 
-def check(question: Question, *, forms: Forms, plan: MemoryPlan, limits: AnsweringSettings) -> None:
+def check(
+    question: Question, *, forms: AnswerFormats, plan: MemoryPlan, limits: AnsweringSettings
+) -> None:
     """Raise QuestionRejected for a question that is empty or too long, and where there can be no answer to it."""
     if not question.text.strip():
         raise QuestionRejected("the question is empty")

@@ -15,15 +15,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stream_sttm.engine import forward as decoder
-from stream_sttm.engine.answering import formats as forms
-from stream_sttm.engine.answering.formats import Forms, Options
+from stream_sttm.engine import forward
+from stream_sttm.engine.answering import formats
+from stream_sttm.engine.answering.formats import AnswerFormats, Options
 from stream_sttm.engine.answering.prompt_tree import PromptTree
-from stream_sttm.engine.answering.sequence import Finished, Row
-from stream_sttm.engine.attention import Asking, Watch
-from stream_sttm.engine.cache.suffix import Suffix
-from stream_sttm.engine.recall.lookback import Gaze
-from stream_sttm.engine.recall.retrieval import Past
+from stream_sttm.engine.answering.sequence import Completion, SequenceState
+from stream_sttm.engine.attention import PrefixQueries, QueryHook
+from stream_sttm.engine.cache.suffix import SuffixCache
+from stream_sttm.engine.recall.lookback import LookbackProbe
+from stream_sttm.engine.recall.retrieval import RecallContext
 from stream_sttm.engine.view import View
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
@@ -45,20 +45,22 @@ class AnswerBatch:
         model: VideoLLM,
         view: View,
         questions: Sequence[Question],
-        known: Forms,
+        known: AnswerFormats,
         *,
-        past: Past | None = None,
+        past: RecallContext | None = None,
         before: str = "",
     ) -> None:
         self.view = view
         self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
         self.past = past
         self.opening: Callable[[], View] | None = None
-        self._gaze: Gaze | None = None
+        self._probe: LookbackProbe | None = None
         self._model = model
         prompts = [known.prompt(question, before) for question in questions]
         self._rows = [
-            Row(question, len(ids), known.options(question.form), known.grammar(question.form))
+            SequenceState(
+                question, len(ids), known.options(question.form), known.grammar(question.form)
+            )
             for question, ids in zip(questions, prompts, strict=True)
         ]
         self._tree = PromptTree(prompts)
@@ -72,14 +74,14 @@ class AnswerBatch:
         """Those without an answer so far."""
         return [row.question for row in self._rows]
 
-    def said(self) -> list[tuple[Question, str]]:
+    def partial_texts(self) -> list[tuple[Question, str]]:
         """Streamed answers that are being written, and their words so far."""
         writing = [row for row in self._rows if row.ids and row.question.is_streamed]
         # the bytes of a character may come one by one
         texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
         return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
 
-    def step(self) -> list[Finished]:
+    def step(self) -> list[Completion]:
         """Read the next piece of the questions, or write one more token for each; returns those answered now."""
         if self.opening is not None:
             self.view, self.opening = self.opening(), None
@@ -94,11 +96,11 @@ class AnswerBatch:
 
     def _begin(self) -> None:
         """Take the room that the questions need."""
-        self._gaze = self.past.gaze(len(self._rows)) if self.past is not None else None
-        self._suffix = Suffix(decoder.shape_of(self._model), rows=1, capacity=len(self._tree))
+        self._probe = self.past.probe(len(self._rows)) if self.past is not None else None
+        self._suffix = SuffixCache(forward.shape_of(self._model), rows=1, capacity=len(self._tree))
         self._has_begun = True
 
-    def _write(self) -> list[Finished]:
+    def _write(self) -> list[Completion]:
         if not self._is_writing:
             self._begin_writing()
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
@@ -108,13 +110,13 @@ class AnswerBatch:
         hidden = self._walk(self._next[:, None], steps, mask, self._suffix)
         return self._take(hidden[:, -1])
 
-    def _read(self) -> list[Finished]:
+    def _read(self) -> list[Completion]:
         start, model = self._suffix.length, self._model
         end = min(len(self._tree), start + PIECE)
         piece = self._tree.piece(start, end, len(model.layers), model.device)
         hides = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
         hides.masked_fill_(~piece.sees, -torch.inf)
-        watch = partial(self._gaze.see, piece.last, piece.ends) if self._gaze else None
+        watch = partial(self._probe.see, piece.last, piece.ends) if self._probe else None
         self._suffix.seen = piece.before
         hidden = self._walk(
             piece.ids[None],
@@ -138,7 +140,7 @@ class AnswerBatch:
         longest = max(len(path) for path in self._paths)
         room = max(question.max_new_tokens for question in self.questions)
         padded = [[*path, *[path[-1]] * (longest - len(path))] for path in self._paths]
-        self._suffix = self._suffix.along(torch.tensor(padded, device=device), room=room)
+        self._suffix = self._suffix.expand(torch.tensor(padded, device=device), room=room)
         self._lengths = torch.tensor([len(path) for path in self._paths], device=device)
         column = torch.arange(longest + room, device=device)
         # (B, columns), False at padding
@@ -147,13 +149,13 @@ class AnswerBatch:
 
     def _set_aside(self) -> None:
         """Go on without the questions that may look back and do."""
-        if self.past is None or self._gaze is None:
+        if self.past is None or self._probe is None:
             return
         stays = []
         for place, (row, share) in enumerate(
-            zip(self._rows, self._gaze.shares.tolist(), strict=True)
+            zip(self._rows, self._probe.shares.tolist(), strict=True)
         ):
-            if self.past.wishes(row.question) == "auto" and self.past.is_sought(share):
+            if self.past.recall_mode(row.question) == "auto" and self.past.looks_back(share):
                 self.looking_back.append(row.question)
             else:
                 stays.append(place)
@@ -165,9 +167,9 @@ class AnswerBatch:
         ids: Tensor,
         steps: Tensor,
         mask: Tensor,
-        suffix: Suffix,
-        watch: Watch | None = None,
-        asking: Sequence[Asking | None] = (),
+        suffix: SuffixCache,
+        watch: QueryHook | None = None,
+        asking: Sequence[PrefixQueries | None] = (),
     ) -> Tensor:
         """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
         model, view = self._model, self.view
@@ -176,7 +178,7 @@ class AnswerBatch:
         for (time, place), first, last in zip(view.starts, view.bounds, ends, strict=True):
             axes = [time, *[place] * (model.axes - 1)]
             positions = torch.stack([steps + start for start in axes])
-            hidden = decoder.walk(
+            hidden = forward.run_layers(
                 model,
                 hidden,
                 (first, last),
@@ -190,7 +192,7 @@ class AnswerBatch:
         suffix.commit(ids.shape[1])
         return hidden
 
-    def _take(self, hidden: Tensor) -> list[Finished]:
+    def _take(self, hidden: Tensor) -> list[Completion]:
         """Choose each row's next token, and set aside the rows that are done."""
         logits = self._model.logits(hidden)
         for place, row in enumerate(self._rows):
@@ -199,7 +201,7 @@ class AnswerBatch:
                 logits[place].masked_fill_(refused, -torch.inf)
         chosen = logits.argmax(dim=-1)
         logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
-        weights = self._weighed(logits)
+        weights = self._option_probabilities(logits)
         finished, open_rows = [], []
         # The one place where answering waits for the device: which rows are done decides what runs next.
         for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
@@ -228,7 +230,7 @@ class AnswerBatch:
         self._rows = [self._rows[place] for place in places]
         self._paths = [self._paths[place] for place in places]
 
-    def _weighed(self, logits: Tensor) -> dict[int, list[float]]:
+    def _option_probabilities(self, logits: Tensor) -> dict[int, list[float]]:
         """By place, for rows that choose: what each option is worth, from the first token's logits (B, V)."""
         places_of: dict[int, list[int]] = {}
         for place, row in enumerate(self._rows):
@@ -239,10 +241,10 @@ class AnswerBatch:
             options = self._rows[places[0]].options
             assert options is not None
             if options.are_told_apart:
-                scores = forms.first_scores(logits[places], options)
+                scores = formats.first_scores(logits[places], options)
             else:
                 scores = torch.stack([self._scores(options, at, logits[at]) for at in places])
-            each = forms.probabilities(scores, self._model.tuned.temperature).tolist()
+            each = formats.probabilities(scores, self._model.tuned.temperature).tolist()
             weights.update(zip(places, each, strict=True))
         return weights
 
@@ -260,7 +262,7 @@ class AnswerBatch:
         """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""
         device, path = self._model.device, torch.tensor(self._paths[place])
         rows, longest, length = len(spelt), max(len(ids) for ids in spelt), len(path)
-        suffix = self._suffix.along(path.to(device).expand(rows, -1), room=longest)
+        suffix = self._suffix.expand(path.to(device).expand(rows, -1), room=longest)
         ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spelt])
         ids = ids.to(device)
         steps = torch.arange(longest, device=device)

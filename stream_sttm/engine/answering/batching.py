@@ -10,27 +10,28 @@ from collections.abc import Sequence
 from functools import partial
 
 from stream_sttm.engine.answering.batch import AnswerBatch
-from stream_sttm.engine.answering.formats import Forms
-from stream_sttm.engine.answering.history_prompt import retold
-from stream_sttm.engine.recall.retrieval import Past
+from stream_sttm.engine.answering.formats import AnswerFormats
+from stream_sttm.engine.answering.history_prompt import history_prompt
+from stream_sttm.engine.recall.retrieval import RecallContext
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.snapshot import recall_context, take_view
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question
 
 
-def in_batches(
-    model: VideoLLM, session: StreamSession, questions: Sequence[Question], known: Forms
+def make_batches(
+    model: VideoLLM, session: StreamSession, questions: Sequence[Question], known: AnswerFormats
 ) -> list[AnswerBatch]:
     """At least one batch, from the memory as it is now, for questions that agree in their `look`."""
     window_s, fresh_frames = questions[0].look
-    view = session.view(window_s, fresh_frames)
+    view = take_view(session, window_s, fresh_frames)
     is_plain = window_s is not None or all(question.recall == "never" for question in questions)
-    past = None if is_plain else session.past(view)
+    past = None if is_plain else recall_context(session, view)
     if past is None:
         return [AnswerBatch(model, view, questions, known)]
-    back = [question for question in questions if past.wishes(question) == "always"]
-    here = [question for question in questions if past.wishes(question) != "always"]
-    may_turn = any(past.wishes(question) == "auto" for question in here)
+    back = [question for question in questions if past.recall_mode(question) == "always"]
+    here = [question for question in questions if past.recall_mode(question) != "always"]
+    may_turn = any(past.recall_mode(question) == "auto" for question in here)
     batches = _looking_back(model, past, back, known)
     if here:
         own = past if may_turn else None
@@ -38,7 +39,7 @@ def in_batches(
     return batches
 
 
-def set_aside(model: VideoLLM, batch: AnswerBatch, known: Forms) -> list[AnswerBatch]:
+def split_lookback(model: VideoLLM, batch: AnswerBatch, known: AnswerFormats) -> list[AnswerBatch]:
     """Batches for the questions of a batch that turned out to look back."""
     if batch.past is None:
         return []
@@ -48,7 +49,7 @@ def set_aside(model: VideoLLM, batch: AnswerBatch, known: Forms) -> list[AnswerB
 
 
 def _looking_back(
-    model: VideoLLM, past: Past, questions: Sequence[Question], known: Forms
+    model: VideoLLM, past: RecallContext, questions: Sequence[Question], known: AnswerFormats
 ) -> list[AnswerBatch]:
     batches = []
     for question in questions:
@@ -59,11 +60,11 @@ def _looking_back(
     return batches
 
 
-def _retold(past: Past, question: Question, known: Forms) -> str:
+def _retold(past: RecallContext, question: Question, known: AnswerFormats) -> str:
     """The newest earlier answers that a question has room for; its own are left out, or it would agree with itself."""
     others = [event for event in past.events if event.query != question.query]
     for count in range(min(past.plan.log, len(others)), 0, -1):
-        before = retold(others[-count:], now=past.view.span[1])
+        before = history_prompt(others[-count:], now=past.view.span[1])
         if len(known.prompt(question, before)) + question.max_new_tokens <= past.text_room:
             return before
     return ""

@@ -103,7 +103,7 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
 
-class Forms:
+class AnswerFormats:
     """The forms that one model's answers may take."""
 
     def __init__(self, model: VideoLLM) -> None:

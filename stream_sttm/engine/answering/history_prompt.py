@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stream_sttm.engine.recall.archived import Event
+from stream_sttm.engine.recall.archived import PastAnswer
 
 _HEAD = "What was asked and answered about this video before:"
 _LONGEST = 200  # characters of a question or an answer
 
 
-def retold(events: Sequence[Event], *, now: float) -> str:
+def history_prompt(events: Sequence[PastAnswer], *, now: float) -> str:
     """One line each, in the order of when they began, under a heading; empty where there are none."""
     if not events:
         return ""
@@ -24,7 +24,7 @@ def retold(events: Sequence[Event], *, now: float) -> str:
     return "\n".join([_HEAD, *lines, "", ""])
 
 
-def _when(event: Event, now: float) -> str:
+def _when(event: PastAnswer, now: float) -> str:
     first, last = _span(now - event.since), _span(now - event.until)
     return f"{first} ago" if first == last else f"{first} to {last} ago"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.attention import Asking
+from stream_sttm.engine.attention import PrefixQueries
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Piece:
     sees: Tensor
     last: Tensor
     ends: Tensor
-    asking: tuple[Asking | None, ...]
+    asking: tuple[PrefixQueries | None, ...]
 
 
 class PromptTree:
@@ -96,20 +96,20 @@ class PromptTree:
                 yield first, low - start, path[: first + high - low]
 
 
-def _once(tokens: Sequence[Hashable], device: torch.device) -> Asking | None:
+def _once(tokens: Sequence[Hashable], device: torch.device) -> PrefixQueries | None:
     """Of tokens that are alike one asks for all; None where no two are."""
     first: dict[Hashable, int] = {}
     of = [first.setdefault(token, len(first)) for token in tokens]
     if len(first) == len(tokens):
         return None
     asks = [of.index(place) for place in range(len(first))]
-    return Asking(torch.tensor(asks, device=device), torch.tensor(of, device=device))
+    return PrefixQueries(torch.tensor(asks, device=device), torch.tensor(of, device=device))
 
 
-def _only(places: Sequence[int], count: int, device: torch.device) -> Asking:
+def _only(places: Sequence[int], count: int, device: torch.device) -> PrefixQueries:
     """Of `count` tokens only these ask; what the others take does not matter."""
     asks = sorted(set(places))
     of = [0] * count
     for number, place in enumerate(asks):
         of[place] = number
-    return Asking(torch.tensor(asks, device=device), torch.tensor(of, device=device))
+    return PrefixQueries(torch.tensor(asks, device=device), torch.tensor(of, device=device))

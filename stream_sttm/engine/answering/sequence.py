@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from stream_sttm.engine.answering import formats as forms
+from stream_sttm.engine.answering import formats
 from stream_sttm.engine.answering.formats import Grammar, Options
 from stream_sttm.engine.view import View
 from stream_sttm.errors import AnswerUnfinished
@@ -16,7 +16,7 @@ from stream_sttm.types import AnswerType, Question, Structured, TokenCounts
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Completion:
     """One question's answer and what it cost; where it got none, why."""
 
     question: Question
@@ -28,7 +28,7 @@ class Finished:
 
 
 @dataclass(slots=True)
-class Row:
+class SequenceState:
     """A question, its length in tokens, what rules its answer, the answer so far, and the logarithm of its weight."""
 
     question: Question
@@ -38,26 +38,28 @@ class Row:
     ids: list[int] = field(default_factory=list)
     log: float = 0.0
 
-    def chosen(self, weights: Sequence[float], view: View) -> Finished:
+    def chosen(self, weights: Sequence[float], view: View) -> Completion:
         """The best of its options, by what each is worth."""
         assert self.options is not None
         confidence, option = max(zip(weights, self.options.options, strict=True), key=itemgetter(0))
-        return Finished(self.question, option.text, self._counts(view), option.value, confidence)
+        return Completion(self.question, option.text, self._counts(view), option.value, confidence)
 
-    def written(self, model: VideoLLM, view: View, *, is_end: bool) -> Finished:
+    def written(self, model: VideoLLM, view: View, *, is_end: bool) -> Completion:
         """What it has written; `is_end`: of its own will."""
         question, text, tokens = self.question, model.answer(self.ids), self._counts(view)
         if self.grammar is None:
-            return Finished(question, text, tokens)
+            return Completion(question, text, tokens)
         if not is_end:
             error = AnswerUnfinished(
                 f"the answer has not ended after {len(self.ids)} tokens; raise max_new_tokens, "
                 "or ask for less by json_schema (maxLength, maxItems)"
             )
-            return Finished(question, text, tokens, error=error)
+            return Completion(question, text, tokens, error=error)
         is_number = question.form.type is AnswerType.NUMBER
         confidence = math.exp(self.log) if is_number else None
-        return Finished(question, text, tokens, forms.structured(text, question.form), confidence)
+        return Completion(
+            question, text, tokens, formats.structured(text, question.form), confidence
+        )
 
     def _counts(self, view: View) -> TokenCounts:
         return TokenCounts(

@@ -16,7 +16,7 @@ from stream_sttm.types import MAX_FRESH_FRAMES
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class FrameRecord:
     """One remembered frame: its number, the wall clock it was captured at, its cells."""
 
     frame: int
@@ -24,7 +24,7 @@ class Shot:
     cells: int
 
 
-class Footage:
+class FrameHistory:
     """The remembered frames of one camera, oldest first."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Footage:
         self.cells = 0  # of all of them; a camera may change its picture's size
         self.grid = (0, 0)  # rows and columns of the newest one's
         self.since = 0  # the newest window's first
-        self.shots: deque[Shot] = deque()
+        self.records: deque[FrameRecord] = deque()
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
         self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of those that ran
 
@@ -51,30 +51,30 @@ class Footage:
         self.frames += frames
         self.cells += frames * rows * columns
         numbers = range(self.since, self.frames)
-        self.shots.extend(
-            Shot(n, at, rows * columns) for n, at in zip(numbers, captured, strict=True)
+        self.records.extend(
+            FrameRecord(n, at, rows * columns) for n, at in zip(numbers, captured, strict=True)
         )
         self._ring.extend(features)
         self._states.extend([] if states is None else states)
 
     def forget(self, before: int) -> None:
         """Let go of all frames before one of them."""
-        while self.shots[0].frame < before:
-            self.shots.popleft()
+        while self.records[0].frame < before:
+            self.records.popleft()
 
-    def within(self, seconds: float | None) -> list[Shot]:
+    def within(self, seconds: float | None) -> list[FrameRecord]:
         """The remembered frames of the last `seconds`, the newest in any case; all of them for None."""
-        newest = self.shots[-1]
+        newest = self.records[-1]
         return [
-            shot
-            for shot in self.shots
-            if seconds is None or newest.at - shot.at <= seconds or shot is newest
+            record
+            for record in self.records
+            if seconds is None or newest.at - record.at <= seconds or record is newest
         ]
 
     @property
     def span_seconds(self) -> float:
         """Seconds from the oldest remembered frame to the newest."""
-        return self.shots[-1].at - self.shots[0].at
+        return self.records[-1].at - self.records[0].at
 
     @property
     def at_hand(self) -> int:
@@ -98,9 +98,9 @@ class Footage:
         """All of it, for `restore`."""
         return {
             "clock": torch.tensor([self.frames, self.cells, *self.grid]),
-            "captured": torch.tensor([shot.at for shot in self.shots], dtype=torch.float64),
-            "captured.frames": torch.tensor([shot.frame for shot in self.shots]),
-            "captured.cells": torch.tensor([shot.cells for shot in self.shots]),
+            "captured": torch.tensor([record.at for record in self.records], dtype=torch.float64),
+            "captured.frames": torch.tensor([record.frame for record in self.records]),
+            "captured.cells": torch.tensor([record.cells for record in self.records]),
             "ring": torch.stack(list(self._ring)),
             "states": torch.stack(list(self._states)),
         }
@@ -110,6 +110,6 @@ class Footage:
         self.frames, self.cells, rows, columns = tensors["clock"].tolist()
         self.grid, self.since = (rows, columns), self.frames
         parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))
-        self.shots.extend(Shot(*shot) for shot in zip(*parts, strict=True))
+        self.records.extend(FrameRecord(*record) for record in zip(*parts, strict=True))
         self._ring.extend(tensors["ring"].to(device))
         self._states.extend(tensors["states"].to(device))

@@ -32,7 +32,7 @@ class CacheShape:
     format: Format = "auto"
 
 
-class Slots:
+class KVBuffer:
     """(1, heads, count, D) numbers; `codes` as they are stored, `scales` (1, heads, count, 1) float32 or None."""
 
     def __init__(self, shape: CacheShape, count: int) -> None:
@@ -69,9 +69,9 @@ class Slots:
         """Slots [0, end) in the model's numbers; a view where they are stored so."""
         return self.view(end).numbers()
 
-    def view(self, end: int) -> SlotsView:
+    def view(self, end: int) -> KVBufferView:
         """Slots [0, end) as they are now, for as long as nobody writes there."""
-        return SlotsView(self._codes, self._scales, end, self._dtype)
+        return KVBufferView(self._codes, self._scales, end, self._dtype)
 
     def move(self, start: int, rows: Tensor) -> None:
         """Put the slots `start + rows`, ascending, side by side from `start` on."""
@@ -79,11 +79,11 @@ class Slots:
             part[:, :, start : start + len(rows)] = part[:, :, start + rows]
 
     def copied(
-        self, into: Slots, kept: Tensor, *, to: int, turned: Callable[[Tensor], Tensor] | None
+        self, into: KVBuffer, kept: Tensor, *, to: int, rerotated: Callable[[Tensor], Tensor] | None
     ) -> None:
-        """Write the slots `kept` into others from slot `to` on, `turned` on the way; codes are not rounded twice."""
-        if turned is not None:
-            into.write(to, turned(self.view(self._codes.shape[2]).at(kept)))
+        """Write the slots `kept` into others from slot `to` on, `rerotated` on the way; codes are not rounded twice."""
+        if rerotated is not None:
+            into.write(to, rerotated(self.view(self._codes.shape[2]).at(kept)))
             return
         for old, new in zip(self._parts(), into._parts(), strict=True):
             new[:, :, to : to + len(kept)] = _rows(old, kept)
@@ -106,7 +106,7 @@ class Slots:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotsView:
+class KVBufferView:
     """The first `end` slots at one moment; they never change under it."""
 
     codes: Tensor

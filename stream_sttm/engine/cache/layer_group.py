@@ -17,15 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.cache.kv_buffer import CacheShape, Slots, SlotsView
-from stream_sttm.engine.cache.rotary import turned
-from stream_sttm.engine.cache.token_table import Index
+from stream_sttm.engine.cache.kv_buffer import CacheShape, KVBuffer, KVBufferView
+from stream_sttm.engine.cache.rotary import rerotated
+from stream_sttm.engine.cache.token_table import TokenTable
 
 Turn = Callable[[int], tuple[Tensor, Tensor]]
 _BY_TOKEN = ("sizes", "last_seen", "turns", "_serials")
 
 
-class Band:
+class LayerGroup:
     """The storage of layers [first, last), all of one length."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Band:
         self._keys = [self._storage() for _ in range(first, last)]
         self._values = [self._storage() for _ in range(first, last)]
         self._masters: list[Tensor] = []
-        self.index = Index.empty()
+        self.table = TokenTable.empty()
         self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
         self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
         self.turns = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
@@ -48,7 +48,7 @@ class Band:
         self.offset = 0
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.table)
 
     @property
     def evicted(self) -> int:
@@ -86,7 +86,7 @@ class Band:
         self.last_seen[start:end] = boxes[:, 0]
         self.turns[start:end] = 0
         self._serials[start:end] = serials.to(self._serials.device)
-        self.index = Index.joined(self.index, Index(serials, boxes.cpu(), times.cpu()))
+        self.table = TokenTable.joined(self.table, TokenTable(serials, boxes.cpu(), times.cpu()))
         self.emitted += len(boxes)
         self.written += len(boxes)
 
@@ -99,8 +99,8 @@ class Band:
         start, places = self.written - newest, rows.cpu()
         for stored in (*self._keys, *self._values):
             stored.move(start, rows)
-        new = self.index.at(slice(old, None)).at(places)
-        self.index, sizes = self.index.at(slice(old)), self.sizes[old + rows]
+        new = self.table.at(slice(old, None)).at(places)
+        self.table, sizes = self.table.at(slice(old)), self.sizes[old + rows]
         self.emitted -= newest
         self.written = start
         self.commit(new.boxes.to(sizes.device), new.times, sizes)
@@ -132,7 +132,7 @@ class Band:
 
         Returns the serials of the others, on the CPU.
         """
-        gone = self.index.serials[~stays]
+        gone = self.table.serials[~stays]
         self._rewrite(stays.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
         return gone
 
@@ -144,16 +144,16 @@ class Band:
     def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
         prefix = turn(origin - offset)
         shift = turn(self.offset - offset) if offset != self.offset else None
-        moved = partial(turned, cos=shift[0], sin=shift[1]) if shift else None
+        moved = partial(rerotated, cos=shift[0], sin=shift[1]) if shift else None
         kept = slots.to(self.sizes.device)
         end, first = self.pinned + len(kept), torch.arange(self.pinned, device=kept.device)
         for place, (keys, values, master) in enumerate(
             zip(self._keys, self._values, self._masters, strict=True)
         ):
             new_keys, new_values = self._storage(), self._storage()
-            new_keys.write(0, turned(master, *prefix))
-            keys.copied(new_keys, kept + self.pinned, to=self.pinned, turned=moved)
-            values.copied(new_values, torch.cat([first, kept + self.pinned]), to=0, turned=None)
+            new_keys.write(0, rerotated(master, *prefix))
+            keys.copied(new_keys, kept + self.pinned, to=self.pinned, rerotated=moved)
+            values.copied(new_values, torch.cat([first, kept + self.pinned]), to=0, rerotated=None)
             self._keys[place], self._values[place] = new_keys, new_values
         for name in _BY_TOKEN:
             old = getattr(self, name)
@@ -162,7 +162,7 @@ class Band:
             setattr(self, name, fresh)
         if moved:
             self.turns[: len(kept)] += 1
-        self.index = self.index.at(slots)
+        self.table = self.table.at(slots)
         self.written = end
         self.origin, self.offset = origin, offset
 
@@ -171,9 +171,9 @@ class Band:
         counts = torch.tensor([self.emitted, self.origin, self.offset])
         tensors = {
             "counts": counts,
-            "serials": self.index.serials,
-            "boxes": self.index.boxes,
-            "times": self.index.times,
+            "serials": self.table.serials,
+            "boxes": self.table.boxes,
+            "times": self.table.times,
             "sizes": self.sizes[: len(self)].clone(),
             "last_seen": self.last_seen[: len(self)].clone(),
             "turns": self.turns[: len(self)].clone(),
@@ -186,7 +186,7 @@ class Band:
         """Hold what was saved; raises KeyError or RuntimeError where something is missing or of another shape."""
         self.emitted, self.origin, self.offset = tensors["counts"].tolist()
         serials, boxes, times = (tensors[name] for name in ("serials", "boxes", "times"))
-        self.index = Index(serials, boxes, times)
+        self.table = TokenTable(serials, boxes, times)
         held = len(serials)
         self.written = self.pinned + held
         self._serials[:held] = serials
@@ -198,36 +198,36 @@ class Band:
             own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
             slots.restore(own, self.written)
 
-    def _named(self) -> Iterator[tuple[str, Slots]]:
+    def _named(self) -> Iterator[tuple[str, KVBuffer]]:
         for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             yield f"keys.{place}", keys
             yield f"values.{place}", values
 
-    def _storage(self) -> Slots:
-        return Slots(self._shape, self.pinned + self.capacity)
+    def _storage(self) -> KVBuffer:
+        return KVBuffer(self._shape, self.pinned + self.capacity)
 
-    def view(self, *, length: int, bias: Tensor | None) -> BandView:
+    def view(self, *, length: int, bias: Tensor | None) -> LayerGroupView:
         """The first `length` visual tokens (and the prefix) as they are now."""
         end = self.pinned + length
-        return BandView(
+        return LayerGroupView(
             first=self.first,
             keys=[keys.view(end) for keys in self._keys],
             values=[values.view(end) for values in self._values],
             bias=bias,
-            index=self.index.at(slice(length)),
+            table=self.table.at(slice(length)),
             origin=self.origin,
             offset=self.offset,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class BandView:
+class LayerGroupView:
     """A band at one moment; later appends, evictions and rebasing leave it alone."""
 
     first: int
-    keys: list[SlotsView]
-    values: list[SlotsView]
+    keys: list[KVBufferView]
+    values: list[KVBufferView]
     bias: Tensor | None
-    index: Index
+    table: TokenTable
     origin: int
     offset: int

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.cache.layer_group import Band, BandView
-from stream_sttm.engine.cache.token_table import Index
+from stream_sttm.engine.cache.layer_group import LayerGroup, LayerGroupView
+from stream_sttm.engine.cache.token_table import TokenTable
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.visual_tokens import VisualTokens
@@ -17,7 +17,7 @@ from stream_sttm.visual_tokens import VisualTokens
 Grid = tuple[int, int]
 
 
-class TimeAxis:
+class Positions:
     """The places of one stream, of which `fps` frames a second are looked at."""
 
     def __init__(self, model: VideoLLM, plan: MemoryPlan, *, fps: float) -> None:
@@ -25,43 +25,45 @@ class TimeAxis:
         self._contiguous_from = plan.merge_at if plan.positions == "contiguous" else None
         self._step = model.step(fps)
 
-    def places(self, band: Band, tokens: VisualTokens, grid: Grid, *, start: int) -> Tensor:
+    def position_ids(
+        self, group: LayerGroup, tokens: VisualTokens, grid: Grid, *, start: int
+    ) -> Tensor:
         """(axes, N) of new tokens; `start` is where contiguous ones go on."""
-        if self._is_contiguous(band):
+        if self._is_contiguous(group):
             return torch.arange(start, start + len(tokens), device=self._model.device)[None]
         return self._model.own_positions(tokens, grid, self._step)
 
-    def end(self, band: Band, grid: Grid, *, frame: int, count: int) -> int:
+    def end(self, group: LayerGroup, grid: Grid, *, frame: int, count: int) -> int:
         """Where the axis will stand at most when `count` more tokens have come, before `frame`."""
-        if self._is_contiguous(band):
-            return band.emitted + count
+        if self._is_contiguous(group):
+            return group.emitted + count
         return self._model.own_time(frame, grid, self._step)
 
-    def origin(self, band: Band, stays: Tensor, grid: Grid, *, frame: int) -> int:
+    def origin(self, group: LayerGroup, stays: Tensor, grid: Grid, *, frame: int) -> int:
         """Where the oldest frame begins of what stays (N,) bool; `frame` is the next to come."""
-        left = band.index.at(stays)
-        if self._is_contiguous(band):
-            return int(left.times[0]) if len(left) else band.emitted
+        left = group.table.at(stays)
+        if self._is_contiguous(group):
+            return int(left.times[0]) if len(left) else group.emitted
         return self._model.own_time(int(left.frames[0]) if len(left) else frame, grid, self._step)
 
-    def after(self, band: Band, seen: Index) -> int:
+    def after(self, group: LayerGroup, seen: TokenTable) -> int:
         """The contiguous place behind the newest token that is seen of a band."""
-        return int(seen.serials[-1]) + 1 if len(seen) else band.origin
+        return int(seen.serials[-1]) + 1 if len(seen) else group.origin
 
-    def text_start(self, band: Band, grid: Grid, *, frame: int, fresh: int) -> int:
+    def text_start(self, group: LayerGroup, grid: Grid, *, frame: int, fresh: int) -> int:
         """Where text begins when the next frame is `frame` and the newest `fresh` stand behind the band, unmerged."""
-        if self._is_contiguous(band):
-            kept = band.index.before_frame(frame - fresh) if fresh else len(band)
-            return self.after(band, band.index.at(slice(kept))) + fresh * grid[0] * grid[1]
-        return self._model.text_start(frame, grid, self._step, band.origin)
+        if self._is_contiguous(group):
+            kept = group.table.before_frame(frame - fresh) if fresh else len(group)
+            return self.after(group, group.table.at(slice(kept))) + fresh * grid[0] * grid[1]
+        return self._model.text_start(frame, grid, self._step, group.origin)
 
-    def before(self, band: BandView, tokens: VisualTokens, grid: Grid) -> tuple[Tensor, int]:
+    def before(self, group: LayerGroupView, tokens: VisualTokens, grid: Grid) -> tuple[Tensor, int]:
         """(axes, N) places of tokens whose frames count from 0, right before all a band holds, and where they begin."""
-        if self._is_contiguous(band):
-            start = band.origin - len(tokens)
-            return torch.arange(start, band.origin, device=self._model.device)[None], start
+        if self._is_contiguous(group):
+            start = group.origin - len(tokens)
+            return torch.arange(start, group.origin, device=self._model.device)[None], start
         frames = int(tokens.boxes[-1, 0]) + 1
-        start = band.origin - self._model.own_time(frames, grid, self._step)
+        start = group.origin - self._model.own_time(frames, grid, self._step)
         places = self._model.own_positions(tokens, grid, self._step)
         places[0] += start
         return places, start
@@ -75,5 +77,5 @@ class TimeAxis:
             frames += 1
         return frames
 
-    def _is_contiguous(self, band: Band | BandView) -> bool:
-        return band.first == self._contiguous_from
+    def _is_contiguous(self, group: LayerGroup | LayerGroupView) -> bool:
+        return group.first == self._contiguous_from

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def turned(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rerotated(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(..., D) rotated keys, moved by the shift whose (D,) `cos` and `sin` are given, in their own dtype."""
     exact = keys.float()
     first, second = exact.chunk(2, dim=-1)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.attention import Shared
+from stream_sttm.engine.attention import PrefixKV
 from stream_sttm.engine.cache.kv_buffer import CacheShape
 
 
-class Suffix:
+class SuffixCache:
     """Keys and values behind a snapshot: B rows of one length, thrown away when their answers are done.
 
     Layers below `first` have none.
@@ -47,10 +47,10 @@ class Suffix:
         """Keep the `count` columns that every layer just wrote."""
         self.length += count
 
-    def along(self, paths: Tensor, *, room: int) -> Suffix:
+    def expand(self, paths: Tensor, *, room: int) -> SuffixCache:
         """Its only row as R rows, each of the columns that `paths` (R, n) names, with room for that many more."""
         rows, length = paths.shape
-        other = Suffix(self._shape, rows=rows, capacity=length + room, first=self._first)
+        other = SuffixCache(self._shape, rows=rows, capacity=length + room, first=self._first)
         stored = zip(self._keys, self._values, strict=True)
         for layer, (keys, values) in enumerate(stored, self._first):
             rows_keys, rows_values = (part[0][:, paths].transpose(0, 1) for part in (keys, values))
@@ -63,10 +63,10 @@ class Suffix:
         self._keys = [keys[rows] for keys in self._keys]
         self._values = [values[rows] for values in self._values]
 
-    def shared(self, layer: int) -> Shared:
+    def shared(self, layer: int) -> PrefixKV:
         """Its only row, as a prefix for others."""
         place, length = max(0, layer - self._first), self.length if layer >= self._first else 0
-        return Shared(
+        return PrefixKV(
             self._keys[place][:, :, :length],
             self._values[place][:, :, :length],
             self.bias.get(layer),

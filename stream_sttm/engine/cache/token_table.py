@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class TokenTable:
     """Of each visual token in slot order, int64 on the CPU: `serials` (N,), `boxes` (N, 5), `times` (N,).
 
     A serial counts the tokens that a band ever got; boxes are (frame, y0, x0, y1, x1). Serials, frames and times rise.
@@ -26,7 +26,7 @@ class Index:
         return self.serials.shape[0]
 
     @classmethod
-    def empty(cls) -> Index:
+    def empty(cls) -> TokenTable:
         """Of nothing."""
         none = torch.empty(0, dtype=torch.int64)
         return cls(none, none.new_empty(0, 5), none)
@@ -36,18 +36,18 @@ class Index:
         """The frame each token came from, (N,)."""
         return self.boxes[:, 0]
 
-    def at(self, slots: Tensor | slice) -> Index:
+    def at(self, slots: Tensor | slice) -> TokenTable:
         """The part at some slots, in rising order."""
-        return Index(self.serials[slots], self.boxes[slots], self.times[slots])
+        return TokenTable(self.serials[slots], self.boxes[slots], self.times[slots])
 
     def before_frame(self, frame: int) -> int:
         """How many tokens belong to frames before `frame`."""
         return int(torch.searchsorted(self.frames.contiguous(), frame))
 
     @staticmethod
-    def joined(first: Index, second: Index) -> Index:
+    def joined(first: TokenTable, second: TokenTable) -> TokenTable:
         """One behind the other."""
-        return Index(
+        return TokenTable(
             torch.cat([first.serials, second.serials]),
             torch.cat([first.boxes, second.boxes]),
             torch.cat([first.times, second.times]),

@@ -19,13 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.checkpoint import tensor_file as state_file
-from stream_sttm.engine.recall.archived import Contents, Event, Numbering, Window
+from stream_sttm.engine.checkpoint import tensor_file
+from stream_sttm.engine.recall.archived import (
+    ArchivedClip,
+    ArchiveSnapshot,
+    PastAnswer,
+    SerialLineage,
+)
 from stream_sttm.errors import StateError
 
 LARGEST = 8 << 20  # bytes that are written anew at most for one window that came or went
 _SUFFIX, _REFUSED = ".past", ".past-refused"
-_MANIFEST = f"manifest{state_file.SUFFIX}"
+_MANIFEST = f"manifest{tensor_file.SUFFIX}"
 Span = tuple[int, int]  # numbers of windows, from the first to behind the last
 
 
@@ -36,7 +41,7 @@ class SavedPast:
     stream: str
     saved_at: float
     fits: Mapping[str, Any]
-    contents: Contents
+    contents: ArchiveSnapshot
 
 
 def path_of(folder: Path, stream: str) -> Path:
@@ -69,13 +74,13 @@ def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
 def read(folder: Path, stream: str) -> SavedPast | None:
     """What was saved last, None if nothing was; raises StateError where any of it is damaged or another's."""
     home = path_of(folder, stream)
-    manifest = state_file.read(home / _MANIFEST)
+    manifest = tensor_file.read(home / _MANIFEST)
     if manifest is None:
         return None
     try:
         saved = _saved(home, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise state_file.unreadable(home, error) from error
+        raise tensor_file.unreadable(home, error) from error
     if saved.stream != stream:
         raise StateError(f"{home}: holds the past of stream {saved.stream!r}")
     _tidy(home, saved.contents.id, _spans(manifest.about))
@@ -105,7 +110,7 @@ def saved_before(folder: Path, moment: float) -> list[str]:
     return [path.parent.name.removesuffix(_SUFFIX) for path in old]
 
 
-def arranged(contents: Contents, known: Mapping[Span, str], largest: int) -> list[Span]:
+def arranged(contents: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
     """How the windows are spread over files: as `known` where that still holds, small new ones put together.
 
     What is new takes in the newest files as long as these are no larger than it, so that each window is written again
@@ -138,7 +143,7 @@ def arranged(contents: Contents, known: Mapping[Span, str], largest: int) -> lis
 def _known(home: Path, id_: str) -> dict[Span, str]:
     """The files of an archive that the disk holds already, and their checksums."""
     try:
-        manifest = state_file.read(home / _MANIFEST)
+        manifest = tensor_file.read(home / _MANIFEST)
     except StateError:
         return {}
     if manifest is None or manifest.about.get("id") != id_:
@@ -152,36 +157,36 @@ def _spans(about: Mapping[str, Any]) -> dict[Span, str]:
 
 
 def _part(home: Path, id_: str, span: Span) -> Path:
-    return home / f"{id_}-{span[0]}-{span[1]}{state_file.SUFFIX}"
+    return home / f"{id_}-{span[0]}-{span[1]}{tensor_file.SUFFIX}"
 
 
-def _saved(home: Path, manifest: state_file.Content) -> SavedPast:
+def _saved(home: Path, manifest: tensor_file.Content) -> SavedPast:
     """What a manifest and its files say; raises StateError for a file that is damaged or missing."""
     about, rows = manifest.about, manifest.tensors
     id_, begin = str(about["id"]), int(about["begin"])
     counts, captured = rows["counts"].tolist(), rows["captured"].tolist()
-    windows: list[Window] = []
+    windows: list[ArchivedClip] = []
     for span, checksum in _spans(about).items():
         path = _part(home, id_, span)
-        part = state_file.read(path)
+        part = tensor_file.read(path)
         if part is None or part.checksum != checksum:
             raise StateError(f"{path}: is not there, or not what the manifest beside it names")
         here = slice(span[0] - begin, span[1] - begin)
         windows += _windows(part.tensors, counts[here], captured[here])
-    contents = Contents(
+    contents = ArchiveSnapshot(
         id=id_,
-        numbering=Numbering.told(about["numbering"]),
+        numbering=SerialLineage.told(about["numbering"]),
         begin=begin,
         windows=tuple(windows),
         firsts=tuple(rows["firsts"].tolist()),
-        events=tuple(Event(*told) for told in json.loads(rows["events"].numpy().tobytes())),
+        events=tuple(PastAnswer(*told) for told in json.loads(rows["events"].numpy().tobytes())),
     )
     if not len(windows) == len(contents.firsts) == len(counts):
         raise ValueError(f"{len(windows)} windows, not {len(counts)}")
     return SavedPast(str(about["stream"]), float(about["saved_at"]), dict(about["fits"]), contents)
 
 
-def _write_part(home: Path, contents: Contents, span: Span) -> str:
+def _write_part(home: Path, contents: ArchiveSnapshot, span: Span) -> str:
     windows = contents.windows[span[0] - contents.begin : span[1] - contents.begin]
     tensors = {
         "features": torch.cat([window.read() for window in windows]),
@@ -189,7 +194,7 @@ def _write_part(home: Path, contents: Contents, span: Span) -> str:
         "boxes": torch.cat([window.boxes for window in windows]),
         "sizes": torch.cat([window.sizes for window in windows]),
     }
-    return state_file.write(_part(home, contents.id, span), {"id": contents.id}, tensors)
+    return tensor_file.write(_part(home, contents.id, span), {"id": contents.id}, tensors)
 
 
 def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> None:
@@ -211,17 +216,17 @@ def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> N
         "firsts": torch.tensor(contents.firsts, dtype=torch.int64),
         "events": torch.frombuffer(bytearray(told), dtype=torch.uint8),
     }
-    state_file.write(home / _MANIFEST, about, tensors)
+    tensor_file.write(home / _MANIFEST, about, tensors)
 
 
 def _windows(
     part: Mapping[str, Tensor], counts: list[int], captured: Sequence[tuple[float, float]]
-) -> Iterator[Window]:
+) -> Iterator[ArchivedClip]:
     """The windows of one file; raises KeyError, ValueError or RuntimeError where they are not whole."""
     rows = (torch.split(part[name], counts) for name in ("features", "boxes", "sizes"))
     keys = torch.split(part["keys"], counts, dim=1)
     for features, boxes, sizes, key, span in zip(*rows, keys, captured, strict=True):
-        yield Window(features, key, boxes, sizes, (span[0], span[1]), 0)
+        yield ArchivedClip(features, key, boxes, sizes, (span[0], span[1]), 0)
 
 
 def _tidy(home: Path, id_: str, held: Iterable[Span]) -> None:

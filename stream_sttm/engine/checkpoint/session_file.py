@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stream_sttm.engine.checkpoint import tensor_file as state_file
-from stream_sttm.engine.recall.archived import Numbering
+from stream_sttm.engine.checkpoint import tensor_file
+from stream_sttm.engine.recall.archived import SerialLineage
 from stream_sttm.errors import StateError
 
 REFUSED = ".refused"
@@ -31,12 +31,12 @@ class SavedMemory:
     saved_at: float
     fits: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    numbering: Numbering | None = None
+    numbering: SerialLineage | None = None
 
 
 def path_of(folder: Path, stream: str) -> Path:
     """Where a stream's memory is kept."""
-    return folder / f"{stream}{state_file.SUFFIX}"
+    return folder / f"{stream}{tensor_file.SUFFIX}"
 
 
 def write(folder: Path, saved: SavedMemory) -> Path:
@@ -49,7 +49,7 @@ def write(folder: Path, saved: SavedMemory) -> Path:
         "numbering": None if saved.numbering is None else asdict(saved.numbering),
     }
     try:
-        state_file.write(path, about, saved.tensors)
+        tensor_file.write(path, about, saved.tensors)
     except StateError as error:
         raise StateError(f"stream {saved.stream!r}: its memory {error}") from error
     return path
@@ -58,7 +58,7 @@ def write(folder: Path, saved: SavedMemory) -> Path:
 def read(folder: Path, stream: str) -> SavedMemory | None:
     """What was saved last, None if nothing was; raises StateError for a file that is damaged or another's."""
     path = path_of(folder, stream)
-    content = state_file.read(path)
+    content = tensor_file.read(path)
     if content is None:
         return None
     about = content.about
@@ -69,10 +69,10 @@ def read(folder: Path, stream: str) -> SavedMemory | None:
             float(about["saved_at"]),
             dict(about["fits"]),
             content.tensors,
-            None if numbering is None else Numbering.told(numbering),
+            None if numbering is None else SerialLineage.told(numbering),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise state_file.unreadable(path, error) from error
+        raise tensor_file.unreadable(path, error) from error
     if saved.stream != stream:
         raise StateError(f"{path}: holds the memory of stream {saved.stream!r}")
     return saved
@@ -87,6 +87,6 @@ def set_aside(folder: Path, stream: str) -> Path:
 def remove(folder: Path, stream: str) -> None:
     """Leave nothing of a stream's memory; raises OSError where that can't be had."""
     path = path_of(folder, stream)
-    for suffix in (state_file.SUFFIX, state_file.UNFINISHED, REFUSED):
+    for suffix in (tensor_file.SUFFIX, tensor_file.UNFINISHED, REFUSED):
         with suppress(IsADirectoryError):  # nothing that was ever written here
             path.with_suffix(suffix).unlink(missing_ok=True)

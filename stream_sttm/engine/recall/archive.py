@@ -18,8 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.recall.archived import GONE, Contents, Event, Gone, Kept, Numbering, Window
-from stream_sttm.engine.recall.offload import Shelf, Shelved
+from stream_sttm.engine.recall.archived import (
+    GONE,
+    ArchivedClip,
+    ArchiveEntry,
+    ArchiveSnapshot,
+    EvictedTokens,
+    PastAnswer,
+    SerialLineage,
+)
+from stream_sttm.engine.recall.offload import DiskOffload, OffloadedTensor
 from stream_sttm.types import Answer
 
 _log = logging.getLogger(__name__)
@@ -34,13 +42,13 @@ class Archive:
         self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
     ) -> None:
         self.stream = stream
-        self.numbering = Numbering()
+        self.numbering = SerialLineage()
         self._id, self._begin = secrets.token_hex(8), 0
         self._most_bytes, self._max_age = most_bytes, max_age
-        self._windows: deque[Window] = deque()
-        self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._windows: deque[ArchivedClip] = deque()
+        self._events: deque[PastAnswer] = deque(maxlen=EVENTS)
         self._shelf = (
-            None if folder is None else Shelf(folder, segment_bytes=most_bytes // _SEGMENTS)
+            None if folder is None else DiskOffload(folder, segment_bytes=most_bytes // _SEGMENTS)
         )
         self._is_failing = False
         self.nbytes = 0
@@ -57,7 +65,7 @@ class Archive:
 
     def add(
         self,
-        kept: Kept | None,
+        kept: ArchiveEntry | None,
         *,
         first: int,
         captured: tuple[float, float],
@@ -70,7 +78,7 @@ class Archive:
             tokens, keys = kept
             features = _halves(tokens.features)
             boxes, sizes = tokens.boxes.to("cpu", torch.int32), tokens.sizes.to("cpu", torch.int32)
-            window = Window(features, _halves(keys), boxes, sizes, captured, first)
+            window = ArchivedClip(features, _halves(keys), boxes, sizes, captured, first)
             if window.nbytes <= self._most_bytes:
                 window.features = self._shelved(features)
                 self._windows.append(window)
@@ -84,10 +92,10 @@ class Archive:
         while self._events and self._events[0].until < now - self._max_age:
             self._events.popleft()
 
-    def _has_to_go(self, oldest: Window, now: float) -> bool:
+    def _has_to_go(self, oldest: ArchivedClip, now: float) -> bool:
         return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
 
-    def _shelved(self, features: Tensor) -> Tensor | Shelved:
+    def _shelved(self, features: Tensor) -> Tensor | OffloadedTensor:
         """On disk where that is wanted and works, else as they are."""
         if self._shelf is None:
             return features
@@ -107,18 +115,18 @@ class Archive:
 
     def restart(self) -> None:
         """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
-        self.numbering = Numbering()
+        self.numbering = SerialLineage()
         for window in self._windows:
             window.first = GONE
 
-    def contents(self) -> Contents:
+    def contents(self) -> ArchiveSnapshot:
         """What it holds now."""
         windows = tuple(self._windows)
         firsts = tuple(window.first for window in windows)
         events = tuple(replace(event) for event in self._events)
-        return Contents(self._id, self.numbering, self._begin, windows, firsts, events)
+        return ArchiveSnapshot(self._id, self.numbering, self._begin, windows, firsts, events)
 
-    def take_back(self, contents: Contents, *, emitted: int, now: float) -> None:
+    def take_back(self, contents: ArchiveSnapshot, *, emitted: int, now: float) -> None:
         """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
 
         Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
@@ -137,11 +145,11 @@ class Archive:
             self._trim(now)
         self._events.extend(contents.events)
         self._trim(now)
-        self.numbering = Numbering(
+        self.numbering = SerialLineage(
             shared={contents.numbering.id: common, self.numbering.id: emitted}
         )
 
-    def gone(self, held: Tensor) -> Gone | None:
+    def gone(self, held: Tensor) -> EvictedTokens | None:
         """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
         windows = tuple(self._windows)
         if not windows:
@@ -151,9 +159,9 @@ class Archive:
         owner = torch.repeat_interleave(counts)
         row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
         is_gone = (first[owner] == GONE) | ~torch.isin(first[owner] + row, held)
-        return Gone(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
+        return EvictedTokens(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
 
-    def note(self, answer: Answer) -> None:
+    def record(self, answer: Answer) -> None:
         """Remember a standing question's answer; one that is as the last was is the same event, and lasts longer."""
         query, at = answer.question.query, answer.captured_at
         if query is None:
@@ -166,10 +174,10 @@ class Archive:
         ):
             last.until = max(last.until, at)
         else:
-            self._events.append(Event(query, answer.question.text, answer.text, at, at))
+            self._events.append(PastAnswer(query, answer.question.text, answer.text, at, at))
         self._trim(at)
 
-    def events(self, since: float, until: float) -> Iterator[Event]:
+    def events(self, since: float, until: float) -> Iterator[PastAnswer]:
         """What was answered between two moments, in the order in which it was first, as it is known now."""
         kept = (event for event in self._events if event.since <= until and event.until >= since)
         return (replace(event) for event in kept)
@@ -201,11 +209,11 @@ class Archives:
         archive.restart()
         return archive
 
-    def note(self, answer: Answer) -> None:
+    def record(self, answer: Answer) -> None:
         """Remember an answer with its stream's past."""
         archive = self._archives.get(answer.question.stream)
         if archive is not None:
-            archive.note(answer)
+            archive.record(answer)
 
     def drop(self, stream: str) -> None:
         """Forget a stream's past."""

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stream_sttm.engine.recall.offload import Shelved
+from stream_sttm.engine.recall.offload import OffloadedTensor
 from stream_sttm.visual_tokens import VisualTokens
 
-Kept = tuple[VisualTokens, Tensor]  # a window's tokens, and their keys (layers, N, heads, D)
+ArchiveEntry = tuple[
+    VisualTokens, Tensor
+]  # a window's tokens, and their keys (layers, N, heads, D)
 GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
 
 
 @dataclass(frozen=True, slots=True)
-class Numbering:
+class SerialLineage:
     """Tells whose serials these are: a memory's, from its start, or from when it was restored, on.
 
     A restored memory gives out serials once more that had been given out before it was cut off. `shared` says of each
@@ -32,12 +34,12 @@ class Numbering:
     shared: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def told(cls, told: Mapping[str, Any]) -> Numbering:
+    def told(cls, told: Mapping[str, Any]) -> SerialLineage:
         """What `asdict` once made of one; raises KeyError, TypeError or ValueError where it is none."""
         shared = dict(told["shared"])
         return cls(str(told["id"]), {str(id_): int(count) for id_, count in shared.items()})
 
-    def common(self, other: Numbering, emitted: int) -> int:
+    def common(self, other: SerialLineage, emitted: int) -> int:
         """How many of the first `emitted` serials mean the same tokens in `other`."""
         if self.id == other.id:
             return emitted
@@ -45,14 +47,14 @@ class Numbering:
 
 
 @dataclass(slots=True, eq=False)
-class Window:
+class ArchivedClip:
     """What one window put into a memory: N tokens, on the CPU; `first` is the serial of the first one.
 
     `features` (N, C); `keys` (L, N, heads, D), turned by no position; `captured` the wall clock of its oldest and
     newest frame.
     """
 
-    features: Tensor | Shelved
+    features: Tensor | OffloadedTensor
     keys: Tensor
     boxes: Tensor
     sizes: Tensor
@@ -69,7 +71,7 @@ class Window:
 
     def read(self) -> Tensor:
         """Its features; raises OSError where the disk does not give them back."""
-        return self.features.read() if isinstance(self.features, Shelved) else self.features
+        return self.features.read() if isinstance(self.features, OffloadedTensor) else self.features
 
     def tokens(self, rows: Tensor) -> VisualTokens:
         """Some of its tokens; raises OSError where the disk does not give them back."""
@@ -78,7 +80,7 @@ class Window:
 
 
 @dataclass(slots=True, eq=False)
-class Event:
+class PastAnswer:
     """A standing question's answer, and the newest frames, by wall clock, of when it was first and last given."""
 
     query: str
@@ -89,10 +91,10 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gone:
+class EvictedTokens:
     """Of an archive's windows the N tokens that their memory has lost: each one's window, and its row there."""
 
-    windows: tuple[Window, ...]
+    windows: tuple[ArchivedClip, ...]
     owner: Tensor
     row: Tensor
 
@@ -108,7 +110,7 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Contents:
+class ArchiveSnapshot:
     """What an archive, told from others by its `id`, holds at one moment; later work leaves it alone.
 
     An archive numbers its windows without a gap; these are the ones from number `begin` on. `firsts` are their first
@@ -116,8 +118,8 @@ class Contents:
     """
 
     id: str
-    numbering: Numbering
+    numbering: SerialLineage
     begin: int
-    windows: tuple[Window, ...]
+    windows: tuple[ArchivedClip, ...]
     firsts: tuple[int, ...]
-    events: tuple[Event, ...]
+    events: tuple[PastAnswer, ...]

@@ -15,7 +15,7 @@ from torch import Tensor
 NOW = 3.0  # seconds up to the newest frame, at most half a memory; what they do not show is not there any more
 
 
-class Gaze:
+class LookbackProbe:
     """The last words' attention of B questions, over all layers and heads.
 
     `prefix`: a memory's snapshot, whose first `pinned` slots are text, and parts that show the present; `is_now`: per
@@ -43,7 +43,7 @@ class Gaze:
         batch, heads, width = asked.shape
         rows = asked.reshape(batch, len(keys), heads // len(keys), width).transpose(0, 1)
         logits = (rows.flatten(1, 2) @ keys.transpose(1, 2)).float() * scale
-        is_past = ~self._is_now[sum(layer >= band.first for band in self._memory.bands) - 1]
+        is_past = ~self._is_now[sum(layer >= group.first for group in self._memory.groups) - 1]
         if memory.bias is not None:
             logits[..., : len(is_past)] += memory.bias
         past = logits[..., : len(is_past)].masked_fill(~is_past, -torch.inf)

@@ -45,7 +45,7 @@ class _Segment:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shelved:
+class OffloadedTensor:
     """A tensor on disk."""
 
     segment: _Segment
@@ -64,17 +64,17 @@ class Shelved:
         return torch.frombuffer(content, dtype=self.dtype).reshape(self.shape)
 
 
-class Shelf:
+class DiskOffload:
     """Tensors in `folder`, in files of about `segment_bytes` each."""
 
     def __init__(self, folder: Path, *, segment_bytes: int) -> None:
         self._folder, self._segment_bytes = folder, segment_bytes
         self._segment: _Segment | None = None
 
-    def put(self, tensor: Tensor) -> Shelved:
+    def put(self, tensor: Tensor) -> OffloadedTensor:
         """Write a tensor that is not empty; raises OSError where the disk won't take it."""
         if self._segment is None or self._segment.length >= self._segment_bytes:
             self._segment = _Segment(self._folder)
         content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
         start = self._segment.write(content)
-        return Shelved(self._segment, start, tensor.shape, tensor.dtype)
+        return OffloadedTensor(self._segment, start, tensor.shape, tensor.dtype)

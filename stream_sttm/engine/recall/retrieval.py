@@ -1,6 +1,6 @@
 """What a question gets to see of the past that its memory has lost.
 
-Whether it looks back at all is seen from its attention while it is read (`Gaze`). Which windows it wants is asked of
+Its attention while it is read tells whether it looks back at all (`LookbackProbe`). Which windows it wants is asked of
 the keys that were kept: those it would attend to most. They are run through all layers behind a preamble of their own,
 one frame after the other, and stand before the memory's oldest frame. The memory itself is left as it is.
 """
@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stream_sttm import metrics
-from stream_sttm.engine import forward as decoder
-from stream_sttm.engine.cache.layer_group import Band
-from stream_sttm.engine.cache.positions import Grid, TimeAxis
+from stream_sttm.engine import forward
+from stream_sttm.engine.cache.layer_group import LayerGroup
+from stream_sttm.engine.cache.positions import Grid, Positions
 from stream_sttm.engine.cache.rolling import CacheSnapshot
-from stream_sttm.engine.cache.rotary import turned
-from stream_sttm.engine.cache.suffix import Suffix
+from stream_sttm.engine.cache.rotary import rerotated
+from stream_sttm.engine.cache.suffix import SuffixCache
 from stream_sttm.engine.plan import RecallPlan
-from stream_sttm.engine.recall.archived import Event, Gone, Kept
-from stream_sttm.engine.recall.lookback import Gaze
-from stream_sttm.engine.timer import Stopwatch
+from stream_sttm.engine.recall.archived import ArchiveEntry, EvictedTokens, PastAnswer
+from stream_sttm.engine.recall.lookback import LookbackProbe
+from stream_sttm.engine.timer import DeviceTimer
 from stream_sttm.engine.view import View
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
@@ -42,19 +42,19 @@ def search_layers(model: VideoLLM) -> tuple[int, ...]:
     return tuple(sorted({0, len(model.layers) // 2}))
 
 
-def unturned(model: VideoLLM, states: Tensor, positions: Tensor) -> Tensor:
+def unrotated(model: VideoLLM, states: Tensor, positions: Tensor) -> Tensor:
     """(B, heads, N, D) keys or queries that stand at `positions` (axes, B, N), as they were before they were turned."""
     cos, sin = model.rotary(states, positions)
-    return turned(states, cos[:, None], -sin[:, None])
+    return rerotated(states, cos[:, None], -sin[:, None])
 
 
-def kept(
+def archive_entry(
     model: VideoLLM,
-    axis: TimeAxis,
-    bands: Sequence[Band],
+    axis: Positions,
+    groups: Sequence[LayerGroup],
     window: tuple[VisualTokens, VisualTokens],
     grid: Grid,
-) -> Kept:
+) -> ArchiveEntry:
     """Of a window just run, all its tokens and those that survived: the latter as they came from the vision tower.
 
     With them (layers, N, heads, D) the keys to search by. Where several cells became one token before some layer, the
@@ -67,16 +67,18 @@ def kept(
     all_rows = torch.arange(len(tokens), device=corners.device)
     keys = []
     for layer in search_layers(model):
-        band = next(band for band in reversed(bands) if layer >= band.first)
-        is_merged = band is bands[-1]
+        group = next(group for group in reversed(groups) if layer >= group.first)
+        is_merged = group is groups[-1]
         newest, wanted = (tokens, all_rows) if is_merged else (whole, corners)
-        places = axis.places(band, newest, grid, start=band.emitted - len(newest))[:, wanted]
-        places[0] -= band.offset
-        turned_keys = band.newest(layer, wanted, count=len(newest))
+        places = axis.position_ids(group, newest, grid, start=group.emitted - len(newest))[
+            :, wanted
+        ]
+        places[0] -= group.offset
+        turned_keys = group.newest(layer, wanted, count=len(newest))
         keys.append(
-            unturned(model, turned_keys, (places + band.pinned)[:, None])[0].transpose(0, 1)
+            unrotated(model, turned_keys, (places + group.pinned)[:, None])[0].transpose(0, 1)
         )
-    if bands[-1].first > 0:
+    if groups[-1].first > 0:
         grids = whole.features.reshape(-1, rows, columns, whole.features.shape[-1])
         tokens = replace(tokens, features=box_means(grids, tokens.boxes, whole.boxes[0, 0]))
     return tokens, torch.stack(keys)
@@ -92,36 +94,36 @@ def box_means(features: Tensor, boxes: Tensor, first: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class RecallContext:
     """The past of one stream as the questions to one view may recall it; later work changes nothing of it."""
 
     stream: str
     model: VideoLLM
     plan: RecallPlan
-    axis: TimeAxis
+    axis: Positions
     grid: Grid
     view: View
-    gone: Gone
+    gone: EvictedTokens
     is_now: tuple[Tensor, ...]
     size_bias: float
-    events: tuple[Event, ...]  # answers of when the memory's oldest frame was yet to come
+    events: tuple[PastAnswer, ...]  # answers of when the memory's oldest frame was yet to come
     text_room: int  # tokens of question and answer together
 
-    def wishes(self, question: Question) -> str:
+    def recall_mode(self, question: Question) -> str:
         """never, auto or always: what the question says, else the configuration."""
         return question.recall or self.plan.when
 
-    def gaze(self, rows: int) -> Gaze:
+    def probe(self, rows: int) -> LookbackProbe:
         """To be shown how so many questions attend to the view."""
-        return Gaze(self.view.prefix, self._pinned, self.is_now, rows=rows)
+        return LookbackProbe(self.view.prefix, self._pinned, self.is_now, rows=rows)
 
-    def is_sought(self, share: float) -> bool:
+    def looks_back(self, share: float) -> bool:
         """Whether a question that pays this share of its attention to what is not there any more asks of the past."""
         return share >= self.model.tuned.recall_from
 
     def recalled(self, question: Question) -> View:
         """The view with what the question wants to see again; without it where that can't be had."""
-        with Stopwatch(self.model.device) as clock:
+        with DeviceTimer(self.model.device) as clock:
             view = self._recalled(question)
         return replace(view, recall_clock=clock)
 
@@ -179,16 +181,16 @@ class Past:
         def hear(layer: int, queries: Tensor, scale: float) -> None:
             if layer in layers:
                 heard[layer] = (
-                    unturned(model, queries, positions)[0, :, -asked:].float().cpu() * scale
+                    unrotated(model, queries, positions)[0, :, -asked:].float().cpu() * scale
                 )
 
-        decoder.walk(
+        forward.run_layers(
             model,
             model.embed(ids),
             (0, layers[-1] + 1),
             positions=positions,
-            mask=decoder.causal(count, device=model.device),
-            cache=Suffix(decoder.shape_of(model), rows=1, capacity=count),
+            mask=forward.causal_mask(count, device=model.device),
+            cache=SuffixCache(forward.shape_of(model), rows=1, capacity=count),
             watch=hear,
         )
         return [heard[layer] for layer in layers]
@@ -240,38 +242,38 @@ class Past:
             torch.cat([part.sizes for part in parts]).to(device),
         ), spans
 
-    def _run(self, tokens: VisualTokens) -> tuple[Suffix, list[int]]:
+    def _run(self, tokens: VisualTokens) -> tuple[SuffixCache, list[int]]:
         """The tokens behind a preamble through all layers, and how far before the memory they reach in each band."""
         model, pinned = self.model, self._pinned
         opening = torch.tensor([model.preamble()], dtype=torch.int64, device=model.device)
         hidden = torch.cat([model.embed(opening), tokens.features[None]], dim=1)
         count = hidden.shape[1]
-        part = Suffix(decoder.shape_of(model), rows=1, capacity=count)
-        bands, ends = self.view.prefix[0].bands, [*self.view.bounds[1:], len(model.layers)]
+        part = SuffixCache(forward.shape_of(model), rows=1, capacity=count)
+        groups, ends = self.view.prefix[0].groups, [*self.view.bounds[1:], len(model.layers)]
         first = torch.arange(pinned, device=model.device).expand(model.axes, -1)
         reach = []
-        for band, last in zip(bands, ends, strict=True):
-            places, start = self.axis.before(band, tokens, self.grid)
+        for group, last in zip(groups, ends, strict=True):
+            places, start = self.axis.before(group, tokens, self.grid)
             positions = torch.cat([first, places + pinned], dim=1)
             positions[0, :pinned] += start
-            positions[0] -= band.offset
-            mask = self._mask(part, (band.first, last), tokens.sizes)
-            hidden = decoder.walk(
+            positions[0] -= group.offset
+            mask = self._mask(part, (group.first, last), tokens.sizes)
+            hidden = forward.run_layers(
                 model,
                 hidden,
-                (band.first, last),
+                (group.first, last),
                 positions=positions[:, None],
                 mask=mask,
                 cache=part,
             )
-            reach.append(band.origin - start)
+            reach.append(group.origin - start)
         part.commit(count)
         return part, reach
 
-    def _mask(self, part: Suffix, layers: tuple[int, int], sizes: Tensor) -> Any:
+    def _mask(self, part: SuffixCache, layers: tuple[int, int], sizes: Tensor) -> Any:
         """Causal, with the weight of merged tokens where the deep layers have one, for this part and its readers."""
         count = self._pinned + len(sizes)
-        mask = decoder.causal(count, device=sizes.device)
+        mask = forward.causal_mask(count, device=sizes.device)
         if self.size_bias == 0 or layers[1] != len(self.model.layers) or mask is None:
             return mask
         weights = sizes.log() * self.size_bias

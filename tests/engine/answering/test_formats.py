@@ -11,10 +11,11 @@ from torch import Tensor
 from stream_sttm.config.settings import MemorySettings, ReducerSettings
 from stream_sttm.engine.answering import batch as answering
 from stream_sttm.engine.answering.batch import AnswerBatch
-from stream_sttm.engine.answering.formats import Forms, structured
-from stream_sttm.engine.answering.sequence import Finished
+from stream_sttm.engine.answering.formats import AnswerFormats, structured
+from stream_sttm.engine.answering.sequence import Completion
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.snapshot import take_view
 from stream_sttm.engine.view import View
 from stream_sttm.errors import QuestionRejected
 from stream_sttm.models.family import VideoLLM
@@ -39,7 +40,7 @@ def view(tiny_model: VideoLLM) -> View:
     width = tiny_model.text.config.hidden_size
     frames = torch.randn(3, 2, 2, width, generator=torch.Generator().manual_seed(0))
     session.append(frames, [0.0, 0.5, 1.0])
-    return session.view()
+    return take_view(session)
 
 
 def choice(*texts: str) -> Form:
@@ -54,8 +55,8 @@ def asked(text: str, form: Form = FREE_TEXT, most: int = 24) -> Question:
     return Question(f"{text} {form}", "cam", text, 0.0, most, form=form)
 
 
-def answers(model: VideoLLM, view: View, *questions: Question) -> list[Finished]:
-    batch = AnswerBatch(model, view, questions, Forms(model))
+def answers(model: VideoLLM, view: View, *questions: Question) -> list[Completion]:
+    batch = AnswerBatch(model, view, questions, AnswerFormats(model))
     done = batch.step()
     while batch.questions:
         done += batch.step()
@@ -65,7 +66,7 @@ def answers(model: VideoLLM, view: View, *questions: Question) -> list[Finished]
 
 def logs_after(model: VideoLLM, view: View, question: Question, *said: int) -> Tensor:
     """(V,) log-probabilities of the next token when `said` was said already, by reading all of it as the question."""
-    known = Forms(model)
+    known = AnswerFormats(model)
     ids = [*known.prompt(question), *said]
     known.prompt = lambda *_: ids  # type: ignore[method-assign]
     seen: list[Tensor] = []
@@ -78,7 +79,9 @@ def logs_after(model: VideoLLM, view: View, question: Question, *said: int) -> T
 def test_yes_or_no_takes_no_step_beyond_reading_the_question(
     tiny_model: VideoLLM, view: View
 ) -> None:
-    batch = AnswerBatch(tiny_model, view, [asked("is it there?", YES_NO)], Forms(tiny_model))
+    batch = AnswerBatch(
+        tiny_model, view, [asked("is it there?", YES_NO)], AnswerFormats(tiny_model)
+    )
     (done,) = batch.step()
     assert batch.questions == []
     assert done.tokens.answer == 0
@@ -89,7 +92,7 @@ def test_confidence_of_yes_is_its_share_of_the_first_token(
     tiny_model: VideoLLM, view: View
 ) -> None:
     question = asked("is it there?", YES_NO)
-    options = Forms(tiny_model).options(YES_NO)
+    options = AnswerFormats(tiny_model).options(YES_NO)
     assert options is not None
     logs = logs_after(tiny_model, view, question)
     begun = [{ids[0] for ids in option.spellings} for option in options.options]
@@ -101,7 +104,7 @@ def test_confidence_of_yes_is_its_share_of_the_first_token(
 
 def test_options_that_begin_alike_are_scored_to_their_end(tiny_model: VideoLLM, view: View) -> None:
     question = asked("what is it?", choice(*ALIKE))
-    options = Forms(tiny_model).options(question.form)
+    options = AnswerFormats(tiny_model).options(question.form)
     assert options is not None
     assert not options.are_told_apart
     first, scores = logs_after(tiny_model, view, question), []
@@ -216,12 +219,12 @@ def test_schema_that_can_not_be_met_is_refused_in_a_line(
     tiny_model: VideoLLM, told: object, line: str
 ) -> None:
     with pytest.raises(QuestionRejected, match=line) as caught:
-        Forms(tiny_model).check(schema(told))
+        AnswerFormats(tiny_model).check(schema(told))
     assert "\n" not in str(caught.value)
 
 
 def test_model_is_told_the_form_unless_it_was_not_taught_that(tiny_model: VideoLLM) -> None:
-    known = Forms(tiny_model)
+    known = AnswerFormats(tiny_model)
     told = tiny_model.tokenizer.decode(known.prompt(asked("which?", choice("open", "shut"))))
     assert "which?\nanswer with one of: open; shut." in told.casefold()
     assert known.prompt(asked("which?")) == tiny_model.ask("which?")

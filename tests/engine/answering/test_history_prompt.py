@@ -6,10 +6,11 @@ import pytest
 
 from stream_sttm.config.recall import RecallSettings
 from stream_sttm.config.settings import MemorySettings, ReducerSettings
-from stream_sttm.engine.answering.history_prompt import retold
+from stream_sttm.engine.answering.history_prompt import history_prompt
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.plan import plan_for
-from stream_sttm.engine.recall.archived import Event
+from stream_sttm.engine.recall.archived import PastAnswer
+from stream_sttm.engine.snapshot import take_view
 from stream_sttm.errors import ConfigError
 from stream_sttm.models import load_model
 from stream_sttm.models.family import VideoLLM
@@ -21,12 +22,12 @@ HEAD = "What was asked and answered about this video before:"
 
 def test_events_are_told_a_line_each_by_how_long_ago_they_were() -> None:
     events = [
-        Event("gate", "Is it\nopen?", "yes", 0.0, 20_000.0 - 5340),
-        Event("person", "Who is there?", "  nobody\n at all ", 19_000.0, 19_010.0),
-        Event("scene", "What is there?", "x" * 300, 19_960.0, 19_999.6),
-        Event("late", "And now?", "no", 20_001.0, 20_001.0),
+        PastAnswer("gate", "Is it\nopen?", "yes", 0.0, 20_000.0 - 5340),
+        PastAnswer("person", "Who is there?", "  nobody\n at all ", 19_000.0, 19_010.0),
+        PastAnswer("scene", "What is there?", "x" * 300, 19_960.0, 19_999.6),
+        PastAnswer("late", "And now?", "no", 20_001.0, 20_001.0),
     ]
-    assert retold(events, now=20_000.0) == (
+    assert history_prompt(events, now=20_000.0) == (
         f"{HEAD}\n"
         "- 5.6 h to 89 min ago: Is it open? yes\n"
         "- 17 min to 16 min ago: Who is there? nobody at all\n"
@@ -34,7 +35,7 @@ def test_events_are_told_a_line_each_by_how_long_ago_they_were() -> None:
         "- 0 s ago: And now? no\n"
         "\n"
     )
-    assert retold([], now=0.0) == ""
+    assert history_prompt([], now=0.0) == ""
 
 
 def _watched(model: VideoLLM, log: int) -> Engine:
@@ -69,9 +70,9 @@ def test_a_question_that_looks_back_is_told_what_was_answered_before_the_memory_
     tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = _watched(tiny_model, log=3)
-    events = {event.question: event for event in engine.memories.saved_past(STREAM).contents.events}  # type: ignore[union-attr]
+    events = {event.question: event for event in engine.sessions.saved_past(STREAM).contents.events}  # type: ignore[union-attr]
     text, answer = _asked(engine, monkeypatch, "always")
-    begin = engine.memories.of(STREAM).view().span[0]  # type: ignore[union-attr]
+    begin = take_view(engine.sessions.of(STREAM)).span[0]  # type: ignore[arg-type]
     told = [
         event
         for event in (events["open?"], *(events[f"who {turn}?"] for turn in range(6)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stream_sttm.engine.cache.kv_buffer import CacheShape, Format, Slots
+from stream_sttm.engine.cache.kv_buffer import CacheShape, Format, KVBuffer
 
 HEADS, WIDTH, COUNT = 2, 64, 20
 WORST = {"int8": 0.5 / 127, "fp8": 1 / 16}  # half a step, of the greatest number of a vector
 
 
-def slots(kv: Format, dtype: torch.dtype = torch.float32) -> Slots:
-    return Slots(CacheShape(1, HEADS, WIDTH, dtype, torch.device("cpu"), kv), COUNT)
+def slots(kv: Format, dtype: torch.dtype = torch.float32) -> KVBuffer:
+    return KVBuffer(CacheShape(1, HEADS, WIDTH, dtype, torch.device("cpu"), kv), COUNT)
 
 
 def numbers(seed: int, count: int = COUNT) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_copies_and_moves_do_not_round_again(kv: Format) -> None:
     held.write(0, numbers(5))
     kept = torch.tensor([1, 4, 5, 19])
     before = held.view(COUNT).at(kept)
-    held.copied(other, kept, to=2, turned=None)
+    held.copied(other, kept, to=2, rerotated=None)
     assert torch.equal(other.view(6).numbers()[:, :, 2:], before)
     held.move(10, torch.tensor([1, 7]))
     assert torch.equal(held.read(12)[:, :, 10:], slots_of(kv, [11, 17]))

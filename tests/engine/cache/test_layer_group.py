@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.cache.kv_buffer import CacheShape
-from stream_sttm.engine.cache.layer_group import Band
-from stream_sttm.engine.cache.rotary import turned
+from stream_sttm.engine.cache.layer_group import LayerGroup
+from stream_sttm.engine.cache.rotary import rerotated
 
 PER_WINDOW, PINNED, CAPACITY = 4, 3, 256
 HORIZON, REBASE_AT = 300, 700  # positions; a window takes one
@@ -37,46 +37,46 @@ def test_error_of_keys_grows_with_their_turns_and_never_with_the_stream(
     windows: int, dtype: torch.dtype, unit: float
 ) -> None:
     shape = CacheShape(1, 2, 16, dtype, torch.device("cpu"))
-    band = Band(shape, 0, 1, pinned=PINNED, capacity=CAPACITY)
+    group = LayerGroup(shape, 0, 1, pinned=PINNED, capacity=CAPACITY)
     noise = torch.Generator().manual_seed(0)
     raw = torch.zeros(1, 2, 0, 16)  # what each held token was before any turn
     prefix = torch.randn(1, 2, PINNED, 16, generator=noise)
-    band.write(exact(prefix, torch.arange(PINNED)).to(dtype), prefix.to(dtype), 0)
-    band.pin()
+    group.write(exact(prefix, torch.arange(PINNED)).to(dtype), prefix.to(dtype), 0)
+    group.pin()
     most_turns, worst = 0, 0.0
     for window in range(windows):
-        if band.room < PER_WINDOW:
+        if group.room < PER_WINDOW:
             # half of what is there goes, but a few tokens stay for as long as the horizon lets them
-            slots = torch.arange(len(band))
-            is_young = slots >= len(band) // 2
-            stays = is_young | (band.index.serials % (LASTING * PER_WINDOW) == 0)
-            stays &= band.index.times > window - HORIZON
+            slots = torch.arange(len(group))
+            is_young = slots >= len(group) // 2
+            stays = is_young | (group.table.serials % (LASTING * PER_WINDOW) == 0)
+            stays &= group.table.times > window - HORIZON
             raw = raw[:, :, stays]
-            band.evict(stays, turn, origin=int(band.index.times[stays][0]))
-        if PINNED + window - band.offset > REBASE_AT:
-            band.rebase(turn)
+            group.evict(stays, turn, origin=int(group.table.times[stays][0]))
+        if PINNED + window - group.offset > REBASE_AT:
+            group.rebase(turn)
         keys = torch.randn(1, 2, PER_WINDOW, 16, generator=noise)
         places = torch.full((PER_WINDOW,), window)
-        band.write(exact(keys, places - band.offset + PINNED).to(dtype), keys.to(dtype), 0)
+        group.write(exact(keys, places - group.offset + PINNED).to(dtype), keys.to(dtype), 0)
         boxes = torch.tensor([[window, 0, 0, 1, 1]]).repeat(PER_WINDOW, 1)
-        band.commit(boxes, places, torch.ones(PER_WINDOW))
+        group.commit(boxes, places, torch.ones(PER_WINDOW))
         raw = torch.cat([raw, keys], dim=2)
         if window % 97 == 0 or window == windows - 1:
-            stored = band.view(length=len(band), bias=None).keys[0].numbers()
-            right = exact(raw, band.index.times - band.offset + PINNED)
+            stored = group.view(length=len(group), bias=None).keys[0].numbers()
+            right = exact(raw, group.table.times - group.offset + PINNED)
             off = (stored[:, :, PINNED:].double() - right).norm(dim=-1) / right.norm(dim=-1)
-            turns = band.turns[: len(band)]
+            turns = group.turns[: len(group)]
             assert bool((off <= unit * (turns + 1)).all())
             most_turns, worst = max(most_turns, int(turns.max())), max(worst, float(off.max()))
-            kept = exact(prefix, torch.arange(PINNED) + band.origin - band.offset)
+            kept = exact(prefix, torch.arange(PINNED) + group.origin - group.offset)
             off = (stored[:, :, :PINNED].double() - kept).norm(dim=-1) / kept.norm(dim=-1)
             assert bool((off <= 2 * unit).all())  # the prefix is turned anew from what was written
-    assert band.emitted == windows * PER_WINDOW
+    assert group.emitted == windows * PER_WINDOW
     assert 1 <= most_turns <= -(-HORIZON // (REBASE_AT - HORIZON)) + 1
     assert worst > 0
 
 
 def test_turning_there_and_back_is_no_change() -> None:
     keys = torch.randn(1, 1, 5, 16, generator=torch.Generator().manual_seed(1))
-    back = turned(turned(keys, *turn(12_345)), *turn(-12_345))
+    back = rerotated(rerotated(keys, *turn(12_345)), *turn(-12_345))
     torch.testing.assert_close(back, keys, atol=1e-5, rtol=0)

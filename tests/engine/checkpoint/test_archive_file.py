@@ -30,7 +30,7 @@ from stream_sttm.engine.checkpoint.archive_file import (
     write,
 )
 from stream_sttm.engine.recall.archive import Archive
-from stream_sttm.engine.recall.archived import Contents, Numbering
+from stream_sttm.engine.recall.archived import ArchiveSnapshot, SerialLineage
 from stream_sttm.errors import StateError
 from tests.engine.recall.test_archive import NONE, _answer, _fill, _kept
 
@@ -55,7 +55,7 @@ def _again(folder: Path) -> SavedPast:
     return found
 
 
-def _same(found: Contents, saved: Contents) -> bool:
+def _same(found: ArchiveSnapshot, saved: ArchiveSnapshot) -> bool:
     windows = zip(found.windows, saved.windows, strict=True)
     return (
         (found.id, found.numbering, found.begin, found.firsts)
@@ -87,8 +87,8 @@ def test_a_past_comes_back_as_it_was(tmp_path: Path, is_on_disk: bool) -> None:
     shelf = tmp_path / "shelf" if is_on_disk else None
     archive = Archive("door", most_bytes=1 << 20, max_age=1e9, folder=shelf)
     _fill(archive, [3, 0, 12, 7, 1])
-    archive.note(_answer("yes", 2.0))
-    archive.note(_answer('no, "neither"\n', 4.0))
+    archive.record(_answer("yes", 2.0))
+    archive.record(_answer('no, "neither"\n', 4.0))
     saved = _save(tmp_path / "new" / "folder", archive)
     found = _again(tmp_path / "new" / "folder")
     assert (found.stream, found.saved_at, found.fits) == ("door", 1234.5, FITS)
@@ -173,7 +173,7 @@ def test_of_the_memory_it_was_saved_with_the_same_is_gone_after_it_is_back(tmp_p
     assert wanted is not None
     _save(tmp_path, archive)
 
-    def back(numbering: Numbering, emitted: int) -> Archive:
+    def back(numbering: SerialLineage, emitted: int) -> Archive:
         again = Archive("door", most_bytes=1 << 20, max_age=1e9)
         again.numbering = numbering
         again.take_back(_again(tmp_path).contents, emitted=emitted, now=6.0)
@@ -190,7 +190,7 @@ def test_of_the_memory_it_was_saved_with_the_same_is_gone_after_it_is_back(tmp_p
 
     older = back(archive.numbering, 33)  # the memory was saved before the last windows came
     assert [window.first for window in older._windows] == [0, 10, 21, -1, -1, -1]
-    other = back(Numbering(), 1000)
+    other = back(SerialLineage(), 1000)
     gone = other.gone(held)
     assert gone is not None
     assert len(gone) == sum(map(len, other._windows)), "nothing of it is in that memory"
@@ -216,7 +216,7 @@ def test_what_is_back_obeys_the_bounds_of_now(
     tmp_path: Path, most_bytes: int, max_age: float, now: float
 ) -> None:
     archive = _archive(40)
-    archive.note(_answer("yes", 2.0))
+    archive.record(_answer("yes", 2.0))
     _save(tmp_path, archive)
     again = Archive("door", most_bytes=most_bytes, max_age=max_age)
     again.take_back(_again(tmp_path).contents, emitted=0, now=now)

@@ -198,9 +198,9 @@ def _answer(text: str, at: float, query: str | None = "person") -> Answer:
 def test_answers_that_repeat_are_one_event_that_lasts() -> None:
     archive = Archive("cam", most_bytes=1 << 20, max_age=60.0)
     for at, text in ((0.0, "no"), (2.0, "yes"), (4.0, "yes"), (6.0, "no")):
-        archive.note(_answer(text, at))
-        archive.note(_answer("open", at, query="gate"))
-        archive.note(_answer("whatever", at, query=None))
+        archive.record(_answer(text, at))
+        archive.record(_answer("open", at, query="gate"))
+        archive.record(_answer("whatever", at, query=None))
     told = [(e.query, e.answer, e.since, e.until) for e in archive.events(0.0, 10.0)]
     assert told == [
         ("person", "no", 0.0, 0.0),
@@ -209,12 +209,12 @@ def test_answers_that_repeat_are_one_event_that_lasts() -> None:
         ("person", "no", 6.0, 6.0),
     ]
     assert [e.answer for e in archive.events(3.0, 4.5)] == ["open", "yes"]
-    archive.note(_answer("yes", 100.0))
+    archive.record(_answer("yes", 100.0))
     assert [e.answer for e in archive.events(0.0, 200.0)] == ["yes"]
 
 
 def test_events_are_bounded_in_number() -> None:
     archive = Archive("cam", most_bytes=1 << 20, max_age=1e9)
     for index in range(EVENTS + 50):
-        archive.note(_answer(str(index), index / 10))
+        archive.record(_answer(str(index), index / 10))
     assert len(list(archive.events(0.0, 1e9))) == EVENTS

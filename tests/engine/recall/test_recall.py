@@ -104,7 +104,7 @@ def test_what_fresh_frames_cost_is_told_once_for_all_that_share_them(tiny_model:
     for index in range(4):
         engine.observe(replace(_clip(0), index=index))
         _run(engine)
-    session = engine.memories.of(STREAM)
+    session = engine.sessions.of(STREAM)
     assert session is not None
     cells = session.grid[0] * session.grid[1]
     for place, fresh in enumerate((2, 2, None)):
@@ -302,7 +302,7 @@ def test_what_only_the_past_shows_is_told_by_whoever_recalls_it() -> None:
         frames = [Frame("drawn", scene.render(at, 96), at, at) for at in (index, index + 0.5)]
         engine.observe(Clip("drawn", index, tuple(frames)))
         _run(engine)
-    begin = seconds - engine.memories.of("drawn").span_seconds - 2
+    begin = seconds - engine.sessions.of("drawn").span_seconds - 2
     asked = [
         one
         for one in scene.questions(0.0, seconds - 0.5)

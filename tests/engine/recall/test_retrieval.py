@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.answering.batch import AnswerBatch
-from stream_sttm.engine.answering.formats import Forms
+from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.plan import MemoryPlan, RecallPlan
 from stream_sttm.engine.recall.archive import Archive
-from stream_sttm.engine.recall.retrieval import Past, in_turn
+from stream_sttm.engine.recall.retrieval import RecallContext, in_turn
 from stream_sttm.engine.session import StreamSession
+from stream_sttm.engine.snapshot import recall_context, take_view
 from stream_sttm.engine.view import View
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.retention import POLICIES, build_policy
@@ -53,15 +54,15 @@ def _question(text: str = "what was there?", **told: object) -> Question:
     return Question(text, "cam", text, 0.0, 8, **told)  # type: ignore[arg-type]
 
 
-def _past(session: StreamSession) -> Past:
-    past = session.past(session.view())
+def _past(session: StreamSession) -> RecallContext:
+    past = recall_context(session, take_view(session))
     assert past is not None
     return past
 
 
 def _logits(model: VideoLLM, view: View, text: str) -> Tensor:
     seen: list[Tensor] = []
-    batch = AnswerBatch(model, view, [_question(text)], Forms(model))
+    batch = AnswerBatch(model, view, [_question(text)], AnswerFormats(model))
     batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
@@ -87,9 +88,9 @@ def test_recalling_everything_shows_what_a_larger_memory_shows(
     assert (view.visual, view.before_merge, view.span) == (
         FRAMES * CELLS,
         FRAMES * CELLS,
-        whole.view().span,
+        take_view(whole).span,
     )
-    assert view.starts == whole.view().starts
+    assert view.starts == take_view(whole).starts
     part = view.prefix[0]
     snapshot = whole.cache.snapshot()
     for layer in range(4):
@@ -108,7 +109,7 @@ def test_what_is_recallable_is_what_was_emitted_and_is_not_held(
     _feed(session, _video(tiny_model, 60, seed=4), WINDOW)
     gone, deep = _past(session).gone, session.cache.deep
     serials = [gone.windows[w].first + r for w, r in zip(gone.owner, gone.row, strict=True)]
-    held = set(deep.index.serials.tolist())
+    held = set(deep.table.serials.tolist())
     assert sorted(map(int, serials)) == [n for n in range(deep.emitted) if n not in held]
     boxes = torch.stack(
         [gone.windows[w].boxes[r] for w, r in zip(gone.owner, gone.row, strict=True)]
@@ -157,17 +158,17 @@ def test_a_recalled_view_stays_within_the_models_positions(tiny_model: VideoLLM)
     lengths = set()
     for start in range(0, 80, WINDOW):
         _feed(session, video[start : start + WINDOW], WINDOW)
-        past = session.past(session.view())
+        past = recall_context(session, take_view(session))
         if past is None:
             continue
         tokens, _ = past._tokens(past._chosen(past._relevance(_question())))
         view = past.recalled(_question())
-        for band, (time, _) in zip(view.prefix[1].bands, view.starts, strict=True):
-            places, begin = past.axis.before(band, tokens, grid)
+        for group, (time, _) in zip(view.prefix[1].groups, view.starts, strict=True):
+            places, begin = past.axis.before(group, tokens, grid)
             assert int(places[0].min()) == begin
-            assert int(places[0].max()) < band.origin
-            assert time - (begin - band.offset) <= horizon + room + band.values[0].end
-            assert band.origin - begin <= room
+            assert int(places[0].max()) < group.origin
+            assert time - (begin - group.offset) <= horizon + room + group.values[0].end
+            assert group.origin - begin <= room
         lengths.add(view.recalled)
     assert max(lengths) == 4 * CELLS
     if tiny_model.axes == 3:
@@ -180,9 +181,9 @@ def test_parts_of_a_view_may_stand_in_any_order(tiny_model: VideoLLM) -> None:
     view = _past(session).recalled(_question())
     assert len(view.prefix) == 3
     told = _logits(tiny_model, view, "what?")
-    turned = replace(view, prefix=view.prefix[::-1])
-    torch.testing.assert_close(_logits(tiny_model, turned, "what?"), told, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(_logits(tiny_model, session.view(), "what?"), told, atol=1e-3)
+    rerotated = replace(view, prefix=view.prefix[::-1])
+    torch.testing.assert_close(_logits(tiny_model, rerotated, "what?"), told, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(_logits(tiny_model, take_view(session), "what?"), told, atol=1e-3)
 
 
 @pytest.mark.parametrize("is_on_disk", [False, True])
@@ -215,7 +216,7 @@ def test_size_bias_weighs_recalled_tokens_as_it_does_those_remembered(
     pinned = len(tiny_model.preamble())
     assert len(deep) == pinned + view.recalled
     assert float(deep[pinned:].exp().sum()) == pytest.approx(
-        view.before_merge - session.view().before_merge
+        view.before_merge - take_view(session).before_merge
     )
 
 
@@ -245,19 +246,19 @@ def test_questions_that_look_back_are_set_aside_and_the_others_are_answered(
     session = _recalling(tiny_model, plan)
     _feed(session, _video(tiny_model, FRAMES), WINDOW)
     asked = [_question(), _question("a much longer one: what is there now?", recall="never")]
-    known = Forms(tiny_model)
-    plain = AnswerBatch(tiny_model, session.view(), asked, known)
-    gaze = _past(session).gaze(2)
+    known = AnswerFormats(tiny_model)
+    plain = AnswerBatch(tiny_model, take_view(session), asked, known)
+    probe = _past(session).probe(2)
     tuned = tiny_model.tuned
     try:
         for recall_from, leaving in ((0.0, asked[:1]), (1.1, [])):
             tiny_model.tuned = replace(tuned, recall_from=recall_from)
-            batch = AnswerBatch(tiny_model, session.view(), asked, known, past=_past(session))
+            batch = AnswerBatch(tiny_model, take_view(session), asked, known, past=_past(session))
             done = batch.step()
             while batch.questions:
                 done += batch.step()
             assert batch.looking_back == leaving
-            assert 0 < float(batch._gaze.shares.min()) <= float(batch._gaze.shares.max()) < 1  # type: ignore[union-attr]
+            assert 0 < float(batch._probe.shares.min()) <= float(batch._probe.shares.max()) < 1  # type: ignore[union-attr]
             stayed = [one.question for one in done]
             assert sorted(q.text for q in (*stayed, *leaving)) == sorted(q.text for q in asked)
     finally:
@@ -268,10 +269,10 @@ def test_questions_that_look_back_are_set_aside_and_the_others_are_answered(
     assert {one.question.text: one.text for one in alone} == {
         one.question.text: one.text for one in done
     }
-    assert gaze.shares.tolist() == [0, 0]
+    assert probe.shares.tolist() == [0, 0]
 
 
-def test_a_gaze_is_the_share_of_attention_that_goes_to_what_is_not_there_any_more(
+def test_a_lookback_probe_is_the_share_of_attention_that_goes_to_what_is_not_there_any_more(
     tiny_model: VideoLLM,
 ) -> None:
     """Against weights worked out by a plain softmax over everything that is visual."""
@@ -281,9 +282,9 @@ def test_a_gaze_is_the_share_of_attention_that_goes_to_what_is_not_there_any_mor
     heads, width = tiny_model.text.config.num_attention_heads, tiny_model.kv_shape[1]
     queries = torch.randn(2, heads, 5, width, generator=torch.Generator().manual_seed(1))
     at, counts = torch.tensor([4, 1]), torch.tensor([True, False])
-    gaze = past.gaze(2)
+    probe = past.probe(2)
     for layer in range(4):
-        gaze.see(at, counts, layer, queries, 0.3)
+        probe.see(at, counts, layer, queries, 0.3)
     wanted = []
     for layer in range(4):
         snapshot, fresh = past.view.prefix
@@ -293,8 +294,8 @@ def test_a_gaze_is_the_share_of_attention_that_goes_to_what_is_not_there_any_mor
         weights = (queries[0, :, 4, None] @ keys.transpose(1, 2) * 0.3).softmax(-1)[:, 0]
         is_past = ~past.is_now[0 if layer < 2 else 1]
         wanted.append(weights[:, : len(is_past)][:, is_past].sum(1).mean())
-    assert float(gaze.shares[0]) == pytest.approx(float(torch.stack(wanted).mean()), rel=1e-4)
-    assert float(gaze.shares[1]) == 0
+    assert float(probe.shares[0]) == pytest.approx(float(torch.stack(wanted).mean()), rel=1e-4)
+    assert float(probe.shares[1]) == 0
 
 
 def test_frames_that_repeat_bring_nothing_into_the_archive_and_what_is_too_old_leaves_it(
@@ -315,10 +316,10 @@ def test_frames_that_repeat_bring_nothing_into_the_archive_and_what_is_too_old_l
 def test_what_stands_still_is_there_now_in_every_layer_however_long(tiny_model: VideoLLM) -> None:
     session = _recalling(tiny_model, replace(SMALL, merge_at=2), "sttm_streaming")
     _feed(session, _video(tiny_model, FRAMES), WINDOW)
-    shallow = session.cache.bands[0]
+    shallow = session.cache.groups[0]
     for at in range(FRAMES // 2, FRAMES // 2 + 10):
         session.repeat([float(at)])
-    is_newest = shallow.index.frames == FRAMES - 1
+    is_newest = shallow.table.frames == FRAMES - 1
     below, above = _past(session).is_now
     assert below.tolist() == is_newest.tolist()
     assert bool(below.any())
