@@ -27,7 +27,7 @@ from bench.arms import BUDGETS, Ground, Recipe, ground, left_out, named, recipes
 from bench.compare import compare
 from bench.exam import CLIP_FRAMES, DrawnStream
 from bench.film import Film
-from bench.process_pool import SMALL, Crew, crew, model_of
+from bench.process_pool import SMALL, ProcessPool, crew, model_of
 from bench.questions_file import read_questions
 from bench.score import Result, score, table
 from bench.small_caches import EVERY, FIFO, report, small_caches
@@ -117,7 +117,7 @@ def _positive(text: str) -> float:
     return number
 
 
-def _drawn(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
+def _drawn(workers: ProcessPool, model: VideoLLM, options: argparse.Namespace) -> None:
     """The table on drawn worlds."""
     square = (options.side, options.side)
     floor = ground(model, options.fps, square, options.reach)
@@ -137,7 +137,7 @@ def _films(options: argparse.Namespace) -> list[Film]:
 
 
 def _filmed(
-    workers: Crew, model: VideoLLM, options: argparse.Namespace, films: Sequence[Film]
+    workers: ProcessPool, model: VideoLLM, options: argparse.Namespace, films: Sequence[Film]
 ) -> None:
     """The table on a question file; thresholds are found on its own videos, which shows them no answer."""
     largest = max((film.size() for film in films), key=math.prod)
@@ -146,7 +146,7 @@ def _filmed(
     _tell(score(sheets), model, floor, missed + left_out(model))
 
 
-def _long(workers: Crew, model: VideoLLM, options: argparse.Namespace) -> None:
+def _long(workers: ProcessPool, model: VideoLLM, options: argparse.Namespace) -> None:
     """Long streams in small caches."""
     floor = ground(model, options.fps, (options.side, options.side), options.reach)
     seconds = 60 * options.minutes

@@ -12,7 +12,7 @@ from functools import partial
 from bench.arms import Arm, Ground, Recipe, arm, share
 from bench.budget import Settled, encode, record, settle
 from bench.exam import Footage
-from bench.process_pool import Crew
+from bench.process_pool import ProcessPool
 from bench.watching import Sheet, watch
 from stream_sttm.errors import ConfigError
 from stream_sttm.models.family import VideoLLM
@@ -21,7 +21,7 @@ TOGETHER = 3  # searches in one piece; they share what a layer sees
 
 
 def compare(
-    workers: Crew,
+    workers: ProcessPool,
     wanted: Sequence[Recipe],
     floor: Ground,
     calibration: Sequence[Footage],
@@ -70,7 +70,7 @@ def _search(recipe: Recipe) -> Recipe:
 
 
 def _settled(
-    workers: Crew, wanted: Sequence[Recipe], calibration: Sequence[Footage], floor: Ground
+    workers: ProcessPool, wanted: Sequence[Recipe], calibration: Sequence[Footage], floor: Ground
 ) -> dict[Recipe, Settled]:
     """Thresholds for every recipe that needs some."""
     searches = list(dict.fromkeys(_search(recipe) for recipe in wanted if recipe.is_searched))

@@ -38,7 +38,7 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.reducers import build_reducer
 from stream_sttm.retention import POLICIES
 from stream_sttm.sources.scene import Scene
-from workers import malloc_trim as heap
+from workers import malloc_trim
 
 FPS, SIDE, LOOP = 2.0, 192, 300  # windows of the scene that are gone through again and again
 SAMPLES = 200  # of size and cost
@@ -133,7 +133,7 @@ def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> d
             place, rest = divmod(index + 1, every)
             if rest == 0 and place <= SAMPLES:
                 gc.collect()
-                heap.give_back()
+                malloc_trim.give_back()
                 found.windows[place - 1], found.resident[place - 1] = index + 1, _resident_bytes()
                 found.old[place - 1], found.young[place - 1] = map(statistics.median, costs)
                 for spent in costs:

@@ -27,7 +27,7 @@ _models: dict[
 ] = {}  # a worker process has its model here; a pool offers no other place
 
 
-class Crew:
+class ProcessPool:
     """Runs `work(model, piece)` for each of many pieces; leaves no process behind."""
 
     def __init__(self, source: str, pool: ProcessPoolExecutor | None) -> None:
@@ -62,15 +62,15 @@ class Crew:
 
 
 @contextmanager
-def crew(source: str, jobs: int) -> Iterator[Crew]:
+def crew(source: str, jobs: int) -> Iterator[ProcessPool]:
     """`jobs` workers with the model `source`; whoever leaves early does not wait for work that has not begun."""
     if jobs == 1:
-        yield Crew(source, None)
+        yield ProcessPool(source, None)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         try:
-            yield Crew(source, pool)
+            yield ProcessPool(source, pool)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -38,7 +38,7 @@ from stream_sttm.config.settings import MemorySettings, ReducerSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models.family import VideoLLM
-from stream_sttm.motion import StillGate
+from stream_sttm.motion import MotionGate
 from stream_sttm.sources.scene import Scene
 from stream_sttm.types import Clip, Frame
 
@@ -140,7 +140,7 @@ def _shares(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         shown[options.video.name] = Film(options.video, fps, ()).clips
     found: dict[str, dict[str, float]] = {}
     for name, clips in shown.items():
-        gates = {f"{longest:g}": StillGate(longest) for longest in options.limits}
+        gates = {f"{longest:g}": MotionGate(longest) for longest in options.limits}
         spared, area, windows = dict.fromkeys(gates, 0), dict.fromkeys(gates, 0.0), 0
         for clip in clips():
             windows += 1
@@ -241,7 +241,7 @@ def _worlds(options: argparse.Namespace) -> dict[str, Any]:
 
 def _watch(model: VideoLLM, exam: Exam) -> Watched:
     """One world, window by window for each arm in turn."""
-    engines, gates = {}, {arm: StillGate(gated.longest) for arm, gated in exam.arms.items()}
+    engines, gates = {}, {arm: MotionGate(gated.longest) for arm, gated in exam.arms.items()}
     for arm, gated in exam.arms.items():
         engines[arm] = Engine(
             model, reducer=ReducerSettings(), memory=exam.memory, answering=PATIENT
@@ -259,7 +259,7 @@ def _watch(model: VideoLLM, exam: Exam) -> Watched:
     return watched
 
 
-def _shown(engine: Engine, gate: StillGate | None, clip: Clip) -> Cost:
+def _shown(engine: Engine, gate: MotionGate | None, clip: Clip) -> Cost:
     """What one window cost."""
     before, started = _vision(), time.process_time()
     if gate is not None:

@@ -32,7 +32,7 @@ GAIN = (0.85, 1.18)  # and its contrast
 MOST_CHANGED = 0.5  # share of the picture; where more has changed all is encoded
 
 
-class StillGate:
+class MotionGate:
     """Judges one stream's clips in order; one is to be encoded whole every `longest` seconds at least.
 
     What it holds a clip against is what there are features of: of a clip encoded in part, only that part. Parts of

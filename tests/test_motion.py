@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stream_sttm.motion import BLOCK, StillGate
+from stream_sttm.motion import BLOCK, MotionGate
 from stream_sttm.sources.scene import Scene
 from stream_sttm.types import Clip, Frame
 
@@ -44,7 +44,7 @@ def judged(
     pictures: Iterable[Picture], *, longest: float = 10.0, clip_frames: int = 2
 ) -> list[Clip]:
     """The gate's verdict on each clip of them."""
-    gate, frames, found = StillGate(longest), list[Frame](), list[Clip]()
+    gate, frames, found = MotionGate(longest), list[Frame](), list[Clip]()
     for number, picture in enumerate(pictures):
         frames.append(Frame("cam", picture, number / FPS, 1000 + number / FPS))
         if len(frames) == clip_frames:
@@ -240,7 +240,7 @@ def test_max_still_of_zero_spares_nothing() -> None:
 
 
 def test_after_a_restart_nothing_is_taken_for_known() -> None:
-    gate = StillGate(10)
+    gate = MotionGate(10)
     clips = [Clip("cam", n, (Frame("cam", seen(WALL, n), n, n),)) for n in range(4)]
     assert [gate.judge(clip).same_as for clip in clips[:3]] == [None, 0, 0]
     gate.restart()
@@ -255,7 +255,7 @@ def test_a_picture_of_another_size_is_new() -> None:
 
 
 def test_since_when_all_is_still_outlasts_the_clips_that_are_encoded_all_the_same() -> None:
-    gate, told = StillGate(2.0), []
+    gate, told = MotionGate(2.0), []
     for n in range(12):
         shown = with_box((61, 203), (8, 8), 60) if n >= 9 else WALL
         gate.judge(Clip("cam", n, (Frame("cam", seen(shown, n), float(n), 1000.0 + n),)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from stream_sttm import registry
 from stream_sttm.config.settings import Settings
-from stream_sttm.control import masked as effective
+from stream_sttm.control import masked
 from stream_sttm.control.additions import (
     AddedQuery,
     AddedStream,
@@ -25,7 +25,7 @@ from stream_sttm.control.additions import (
     stream_of,
 )
 from stream_sttm.control.diff import Changes
-from stream_sttm.control.switches import Toggles
+from stream_sttm.control.switches import Switches
 from stream_sttm.errors import ConfigError, NotPossible, UnknownQuery, UnknownStream
 from workers.control import Control
 
@@ -34,10 +34,10 @@ _ONE = {"streams": "stream", "queries": "query"}
 Sent = Mapping[Place, Mapping[str, Any] | None]
 
 
-class Entries:
+class LiveAdditions:
     """What was added over HTTP, and the only one to change it."""
 
-    def __init__(self, control: Control, additions: Additions, toggles: Toggles) -> None:
+    def __init__(self, control: Control, additions: Additions, toggles: Switches) -> None:
         self._control, self._additions, self._toggles = control, additions, toggles
         self._turn = asyncio.Lock()
 
@@ -86,7 +86,7 @@ class Entries:
         """The settings in force without a credential, what of them was added, and what was left out and why."""
         settings = self._control.settings
         return {
-            "settings": effective.shown(settings),
+            "settings": masked.shown(settings),
             "added": {
                 "streams": [n for n, s in settings.streams.items() if isinstance(s, AddedStream)],
                 "queries": [n for n, q in settings.queries.items() if isinstance(q, AddedQuery)],
@@ -101,7 +101,7 @@ class Entries:
             unknown = UnknownStream if kind == "streams" else UnknownQuery
             raise unknown(f"there is no {_ONE[kind]} {name!r}{near}")
         if kind == "streams":
-            return effective.shown_stream(self._control.settings.streams[name])
+            return masked.shown_stream(self._control.settings.streams[name])
         return self._control.settings.queries[name].model_dump(mode="json")
 
     async def _keep(self, kind: Kind, name: str, given: Mapping[str, Any]) -> Changes:

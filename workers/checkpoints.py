@@ -35,7 +35,7 @@ class _Part:
     write: Callable[[Path, Any], object]
 
 
-class Keeping:
+class Checkpoints:
     """Saves and restores what is remembered of all `streams`, which may change, under `settings.dir`."""
 
     def __init__(

@@ -165,10 +165,10 @@ def _serve(options: argparse.Namespace) -> int:
     stop = Stop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read anew
     from workers import local
-    from workers.config_watch import File
+    from workers.config_watch import ConfigFile
 
     load = partial(_settings, options.config, http__port=options.port)
-    file = File(options.config, load)
+    file = ConfigFile(options.config, load)
     settings = load()
     _log_to_stderr(settings.log_level)
 
@@ -235,16 +235,16 @@ def _token(options: argparse.Namespace) -> int:
 
 
 def _discover(options: argparse.Namespace) -> int:
-    from stream_sttm.sources.network import onvif as discovery
+    from stream_sttm.sources.network import onvif
 
     login = f"{quote(options.user, safe='')}:${{{options.password_env}}}" if options.user else ""
     password = os.environ.get(options.password_env, "")
 
     async def look() -> int:
-        found: list[tuple[discovery.Camera, Sequence[discovery.Profile] | SourceError]] = []
-        for camera in await discovery.cameras(options.seconds):
+        found: list[tuple[onvif.Camera, Sequence[onvif.Profile] | SourceError]] = []
+        for camera in await onvif.cameras(options.seconds):
             try:
-                told = await discovery.profiles(camera, options.user, password)
+                told = await onvif.profiles(camera, options.user, password)
             except SourceError as error:
                 found.append((camera, error))
             else:
@@ -252,7 +252,7 @@ def _discover(options: argparse.Namespace) -> int:
         if not found:
             print("no ONVIF camera answered; is this machine in their network?", file=sys.stderr)
             return 1
-        print(discovery.configuration(found, login))
+        print(onvif.configuration(found, login))
         return 0
 
     return asyncio.run(look())
@@ -260,10 +260,10 @@ def _discover(options: argparse.Namespace) -> int:
 
 def _mcp(options: argparse.Namespace) -> int:
     try:
-        from workers import mcp_server as tools
+        from workers import mcp_server
     except ModuleNotFoundError as error:
         raise ConfigError(f"mcp needs the package {error.name!r}: install the extra mcp") from error
-    tools.server(options.url, os.environ.get(options.token_env)).run()
+    mcp_server.server(options.url, os.environ.get(options.token_env)).run()
     return 0
 
 

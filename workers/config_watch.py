@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _Looks = tuple[int, int, int] | None
 
 
-class File:
+class ConfigFile:
     """The file that the configuration came from, as it looked when this was made, and what reads it."""
 
     def __init__(self, path: str | Path, load: Callable[[], Settings]) -> None:

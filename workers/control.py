@@ -16,9 +16,9 @@ from functools import partial
 from stream_sttm import metrics, registry
 from stream_sttm.config.settings import AnsweringSettings, Settings
 from stream_sttm.config.streams import SourceRules, StreamSettings
-from stream_sttm.control import diff as changes
+from stream_sttm.control import diff
 from stream_sttm.control.diff import Changes
-from stream_sttm.control.switches import Place, Toggles
+from stream_sttm.control.switches import Place, Switches
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Outcome
 from stream_sttm.errors import (
@@ -35,8 +35,8 @@ from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.sinks import Sink
 from workers.analysis import Analysis
 from workers.ingest import Opener
-from workers.sink_tasks import Outlets
-from workers.stream_tasks import Streams
+from workers.sink_tasks import SinkTasks
+from workers.stream_tasks import StreamTasks
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class Parts:
 
     analysis: Analysis
     queries: StandingQueries
-    streams: Streams
-    outlets: Outlets
+    streams: StreamTasks
+    outlets: SinkTasks
     sinks: dict[str, Sink]  # by URL
     open_sink: Callable[[str], Sink]
     opener: Callable[
@@ -62,7 +62,7 @@ class Control:
     """The settings in force and the switches thrown over them; all calls are made from the event loop's thread."""
 
     def __init__(
-        self, settings: Settings, toggles: Toggles, load: Callable[[], Settings] | None = None
+        self, settings: Settings, toggles: Switches, load: Callable[[], Settings] | None = None
     ) -> None:
         self.settings = settings
         self._toggles, self._load = toggles, load
@@ -144,7 +144,7 @@ class Control:
         async with self._turn:
             try:
                 new = await asyncio.to_thread(load)
-                change = changes.between(self.settings, new)
+                change = diff.between(self.settings, new)
                 opened = {url: parts.open_sink(url) for url in new.sinks if url not in parts.sinks}
             except ConfigError as error:
                 metrics.RELOADS.labels("refused").inc()
@@ -155,7 +155,7 @@ class Control:
             metrics.RELOADS.labels("applied" if change else "unchanged").inc()
             metrics.CONFIG_CURRENT.set(1)
             _log.info("configuration: %s", change.told())
-            new = changes.taken_over(self.settings, new)
+            new = diff.taken_over(self.settings, new)
             self._switches = await asyncio.to_thread(self._toggles.load, new)
             await self._follow(parts, new)
             await _exchange(parts, new.sinks, opened)
@@ -184,7 +184,7 @@ class Control:
         for name, stream in new.streams.items():
             was = old.streams.get(name)
             if was != stream:
-                is_anew = was is not None and not changes.keeps_memory(was, stream)
+                is_anew = was is not None and not diff.keeps_memory(was, stream)
                 parts.analysis.change(partial(_opened, name, stream, is_anew))
         async with asyncio.TaskGroup() as group:  # one that takes its time to close delays no other
             for name in (name for name in old.streams if name not in new.streams):

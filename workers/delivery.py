@@ -22,13 +22,13 @@ from stream_sttm.sinks import Sink
 from stream_sttm.sources.images import jpeg
 from stream_sttm.storage.answers import AnswerStore, Store
 from stream_sttm.storage.events import EventLog
-from stream_sttm.storage.outbox import Backlog
+from stream_sttm.storage.outbox import OutboxTable
 from stream_sttm.storage.sqlite_file import SqliteFile
 from stream_sttm.types import Answer, Event, Evidence, StreamStatus
 from workers.channel import Channel
 from workers.durable_queue import Limits
 from workers.outbox import Level, Outbox, observe_lag
-from workers.sink_tasks import Outlets, drain
+from workers.sink_tasks import SinkTasks, drain
 
 Outgoing = Answer | Event | Evidence | StreamStatus
 ANSWERS_AHEAD = 4096  # of delivery, at most
@@ -45,16 +45,16 @@ async def run(  # noqa: PLR0913 - the seams of delivery, each named
     sinks: Sequence[Sink],
     feed: Feed,
     limits: Limits | None = None,
-    backlog: Backlog | None = None,
+    backlog: OutboxTable | None = None,
     events: EventLog | None = None,
-    outlets: Outlets | None = None,
+    outlets: SinkTasks | None = None,
 ) -> None:
     """Deliver what comes out of `channel` until cancelled; sinks are entered and left here, store and backlog not.
 
     While it runs, `outlets` takes further sinks and lets go of them.
     """
     limits = limits or Limits()
-    outlets = outlets or Outlets(limits, backlog)
+    outlets = outlets or SinkTasks(limits, backlog)
     async with asyncio.TaskGroup() as group:
         archive = _Archive(store, events, limits)
         outlets.start(group)
@@ -112,7 +112,7 @@ def file_beside(store: Store) -> SqliteFile:
     return store.file if isinstance(store, AnswerStore) else AnswerStore("events.db").file
 
 
-def backlog_of(settings: Settings) -> Backlog | None:
+def backlog_of(settings: Settings) -> OutboxTable | None:
     """Where answers wait on disk for their sinks; None where there is no place, or none that works."""
     path = settings.outbox.path
     if path is None and settings.store.path != ":memory:" and "://" not in settings.store.path:
@@ -121,7 +121,7 @@ def backlog_of(settings: Settings) -> Backlog | None:
     if path is None:
         return None
     try:
-        return Backlog(path)
+        return OutboxTable(path)
     except StoreError as error:
         _log.error("answers that can't be delivered wait in memory alone: %s", error)
         return None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 
 from stream_sttm.errors import StoreError
-from stream_sttm.storage.outbox import Backlog, Entry
+from stream_sttm.storage.outbox import Entry, OutboxTable
 from stream_sttm.types import Answer, Event
 
 _IN_MEMORY = 10_000  # entries that wait to be written, at most
@@ -40,14 +40,14 @@ class Limits:
     keep_answers: float | None = None  # in the store; None: for ever
 
 
-class Waiting:
+class DurableQueue:
     """What waits for the sink `name`; `on_drop` is told the reason and how many."""
 
     def __init__(
         self,
         name: str,
         limits: Limits,
-        backlog: Backlog | None,
+        backlog: OutboxTable | None,
         *,
         on_drop: Callable[[str, int], None],
     ) -> None:
@@ -194,7 +194,7 @@ class Waiting:
             self._is_failing = False
             return True
 
-    async def _trim(self, backlog: Backlog) -> None:
+    async def _trim(self, backlog: OutboxTable) -> None:
         """Let the oldest of the backlog go where there are too many; not what is held."""
         excess = self._count - self._in_hand - self._limits.capacity
         if excess > 0:

@@ -18,10 +18,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from stream_sttm import metrics, urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.config.streams import StreamSettings
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceError, SourceUnavailable
-from stream_sttm.motion import StillGate
+from stream_sttm.motion import MotionGate
 from stream_sttm.sampling import Sampler
 from stream_sttm.sources import Source, open_source
 from stream_sttm.sources.decoding.clock import StreamClock
@@ -115,7 +115,7 @@ class _Stream:
         self._url = settings.candidates[0]
         self._better: list[str] = []  # what is wrong with the URLs before this one
         self._sampler = Sampler(settings.fps, settings.clip_frames)
-        self._gate = StillGate(settings.max_still)
+        self._gate = MotionGate(settings.max_still)
         self._status = StreamStatus(name, StreamState.DISABLED, time.time())
         self._clock = StreamClock()
         self._is_live = True
@@ -296,6 +296,6 @@ def show_state(stream: str, state: StreamState) -> None:
 
 def _way(url: str) -> dict[str, Any]:
     """What to tell of the URL that is used."""
-    _, options = spelling.options(url)
+    _, options = source_url.options(url)
     unverified = {"tls": "not verified"} if options.get("verify") == "false" else {}
     return {"source": urls.mask(url), **unverified}

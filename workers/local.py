@@ -16,24 +16,24 @@ from stream_sttm.api.feed import Feed
 from stream_sttm.api.probe import routes as trial_routes
 from stream_sttm.config.settings import Settings
 from stream_sttm.control.additions import Additions, strangers
-from stream_sttm.control.switches import Toggles
+from stream_sttm.control.switches import Switches
 from stream_sttm.sinks import open_sink
 from stream_sttm.sources.webrtc.publishers import Publishers
 from stream_sttm.storage.events import EventLog
 from workers import delivery, gateway
-from workers.additions import Entries
-from workers.config_watch import File
+from workers.additions import LiveAdditions
+from workers.config_watch import ConfigFile
 from workers.control import Control
-from workers.pipeline import Watching
+from workers.pipeline import Pipeline
 from workers.service import LocalService
-from workers.sink_tasks import Outlets
+from workers.sink_tasks import SinkTasks
 
 
 async def run(
     settings: Settings,
     *,
     ready: Callable[[int], None] | None = None,
-    file: File | None = None,
+    file: ConfigFile | None = None,
 ) -> None:
     """Serve `settings` until cancelled; `ready` is told the HTTP port once it listens.
 
@@ -44,7 +44,7 @@ async def run(
     store = delivery.open_store(settings.store.path)
     own = delivery.file_beside(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
-    additions, toggles = Additions(own), Toggles(own)
+    additions, toggles = Additions(own), Switches(own)
     settings = additions.over(settings)
     reread = None if file is None else lambda: additions.over(file.load())
     control = Control(settings, toggles, reread)
@@ -56,7 +56,7 @@ async def run(
     for routes in (
         whip.routes(publishers),
         control_routes(control),
-        entry_routes(Entries(control, additions, toggles)),
+        entry_routes(LiveAdditions(control, additions, toggles)),
         trial_routes(lambda: strangers(control.settings.sources)),
         event_routes(log, service.event_snapshot),
     ):
@@ -64,7 +64,7 @@ async def run(
     opened = partial(open_sink, commands=service)
     sinks = {url: opened(url) for url in settings.sinks}
     limits, backlog = delivery.limits_of(settings), delivery.backlog_of(settings)
-    outlets = Outlets(limits, backlog)
+    outlets = SinkTasks(limits, backlog)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
         async with publishers, asyncio.TaskGroup() as group:
@@ -86,7 +86,7 @@ async def run(
                 ),
                 name="delivery",
             )
-            watching = Watching(settings, service, control, log, outlets, sinks, opened, file)
+            watching = Pipeline(settings, service, control, log, outlets, sinks, opened, file)
             group.create_task(watching.run(thread, publishers), name="watch")
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from stream_sttm import metrics
 from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
 from stream_sttm.sinks import BatchSink, Sink
-from stream_sttm.storage.outbox import Backlog, Entry
+from stream_sttm.storage.outbox import Entry, OutboxTable
 from stream_sttm.types import Answer, Event, StreamStatus
-from workers.durable_queue import Limits, Waiting
+from workers.durable_queue import DurableQueue, Limits
 
 _HANG_UPS = 3  # after which it is found out whether one thing alone is to blame
 _TOLD = ("full", "expired", "lost", "unreadable")  # reasons of which the first drop is told
@@ -29,12 +29,12 @@ _log = logging.getLogger(__name__)
 class Outbox:
     """What goes to one sink, from `put` to the sink's own word that it has it."""
 
-    def __init__(self, sink: Sink, limits: Limits, backlog: Backlog | None = None) -> None:
+    def __init__(self, sink: Sink, limits: Limits, backlog: OutboxTable | None = None) -> None:
         self.name = sink.name
         self.level = Level()
         self._sink, self._limits = sink, limits
         self._batch = limits.batch if isinstance(sink, BatchSink) else 1
-        self._waiting = Waiting(sink.name, limits, backlog, on_drop=self._drop)
+        self._waiting = DurableQueue(sink.name, limits, backlog, on_drop=self._drop)
         self._statuses: dict[str, StreamStatus] = {}
         self._suspect = self._hang_ups = 0  # the entry at which the sink hung up, and how often
         self._dropped = 0  # since it last delivered

@@ -27,14 +27,14 @@ from stream_sttm.sources import open_source
 from stream_sttm.sources.webrtc.publishers import Publishers
 from stream_sttm.storage.events import EventLog
 from stream_sttm.types import Answer, Event, Evidence, Frame, StreamStatus
-from workers import malloc_trim as heap
+from workers import malloc_trim
 from workers.analysis import Analysis
-from workers.checkpoints import Keeping
-from workers.config_watch import File
+from workers.checkpoints import Checkpoints
+from workers.config_watch import ConfigFile
 from workers.control import Control, Parts
 from workers.ingest import Opener
-from workers.sink_tasks import Outlets
-from workers.stream_tasks import Streams
+from workers.sink_tasks import SinkTasks
+from workers.stream_tasks import StreamTasks
 
 _log = logging.getLogger(__name__)
 _SMALL_MODEL = 50_000_000  # parameters under which one CPU thread is fastest
@@ -69,24 +69,24 @@ class Front(Protocol):
 
 
 @dataclass(frozen=True)
-class Watching:
+class Pipeline:
     """What watching needs beside the model, and the work itself."""
 
     settings: Settings
     service: Front
     control: Control
     log: EventLog
-    outlets: Outlets
+    outlets: SinkTasks
     sinks: dict[str, Sink]
     open_sink: Callable[[str], Sink]
-    file: File | None = None
+    file: ConfigFile | None = None
 
     async def run(self, thread: ThreadPoolExecutor, publishers: Publishers) -> None:
         """Load the model, then read every camera and answer, until cancelled."""
         settings, service = self.settings, self.service
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(thread, _engine, settings)
-        keeping = Keeping(
+        keeping = Checkpoints(
             engine.sessions, settings.state, lambda: self.control.settings.streams, thread=thread
         )
         await loop.run_in_executor(thread, keeping.restore)
@@ -103,8 +103,8 @@ class Watching:
             group.create_task(analysis.run({}), name="analysis")
             await analysis.has_begun.wait()
             group.create_task(keeping.run(), name="keeping")
-            group.create_task(heap.stay_small(), name="heap")
-            streams = Streams(
+            group.create_task(malloc_trim.stay_small(), name="heap")
+            streams = StreamTasks(
                 group,
                 analysis,
                 opener=opener(settings.sources, []),

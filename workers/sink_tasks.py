@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from stream_sttm.sinks import Sink
-from stream_sttm.storage.outbox import Backlog
+from stream_sttm.storage.outbox import OutboxTable
 from workers.durable_queue import Limits
 from workers.outbox import Level, Outbox
 
 
-class Outlets:
+class SinkTasks:
     """Serves sinks while `run` runs; all calls are made from the event loop's thread."""
 
-    def __init__(self, limits: Limits | None = None, backlog: Backlog | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, backlog: OutboxTable | None = None) -> None:
         self._limits, self._backlog = limits or Limits(), backlog
         self._boxes: dict[Sink, Outbox] = {}
         self._tasks: dict[Sink, asyncio.Task[None]] = {}

@@ -29,7 +29,7 @@ class _Reader:
     settings: StreamSettings
 
 
-class Streams:
+class StreamTasks:
     """The readers of all streams, as tasks of `group`; all calls are made from the event loop's thread."""
 
     def __init__(

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from stream_sttm.api import ask as asking
+from stream_sttm.api import ask
 from stream_sttm.api.control import Name, faulty
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.streams import StreamSettings
@@ -146,7 +146,7 @@ def _given(sent: StreamSettings | QuerySettings) -> dict[str, Any]:
 
 
 def _require_sight(request: Request, stream: str) -> None:
-    if not asking.may_see(request, stream):
+    if not ask.may_see(request, stream):
         raise HTTPException(403, f"the token is not for stream {stream!r}")
 
 

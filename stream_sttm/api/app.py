@@ -20,10 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
-from stream_sttm.api import answers, openai, websocket
-from stream_sttm.api import ask as asking
+from stream_sttm.api import answers, ask, openai, static, websocket
 from stream_sttm.api import sse as events
-from stream_sttm.api import static as pagefiles
 from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
 from stream_sttm.api.middleware import ErrorBody, Guard, refusal
@@ -111,7 +109,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_defect)
-    app.include_router(asking.routes(service))
+    app.include_router(ask.routes(service))
     app.include_router(openai.routes(service))
     _add_streams(app, service)
     app.include_router(answers.routes(store))
@@ -127,21 +125,19 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     async def list_streams(request: Request) -> dict[str, Any]:
         """Every stream with its state."""
         streams = [
-            status.as_dict()
-            for status in service.streams()
-            if asking.may_see(request, status.stream)
+            status.as_dict() for status in service.streams() if ask.may_see(request, status.stream)
         ]
         return {"model": service.model, "streams": streams}
 
     @app.get("/api/v1/streams/{name}")
     async def show_stream(name: Name) -> dict[str, Any]:
         """One stream's state."""
-        return asking.status_of(service, name).as_dict()
+        return ask.status_of(service, name).as_dict()
 
     @app.get("/api/v1/streams/{name}/snapshot.jpg", response_class=Response)
     async def show_snapshot(name: Name) -> Response:
         """A stream's newest picture."""
-        asking.status_of(service, name)
+        ask.status_of(service, name)
         picture = await asyncio.to_thread(service.snapshot, name)
         if picture is None:
             raise NoVideoYet(f"stream {name!r} has shown no frame yet")
@@ -150,7 +146,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/streams/{name}/mosaic")
     async def show_mosaic(name: Name) -> dict[str, Any]:
         """What stands for a stream's newest remembered picture: tiles, in cells, and the tokens behind them."""
-        asking.status_of(service, name)
+        ask.status_of(service, name)
         mosaic = await service.mosaic(name)
         if mosaic is None:
             raise NoVideoYet(f"stream {name!r} has nothing in its memory yet")
@@ -159,7 +155,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/streams/{name}/mosaic.jpg", response_class=Response)
     async def show_remembered(name: Name) -> Response:
         """The picture that a mosaic lies over; `X-Captured-At` says which."""
-        asking.status_of(service, name)
+        ask.status_of(service, name)
         picture = await asyncio.to_thread(service.remembered, name)
         if picture is None:
             raise NoVideoYet(f"stream {name!r} has nothing in its memory yet")
@@ -220,14 +216,14 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 def _add_page(app: FastAPI) -> None:
     def add(path: str, file: Path) -> None:
-        content, media_type = file.read_bytes(), pagefiles.media_type(file)
+        content, media_type = file.read_bytes(), static.media_type(file)
 
         async def show() -> Response:
-            return Response(content, media_type=media_type, headers=pagefiles.HEADERS)
+            return Response(content, media_type=media_type, headers=static.HEADERS)
 
         app.add_api_route(path, show, include_in_schema=False, response_model=None)
 
-    for path, file in pagefiles.PAGE.items():
+    for path, file in static.PAGE.items():
         add(path, file)
 
 

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from stream_sttm.api import ask as asking
+from stream_sttm.api import ask
 from stream_sttm.api.service import Service
 from stream_sttm.config.queries import FormSettings
 from stream_sttm.errors import QuestionRejected, StreamSTTMError
@@ -94,7 +94,7 @@ class ChatRequest(_Body):
     """A conversation about a stream; `seed`, `temperature` and the like change nothing: answers are greedy."""
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=2 * asking.MAX_TURNS + 1)
+    messages: list[Message] = Field(min_length=1, max_length=2 * ask.MAX_TURNS + 1)
     stream: bool = False
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -109,7 +109,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/models")
     async def list_models(request: Request) -> dict[str, Any]:
         """The model, and the model looking at each stream."""
-        seen = [one for one in service.streams() if asking.may_see(request, one.stream)]
+        seen = [one for one in service.streams() if ask.may_see(request, one.stream)]
         names = [service.model, *(f"{service.model}/{one.stream}" for one in seen)]
         return {"object": "list", "data": [_model(name) for name in names]}
 
@@ -124,13 +124,11 @@ def routes(service: Service) -> APIRouter:
     async def complete(asked: ChatRequest, request: Request) -> Response:
         """Ask a stream in the form of a chat."""
         question = _question(service, asked)
-        asking.check(service, [question], request)
+        ask.check(service, [question], request)
         if asked.stream:
             told = _chunks(service, question, asked.model)
-            return StreamingResponse(
-                told, media_type=asking.EVENT_STREAM, headers=asking.UNBUFFERED
-            )
-        return JSONResponse(_completion(await asking.answered(service, question), asked.model))
+            return StreamingResponse(told, media_type=ask.EVENT_STREAM, headers=ask.UNBUFFERED)
+        return JSONResponse(_completion(await ask.answered(service, question), asked.model))
 
     return router
 
@@ -205,7 +203,7 @@ def _stream_of(service: Service, model: str) -> str:
     base, _, stream = model.rpartition("/")
     if base != service.model:
         raise HTTPException(404, f"there is no model {model[:200]!r}; there is {service.model!r}")
-    asking.status_of(service, stream)
+    ask.status_of(service, stream)
     return stream
 
 
@@ -257,7 +255,7 @@ async def _chunks(service: Service, question: Question, model: str) -> AsyncIter
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async for text, answer in asking.written(service, question):
+        async for text, answer in ask.written(service, question):
             if text:
                 yield chunk({"content": text})
             if answer is not None:

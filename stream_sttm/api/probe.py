@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from stream_sttm.api.auth import Caller
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.control.additions import check_source
 from stream_sttm.errors import ConfigError, SourceError, TooManyTests
 from stream_sttm.sources.network.access import Access
@@ -24,7 +24,7 @@ MAX_SECONDS = 20.0
 def _source(value: object) -> object:
     if isinstance(value, str):
         try:
-            return spelling.plain(value)
+            return source_url.plain(value)
         except ConfigError as error:
             raise ValueError(str(error)) from None
     return value

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from stream_sttm import registry, urls
-from stream_sttm.config import yaml_file as yamlfile
+from stream_sttm.config import yaml_file
 from stream_sttm.config.settings import Settings, at, contradictions
 from stream_sttm.errors import ConfigError
 
@@ -39,7 +39,7 @@ def load(
     `overrides` are dotted keys (`"http.port": 0`) of the command line, which win over file and environment. `check`
     finds further faults in the merged tree, for what this layer may not know (which schemes and reducers exist).
     """
-    tree, faults = yamlfile.expand(yamlfile.read(path)) if path is not None else ({}, [])
+    tree, faults = yaml_file.expand(yaml_file.read(path)) if path is not None else ({}, [])
     environment, unknown = _environment()
     given = _nested(overrides or {})
     tree = _merged(_merged(tree, environment), given)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from stream_sttm import urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.errors import ConfigError
 
 MAX_CANDIDATES = 8  # URLs of one camera
@@ -28,7 +28,7 @@ def _source(value: object) -> object:
     if not 1 <= len(given) <= MAX_CANDIDATES:
         raise ValueError(f"a list of URLs must hold 1 to {MAX_CANDIDATES}")
     try:
-        schemes = [urls.split(spelling.plain(one)).scheme for one in given]
+        schemes = [urls.split(source_url.plain(one)).scheme for one in given]
     except ConfigError as error:
         raise ValueError(str(error)) from None
     if "whip" in schemes and len(given) > 1:
@@ -91,7 +91,7 @@ class StreamSettings(Section):
     def candidates(self) -> tuple[str, ...]:
         """The source's URLs in our own spelling, from best to last resort."""
         given = [self.source] if isinstance(self.source, str) else self.source
-        return tuple(spelling.plain(one) for one in given)
+        return tuple(source_url.plain(one) for one in given)
 
     @property
     def encodes_regions(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from stream_sttm import urls
-from stream_sttm.config import yaml_file as yamlfile
+from stream_sttm.config import yaml_file
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import Settings, contradictions
 from stream_sttm.config.streams import SourceRules, StreamSettings
@@ -40,7 +40,7 @@ class AddedQuery(QuerySettings):
 
 
 class Additions:
-    """What came over HTTP, in `file`, which has the tables of eventlog.py; blocking, raises StoreError."""
+    """What came over HTTP, in `file`, which has the tables of events.py; blocking, raises StoreError."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
@@ -123,7 +123,7 @@ def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedS
     source = given.get("source")
     for one in source if isinstance(source, list) else [source]:
         _check_variables(f"{path}.source", one if isinstance(one, str) else "", rules)
-    filled, faults = yamlfile.expand(source, f"{path}.source")
+    filled, faults = yaml_file.expand(source, f"{path}.source")
     if faults:
         raise ConfigError("\n".join(faults))
     try:
@@ -174,7 +174,7 @@ def _check_file(url: str, access: Access) -> None:
 
 def _check_variables(path: str, source: str, rules: SourceRules) -> None:
     """Secrets of the service go nowhere that somebody names over HTTP, but for those that are meant for it."""
-    for word in yamlfile.named(source):
+    for word in yaml_file.named(source):
         if not any(fnmatch.fnmatchcase(word, pattern) for pattern in rules.http_variables):
             raise SourceDenied(
                 f"{path}: ${{{word[:64]}}} is not among sources.http_variables; name it there if it is meant"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from stream_sttm import urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.config.settings import Settings
 from stream_sttm.config.streams import StreamSettings
 from stream_sttm.errors import ConfigError
@@ -38,6 +38,6 @@ def shown_stream(stream: StreamSettings) -> dict[str, Any]:
 def mask(source: str) -> str:
     """A source, in whatever spelling, without its credentials."""
     try:
-        return urls.mask(spelling.plain(source))
+        return urls.mask(source_url.plain(source))
     except ConfigError:
         return urls.HIDDEN

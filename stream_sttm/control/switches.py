@@ -14,8 +14,8 @@ from stream_sttm.storage.sqlite_file import SqliteFile
 Place = tuple[str, str]  # a stream and a query's name; a stream itself has the name ""
 
 
-class Toggles:
-    """The switches in `file`, which has the tables of eventlog.py."""
+class Switches:
+    """The switches in `file`, which has the tables of events.py."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file

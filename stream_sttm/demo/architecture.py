@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_sttm.demo import tokenizer as words
+from stream_sttm.demo.tokenizer import END, IMAGE, PAD, SPECIAL, VIDEO, VISION_END, VISION_START
 
 SIDE, PATCH, SPAN = 96, 12, 2  # pixels a side, pixels and frames of a patch
 GRID = SIDE // PATCH
@@ -28,7 +28,7 @@ def untrained(tokenizer: Any, seed: int) -> Any:
     """The model before its first step, on the CPU."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in words.SPECIAL}
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     config = Qwen2_5_VLConfig(
         vision_config={
             "hidden_size": 128,
@@ -52,21 +52,21 @@ def untrained(tokenizer: Any, seed: int) -> Any:
             "num_key_value_heads": 4,
             "max_position_embeddings": CONTEXT,
             "bos_token_id": None,
-            "eos_token_id": ids[words.END],
-            "pad_token_id": ids[words.PAD],
+            "eos_token_id": ids[END],
+            "pad_token_id": ids[PAD],
             "tie_word_embeddings": True,
             "rope_parameters": _rotation(),
         },
-        image_token_id=ids[words.IMAGE],
-        video_token_id=ids[words.VIDEO],
-        vision_start_token_id=ids[words.VISION_START],
-        vision_end_token_id=ids[words.VISION_END],
+        image_token_id=ids[IMAGE],
+        video_token_id=ids[VIDEO],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids[words.END]
-    model.generation_config.pad_token_id = ids[words.PAD]
+    model.generation_config.eos_token_id = ids[END]
+    model.generation_config.pad_token_id = ids[PAD]
     _start(model)
     return model
 

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stream_sttm.demo import tokenizer as words
 from stream_sttm.demo.architecture import GRID, PER_SECOND, SIDE, SPAN, Batch
+from stream_sttm.demo.tokenizer import ASSISTANT, UNKNOWN, VISION_END, reworded, unanswerable
 from stream_sttm.models.preprocess import HALF, normalize, patchify, resize
 from stream_sttm.scene.drawing import CANVAS, COLOURS, SHAPES
 from stream_sttm.scene.questions import Asked, balanced, questions
@@ -203,13 +203,13 @@ def _codes(thing: Thing) -> dict[str, int]:
     }
 
 
-class School:
+class Dataset:
     """Batches without end: number `index` of a run with `seed` is always the same."""
 
     def __init__(self, tokenizer: Any, seed: int, scenes: range = TEACHING) -> None:
         self._tokenizer, self._seed, self._scenes = tokenizer, seed, scenes
         self._opening, self._closing = (
-            tokenizer.convert_tokens_to_ids(of) for of in ([words.VISION_END], [words.ASSISTANT])
+            tokenizer.convert_tokens_to_ids(of) for of in ([VISION_END], [ASSISTANT])
         )
         self._end: int = tokenizer.eos_token_id
 
@@ -241,9 +241,9 @@ class School:
             found = [q for q in found if q.kind in still and " moving " not in q.truth]
         chosen = balanced(found, count, rng)
         return [
-            Asked(words.unanswerable(rng), words.UNKNOWN, "strange")
+            Asked(unanswerable(rng), UNKNOWN, "strange")
             if rng.random() < STRANGE
-            else q._replace(text=words.reworded(q.text, rng))
+            else q._replace(text=reworded(q.text, rng))
             for q in chosen
         ]
 

@@ -62,7 +62,7 @@ _ELSEWHERE = (
 )  # fmt: skip
 
 
-def tokenizer() -> Any:
+def build_tokenizer() -> Any:
     """A fresh tokenizer; the same every time."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

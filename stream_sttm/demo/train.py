@@ -28,8 +28,8 @@ from torch import multiprocessing, nn
 from tqdm import tqdm
 
 from stream_sttm.demo.architecture import SIDE
-from stream_sttm.demo.dataset import LASTS, WATCHED, School
-from stream_sttm.demo.trainee import Pupil
+from stream_sttm.demo.dataset import LASTS, WATCHED, Dataset
+from stream_sttm.demo.trainee import Trainee
 
 SAVE_EVERY, WATCH_EVERY = 100, 300
 WEIGHT_DECAY, BETAS, CLIP = 0.03, (0.9, 0.98), 1.0
@@ -91,7 +91,7 @@ def rate(stage: Stage, done: float, step: int) -> float:
     return (stage.last + (stage.peak - stage.last) * fall) * min(1.0, (step + 1) / WARM_UP)
 
 
-def _optimizers(pupil: Pupil) -> list[torch.optim.Optimizer]:
+def _optimizers(pupil: Trainee) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers (https://arxiv.org/abs/2502.16982), AdamW for everything else."""
     inner = {
         id(weight)
@@ -119,10 +119,10 @@ class Run:
         self.rank, self.options = rank, options
         self.stages = curriculum(options.share)
         self.device = torch.device(options.device)
-        self.pupil = Pupil(options.seed).to(self.device)
+        self.pupil = Trainee(options.seed).to(self.device)
         self.weights = [w for w in self.pupil.parameters() if w.requires_grad]
         self.optimizers = _optimizers(self.pupil)
-        self.school = School(self.pupil.tokenizer, seed=options.seed * 1000 + rank)
+        self.school = Dataset(self.pupil.tokenizer, seed=options.seed * 1000 + rank)
         self.state = Path(options.out) / "run.pt"
         self.step = 0
         if self.state.exists():
@@ -193,7 +193,7 @@ class Run:
         """Exact answers on scenes nobody learns from, by kind."""
         if not stage.asked:
             return {}
-        school = School(self.pupil.tokenizer, seed=77, scenes=WATCHED)
+        school = Dataset(self.pupil.tokenizer, seed=77, scenes=WATCHED)
         asked, good = Counter[str](), Counter[str]()
         for frames in sorted(set(stage.frames)):
             clips = max(1, stage.budget // 2 // frames)
@@ -230,7 +230,7 @@ class Run:
         fresh.replace(self.state)
 
 
-def ship(pupil: Pupil, folder: Path) -> None:
+def ship(pupil: Trainee, folder: Path) -> None:
     """Write the checkpoint: fp16 weights, tokenizer, chat template, what its pictures must be."""
     model = pupil.model
     model.config.stream_sttm = SERVES_BEST

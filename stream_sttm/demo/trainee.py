@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_sttm.demo import tokenizer as words
 from stream_sttm.demo.architecture import Batch, Packed, untrained
 from stream_sttm.demo.dataset import LABELS
+from stream_sttm.demo.tokenizer import TEMPLATE, USER, VISION_START, build_tokenizer
 
 COMMON = 0.15  # weight of a label's class 0, "nothing here", which most tokens have
 # Where each label is read: -1 behind the vision tower, else behind that decoder layer.
@@ -18,18 +18,18 @@ READ_AT = {
 }  # fmt: skip
 
 
-class Pupil(nn.Module):
+class Trainee(nn.Module):
     """The model with the heads that only training has."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.tokenizer = words.tokenizer()
+        self.tokenizer = build_tokenizer()
         self.model = untrained(self.tokenizer, seed)
         width = self.model.config.text_config.hidden_size
         self.heads = nn.ModuleDict(
             {name: nn.Linear(width, count) for name, count in LABELS.items()}
         )
-        before = words.TEMPLATE.partition("{")[0] + words.USER + words.VISION_START
+        before = TEMPLATE.partition("{")[0] + USER + VISION_START
         ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
         self.packed = Packed(self.model, ids)
 

@@ -17,7 +17,7 @@ _CLOCK_GRAIN = 1e-6  # seconds; stream clocks are sums of floats
 
 
 @dataclass(slots=True)
-class Rhythm:
+class Cadence:
     """Where one query stands on one stream."""
 
     open_question: Question | None = None

@@ -27,7 +27,7 @@ def reading(answer: Answer, query: QuerySettings) -> bool | None:
 
 
 @dataclass(slots=True)
-class Alarm:
+class EventTracker:
     """The event that goes on, if one does, and what it takes to begin or end one."""
 
     event: Event | None = None

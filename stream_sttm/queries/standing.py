@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import AnsweringSettings
-from stream_sttm.queries.cadence import Rhythm
-from stream_sttm.queries.event_tracker import Alarm, reading
+from stream_sttm.queries.cadence import Cadence
+from stream_sttm.queries.event_tracker import EventTracker, reading
 from stream_sttm.types import Answer, Event, Question
 
 _LOST_AFTER = 2.0  # timeouts; by then a question that nobody settled is taken for lost
@@ -37,8 +37,8 @@ class _Standing:
 
     query: QuerySettings
     is_on: bool
-    rhythm: Rhythm = field(default_factory=Rhythm)
-    alarm: Alarm = field(default_factory=Alarm)
+    rhythm: Cadence = field(default_factory=Cadence)
+    alarm: EventTracker = field(default_factory=EventTracker)
     last_text: str | None = None
 
     def is_asked(self, now: float) -> bool:
@@ -144,7 +144,7 @@ class StandingQueries:
         for event in events:
             one = self._find(event.stream, event.query)
             goes_on = event if event.ended_at is None else None
-            alarm = Alarm(goes_on, since_start=max(0.0, now - event.started_at), now=now)
+            alarm = EventTracker(goes_on, since_start=max(0.0, now - event.started_at), now=now)
             if one is not None and one.query.makes_events and one.is_on:
                 one.alarm = alarm
             elif (end := alarm.lapse(now)) is not None:

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from stream_sttm import registry, urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.types import Frame
 
@@ -57,9 +57,9 @@ def open_source(url: str, *, stream: str, fps: float, max_side: int, **further: 
     `further` options (`access`, `publishers`, `decode`, `max_pixels`) are for those sources that have them. Raises
     ConfigError for an unknown scheme or option or a missing extra, SourceDenied where `access` does not allow the URL.
     """
-    url = spelling.plain(url)
+    url = source_url.plain(url)
     parts = urls.split(url)
-    spelling.options(url)
+    source_url.options(url)
     kind = "folder" if parts.scheme == "file" and parts.path.endswith("/") else parts.scheme
     cls = registry.find(SOURCES, GROUP, kind, kind="source scheme")
     access: Access = further.get("access", EVERYTHING)

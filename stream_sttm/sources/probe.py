@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_sttm import urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.errors import ConfigError, SourceError, SourceUnavailable
 from stream_sttm.sources import Source, open_source
 from stream_sttm.sources.images import jpeg
@@ -44,7 +44,7 @@ class Seen:
 
 async def tried(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
     """What the video is like, looked at for `seconds` at most; raises ConfigError or SourceError."""
-    if spelling.plain(url).startswith("whip:"):
+    if source_url.plain(url).startswith("whip:"):
         raise ConfigError(
             "whip: waits for a publisher, so there is nothing to try; add it as a stream"
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from stream_sttm.storage import events as eventlog
+from stream_sttm.storage import events
 from stream_sttm.storage.sqlite_file import Purpose, SqliteFile
 from stream_sttm.types import Answer, AnswerType
 
@@ -60,8 +60,8 @@ MIGRATIONS = (
         VALUES ('delete', old.seq, old.question, old.answer);
     END;
     """,
-    eventlog.SCHEMA,
-    eventlog.ADDED,
+    events.SCHEMA,
+    events.ADDED,
     """
     ALTER TABLE answers ADD COLUMN seconds TEXT NOT NULL DEFAULT '{"fresh": 0.0, "recall": 0.0}';
     """,

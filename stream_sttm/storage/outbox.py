@@ -50,7 +50,7 @@ class Entry:
     item: Answer | Event | None
 
 
-class Backlog:
+class OutboxTable:
     """What waits for every sink, in the SQLite file `path`; opened and migrated at once.
 
     Every method raises StoreError where the file can't be used.

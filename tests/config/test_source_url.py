@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.config.streams import StreamSettings
 from stream_sttm.errors import ConfigError
 
@@ -28,24 +28,24 @@ from stream_sttm.errors import ConfigError
     ],
 )
 def test_a_known_spelling_is_mapped_and_any_other_left(given: str, plain: str) -> None:
-    assert spelling.plain(given) == plain
-    assert spelling.plain(plain) == plain
+    assert source_url.plain(given) == plain
+    assert source_url.plain(plain) == plain
 
 
 def test_options_are_taken_off_the_url() -> None:
     url = "rtsps://u:p@cam/x?y=1#transport=http#verify=false#media=video#backchannel=0"
-    bare, options = spelling.options(url)
+    bare, options = source_url.options(url)
     assert bare == "rtsps://u:p@cam/x?y=1"
     assert options == {
         "transport": "http", "verify": "false", "media": "video", "backchannel": "0",
     }  # fmt: skip
-    assert spelling.options("other://x#any=thing") == ("other://x#any=thing", {})
+    assert source_url.options("other://x#any=thing") == ("other://x#any=thing", {})
 
 
 def test_the_rest_of_a_password_is_not_repeated_as_an_option() -> None:
     for url in ("rtsp://u:12#hunter2@cam/x", "rtsp://cam/x#hunter2!=1", "rtsp://cam/x#verify=hunter2"):  # fmt: skip
         with pytest.raises(ConfigError) as caught:
-            spelling.options(url)
+            source_url.options(url)
         assert "hunter2" not in str(caught.value)
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from stream_sttm.config.settings import Settings
 from stream_sttm.config.streams import SourceRules, StreamSettings
-from stream_sttm.control import masked as effective
+from stream_sttm.control import masked
 from stream_sttm.control.additions import AddedStream, Additions, access_of, stream_of
 from stream_sttm.control.diff import reads_alike
-from stream_sttm.control.switches import Toggles
+from stream_sttm.control.switches import Switches
 from stream_sttm.errors import (
     ConfigError,
     NotPossible,
@@ -25,7 +25,7 @@ from stream_sttm.errors import (
     UnknownStream,
 )
 from stream_sttm.storage.answers import AnswerStore
-from workers.additions import Entries
+from workers.additions import LiveAdditions
 from workers.control import Control
 
 FILE: dict[str, Any] = {
@@ -111,7 +111,7 @@ def test_rules_can_open_what_is_shut_to_strangers(
     given = {"source": "rtsp://u:${CAMERA_1}@10.0.0.5/live"}
     stream = stream_of("x", given, SourceRules(hosts=["10.0.0.0/8"]))
     assert stream.source == "rtsp://u:p%40ss@10.0.0.5/live"
-    assert effective.shown_stream(stream)["source"] == "rtsp://***@10.0.0.5/live"
+    assert masked.shown_stream(stream)["source"] == "rtsp://***@10.0.0.5/live"
     stream_of("x", given, SourceRules(http_private=True))
     video = f"file://{tmp_path}/a.mp4"
     stream_of("x", {"source": video}, SourceRules(folders=[str(tmp_path)]))
@@ -139,11 +139,11 @@ def test_no_credential_is_shown() -> None:
         store={"path": "postgresql://user:hush@h/db"},
         http={"token": "hush", "tokens": [{"name": "n", "hash": f"sha256:{'ab' * 32}"}]},
     )
-    text = json.dumps(shown := effective.shown(told))
+    text = json.dumps(shown := masked.shown(told))
     assert "hush" not in text
     assert "abab" not in text
     assert shown["streams"]["b"]["source"] == ["rtsp://***@h/x", "http://h/v?password=***"]
-    assert effective.shown(Settings())["http"]["token"] is None
+    assert masked.shown(Settings())["http"]["token"] is None
     assert set(shown) == set(Settings.model_fields)
 
 
@@ -151,21 +151,21 @@ class Following(Control):
     """A control whose parts are none: it takes over what it is told."""
 
     async def reload(self, load: Any = None) -> Any:
-        from stream_sttm.control import diff as changes
+        from stream_sttm.control import diff
 
         new = await asyncio.to_thread(load)
-        change = changes.between(self.settings, new)
+        change = diff.between(self.settings, new)
         self.settings = new
         return change
 
 
 @pytest.fixture
-def entries(store: AnswerStore) -> Entries:
-    toggles, additions = Toggles(store.file), Additions(store.file)
-    return Entries(Following(additions.over(settings()), toggles), additions, toggles)
+def entries(store: AnswerStore) -> LiveAdditions:
+    toggles, additions = Switches(store.file), Additions(store.file)
+    return LiveAdditions(Following(additions.over(settings()), toggles), additions, toggles)
 
 
-async def test_entry_comes_changes_and_goes(entries: Entries, store: AnswerStore) -> None:
+async def test_entry_comes_changes_and_goes(entries: LiveAdditions, store: AnswerStore) -> None:
     change = await entries.add("streams", "yard", YARD)
     assert change.streams.added == ("yard",)
     with pytest.raises(NotPossible, match="there is a stream 'yard' already"):
@@ -173,7 +173,7 @@ async def test_entry_comes_changes_and_goes(entries: Entries, store: AnswerStore
     change = await entries.replace("streams", "yard", {**YARD, "fps": 2})
     assert change.streams.changed == ("yard",)
     assert entries.effective()["added"] == {"streams": ["yard"], "queries": []}
-    Toggles(store.file).throw({("yard", ""): False})
+    Switches(store.file).throw({("yard", ""): False})
     await entries.remove("streams", "yard")
     await entries.remove("streams", "yard")
     assert entries.effective()["added"]["streams"] == []
@@ -181,7 +181,7 @@ async def test_entry_comes_changes_and_goes(entries: Entries, store: AnswerStore
         assert db.execute("SELECT * FROM switches").fetchall() == []
 
 
-async def test_what_is_the_files_is_not_touched(entries: Entries) -> None:
+async def test_what_is_the_files_is_not_touched(entries: LiveAdditions) -> None:
     for call in (
         entries.remove("streams", "door"),
         entries.remove("queries", "who"),
@@ -194,7 +194,7 @@ async def test_what_is_the_files_is_not_touched(entries: Entries) -> None:
         await entries.add("streams", "door", YARD)
 
 
-async def test_stream_that_is_asked_goes_only_by_force(entries: Entries) -> None:
+async def test_stream_that_is_asked_goes_only_by_force(entries: LiveAdditions) -> None:
     await entries.add("streams", "yard", YARD)
     await entries.add("queries", "one", {"streams": ["yard"], "ask": "?"})
     await entries.add("queries", "two", {"streams": ["yard", "door"], "ask": "?"})
@@ -205,7 +205,7 @@ async def test_stream_that_is_asked_goes_only_by_force(entries: Entries) -> None
     assert entries.shown("queries", "two")["streams"] == ["door"]
 
 
-async def test_entry_with_a_fault_changes_nothing(entries: Entries) -> None:
+async def test_entry_with_a_fault_changes_nothing(entries: LiveAdditions) -> None:
     faulty: list[tuple[Any, str, dict[str, Any], type[Exception], str]] = [
         ("streams", "x", {"source": "nosuch://h/x"}, ConfigError, "nosuch"),
         ("streams", "x", {"source": "rtsp://127.0.0.1/x"}, SourceDenied, "private"),
@@ -224,8 +224,8 @@ async def test_entry_with_a_fault_changes_nothing(entries: Entries) -> None:
 
 
 async def test_before_the_start_nothing_is_kept(store: AnswerStore) -> None:
-    toggles, additions = Toggles(store.file), Additions(store.file)
-    entries = Entries(Control(settings(), toggles), additions, toggles)
+    toggles, additions = Switches(store.file), Additions(store.file)
+    entries = LiveAdditions(Control(settings(), toggles), additions, toggles)
     with pytest.raises(NotReady):
         await entries.add("streams", "yard", YARD)
     assert additions.load() == {"streams": {}, "queries": {}}

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from stream_sttm.config.settings import AnsweringSettings
-from stream_sttm.demo import tokenizer as words
+from stream_sttm.demo.tokenizer import UNKNOWN
 from stream_sttm.engine.engine import Engine
 from stream_sttm.errors import QuestionRejected
 from stream_sttm.models import DEMO, load_model
@@ -88,7 +88,7 @@ def test_what_it_can_not_know_gets_a_short_answer_and_mostly_unknown(engine):
     stream = watch(engine, Scene(320))
     told = [answer.text for answer in answers(engine, stream, STRANGE)]
     assert all(len(text.split()) <= 40 for text in told)
-    assert sum(text == words.UNKNOWN for text in told) >= 0.7 * len(STRANGE), told
+    assert sum(text == UNKNOWN for text in told) >= 0.7 * len(STRANGE), told
     for nothing in ("", " \n"):
         with pytest.raises(QuestionRejected, match="the question is empty"):
             answers(engine, stream, [nothing])

@@ -7,22 +7,30 @@ import numpy as np
 import pytest
 import torch
 
-from stream_sttm.demo import tokenizer as words
 from stream_sttm.demo.architecture import GRID, SIDE
 from stream_sttm.demo.dataset import (
     LABELS,
     LONGEST,
     NOTHING,
+    Dataset,
     Look,
-    School,
     labels,
     look,
     patches,
     pictures,
     through_codec,
 )
+from stream_sttm.demo.tokenizer import (
+    ASSISTANT,
+    END,
+    TEMPLATE,
+    USER,
+    VISION_START,
+    build_tokenizer,
+    unanswerable,
+)
 from stream_sttm.demo.train import CURRICULUM, Run, curriculum, place, rate
-from stream_sttm.demo.trainee import Pupil
+from stream_sttm.demo.trainee import Trainee
 from stream_sttm.models import load_model
 from stream_sttm.scene.drawing import COLOURS, SHAPES
 from stream_sttm.scene.questions import Asked
@@ -32,12 +40,12 @@ from stream_sttm.sources.scene import Scene
 
 @pytest.fixture(scope="module")
 def pupil():
-    return Pupil(seed=3)
+    return Trainee(seed=3)
 
 
 @pytest.fixture(scope="module")
 def school(pupil):
-    return School(pupil.tokenizer, seed=5)
+    return Dataset(pupil.tokenizer, seed=5)
 
 
 def test_the_packed_forward_is_the_classes_own(pupil, school):
@@ -50,7 +58,7 @@ def test_the_packed_forward_is_the_classes_own(pupil, school):
         own = core.get_video_features(batch.patches[4:].flatten(0, 1), grid)
         own = torch.cat(tuple(own.pooler_output))
         torch.testing.assert_close(seen[4:].flatten(0, 1), own, rtol=1e-4, atol=1e-5)
-        ids = pupil.tokenizer(words.TEMPLATE.partition("{")[0] + words.USER + words.VISION_START)
+        ids = pupil.tokenizer(TEMPLATE.partition("{")[0] + USER + VISION_START)
         opening = torch.tensor(ids["input_ids"])
         first = len(opening)
         for question in range(2):
@@ -85,7 +93,7 @@ def test_the_packed_forward_is_the_classes_own(pupil, school):
 
 
 def test_a_lesson_is_the_same_whenever_it_is_taken(pupil, school):
-    again = School(pupil.tokenizer, seed=5)
+    again = Dataset(pupil.tokenizer, seed=5)
     one, same, other = (
         s.batch(n, clips=2, frames=2, asked=4) for s, n in ((school, 7), (again, 7), (school, 8))
     )
@@ -102,9 +110,9 @@ def test_goals_spell_the_truth_and_its_end(pupil, school):
             here = batch.owner[row] == number
             learnt = batch.goals[row][here]
             told = pupil.tokenizer.decode(learnt[learnt != NOTHING])
-            assert told.strip() == question.truth + words.END
+            assert told.strip() == question.truth + END
             assert batch.offset[row][here].tolist() == list(range(int(here.sum())))
-            assert words.ASSISTANT in pupil.tokenizer.decode(batch.text[row][here])
+            assert ASSISTANT in pupil.tokenizer.decode(batch.text[row][here])
 
 
 def test_a_question_is_taught_as_the_served_model_is_asked(school):
@@ -113,7 +121,7 @@ def test_a_question_is_taught_as_the_served_model_is_asked(school):
         asked, _ = school.ids(Asked(text, "yes", "exist"))
         assert asked == served.ask(text)
     chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
-    once = words.tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    once = build_tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert once == served.tokenizer.apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True
     )
@@ -176,7 +184,7 @@ def test_a_real_codec_changes_pictures_a_little():
 
 def test_strange_questions_come_in_many_sorts():
     rng = random.Random(1)
-    drawn = {words.unanswerable(rng) for _ in range(400)}
+    drawn = {unanswerable(rng) for _ in range(400)}
     assert len(drawn) > 250
     assert "" in drawn
     assert any(not question.isascii() for question in drawn)

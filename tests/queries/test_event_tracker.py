@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_sttm.config.queries import QuerySettings
-from stream_sttm.queries.event_tracker import Alarm, reading
+from stream_sttm.queries.event_tracker import EventTracker, reading
 from stream_sttm.types import Answer, Event, EventKind, Question, Structured, TokenCounts
 
 QUESTION = Question("q", "cam", "Anyone?", 0.0, 8, "person")
@@ -33,7 +33,7 @@ def answer(says: Structured, at: float = 0.0, confidence: float | None = 0.9) ->
 
 def told(settings: QuerySettings, *says: Structured, step: float = 1.0) -> list[Event | None]:
     """What each answer tells, one every `step` seconds."""
-    alarm = Alarm()
+    alarm = EventTracker()
     return [
         alarm.take(answer(each, at=index * step), settings, now=index * step)
         for index, each in enumerate(says)
@@ -100,7 +100,7 @@ def test_cooldown_keeps_the_starts_of_events_apart() -> None:
 
 
 def test_a_clock_set_back_does_not_prolong_the_cooldown() -> None:
-    calm, alarm = query(cooldown=10), Alarm()
+    calm, alarm = query(cooldown=10), EventTracker()
     assert alarm.take(answer(True), calm, now=1_000_000.0)
     assert alarm.take(answer(False), calm, now=1_000_001.0)
     assert alarm.take(answer(True), calm, now=5.0) is None
@@ -122,7 +122,7 @@ def test_always_tells_every_answer_of_an_event() -> None:
 
 
 def test_what_nobody_asks_about_any_more_ends_with_its_state_unknown() -> None:
-    alarm = Alarm()
+    alarm = EventTracker()
     assert alarm.lapse(1.0) is None
     new = alarm.take(answer(True, at=2.0), query(), now=2.0, has_snapshot=True)
     end = alarm.lapse(9.0)
@@ -134,7 +134,7 @@ def test_what_nobody_asks_about_any_more_ends_with_its_state_unknown() -> None:
 def test_an_earlier_runs_event_goes_on() -> None:
     new = told(query(), True)[0]
     assert new is not None
-    alarm = Alarm(new, since_start=100.0)
+    alarm = EventTracker(new, since_start=100.0)
     assert alarm.take(answer(True, at=100.0), query(), now=100.0) is None
     end = alarm.take(answer(False, at=101.0), query(), now=101.0)
     assert end is not None
@@ -180,7 +180,7 @@ def test_whatever_is_answered_and_whatever_the_clock_does(
         on_after=on_after, off_after=off_after, cooldown=cooldown, escalate=escalate,
         announce=announce, min_confidence=0.5,
     )  # fmt: skip
-    alarm, now, forward = Alarm(), 1e7, 0.0
+    alarm, now, forward = EventTracker(), 1e7, 0.0
     running: Event | None = None
     started, row, ids = None, [], set()
     for index, one in enumerate(seen):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream_sttm.config.settings import Settings
-from stream_sttm.control.switches import Toggles, places
+from stream_sttm.control.switches import Switches, places
 from stream_sttm.errors import UnknownEvent
 from stream_sttm.storage.answers import MIGRATIONS, AnswerStore
 from stream_sttm.storage.events import EventLog
@@ -131,11 +131,11 @@ def settings(*, stream: bool = True, query: bool = True) -> Settings:
 
 def test_a_switch_outlives_the_process_and_holds_against_the_configuration(tmp_path: Path) -> None:
     with AnswerStore(tmp_path / "a.db") as store:
-        Toggles(store.file).throw({("door", ""): False, ("door", "look"): True})
-        Toggles(store.file).throw({("door", "look"): False, ("yard", "look"): False})
-        Toggles(store.file).throw({("yard", "look"): True})
+        Switches(store.file).throw({("door", ""): False, ("door", "look"): True})
+        Switches(store.file).throw({("door", "look"): False, ("yard", "look"): False})
+        Switches(store.file).throw({("yard", "look"): True})
     with AnswerStore(tmp_path / "a.db") as store:
-        switches = Toggles(store.file).load(settings())
+        switches = Switches(store.file).load(settings())
     assert switches == {("door", ""): False, ("door", "look"): False}
     assert places(settings()) == dict.fromkeys(
         [("door", ""), ("yard", ""), ("door", "look"), ("yard", "look")], True
@@ -143,7 +143,7 @@ def test_a_switch_outlives_the_process_and_holds_against_the_configuration(tmp_p
 
 
 def test_a_configuration_that_says_the_same_makes_a_switch_moot(store: AnswerStore) -> None:
-    toggles = Toggles(store.file)
+    toggles = Switches(store.file)
     toggles.throw({("door", ""): False, ("gone", ""): False})
     assert toggles.load(settings(stream=False)) == {}
     assert toggles.load(settings(stream=True)) == {}  # the newest word

@@ -23,7 +23,7 @@ from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Answer, Question
 from tests.engine.recall.test_recall import STREAM, _ask, _clip, _engine, _run, _show
 from tests.support.service import Service, until
-from workers.checkpoints import Keeping
+from workers.checkpoints import Checkpoints
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="past")
 
@@ -34,8 +34,8 @@ def _no_thread_is_left() -> Iterator[None]:
     _THREAD.shutdown()
 
 
-def _keeping(engine: Engine, folder: Path, *streams: str) -> Keeping:
-    return Keeping(
+def _keeping(engine: Engine, folder: Path, *streams: str) -> Checkpoints:
+    return Checkpoints(
         engine.sessions,
         StateSettings(dir=str(folder), save_every=3600),
         lambda: streams or (STREAM,),
@@ -44,7 +44,7 @@ def _keeping(engine: Engine, folder: Path, *streams: str) -> Keeping:
     )
 
 
-async def _stopped(keeping: Keeping) -> None:
+async def _stopped(keeping: Checkpoints) -> None:
     """Run and stop, which saves."""
     running = asyncio.create_task(keeping.run())
     await asyncio.sleep(0)

@@ -16,7 +16,7 @@ from stream_sttm.config.settings import Settings
 from stream_sttm.errors import ConfigError
 from tests.support.answers import until as soon
 from tests.support.service import Service, until
-from workers.config_watch import File
+from workers.config_watch import ConfigFile
 
 CALM = {"fps": 2, "stall_after": 120}  # on a busy machine a drawn scene can halt for seconds
 SCENES = {
@@ -220,7 +220,7 @@ async def following(path: Path) -> AsyncIterator[list[str]]:
         if "bad" in taken[-1]:
             raise ConfigError("a fault")
 
-    task = asyncio.create_task(File(path, Settings).follow(take, every=0.01))
+    task = asyncio.create_task(ConfigFile(path, Settings).follow(take, every=0.01))
     try:
         yield taken
     finally:

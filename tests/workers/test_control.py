@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from stream_sttm.config.settings import Settings
-from stream_sttm.control.switches import Toggles
+from stream_sttm.control.switches import Switches
 from stream_sttm.errors import (
     NotPossible,
     NotReady,
@@ -57,7 +57,7 @@ def store() -> Iterator[AnswerStore]:
 def control(store: AnswerStore) -> Control:
     """A control that has not started."""
     queries = {name: {"ask": "?", **query} for name, query in QUERIES.items()}
-    return Control(Settings(streams=STREAMS, queries=queries), Toggles(store.file))
+    return Control(Settings(streams=STREAMS, queries=queries), Switches(store.file))
 
 
 @pytest.fixture

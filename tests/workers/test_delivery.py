@@ -36,7 +36,7 @@ from tests.support.mosquitto import Mosquitto
 from workers import delivery
 from workers.channel import Channel
 from workers.delivery import Limits
-from workers.sink_tasks import Outlets
+from workers.sink_tasks import SinkTasks
 
 
 class MemorySink:
@@ -89,7 +89,7 @@ class Delivery:
         self.channel: Channel[delivery.Outgoing] = Channel(5000)
         self.store = store
         self.log = EventLog(store.file)
-        self.outlets = Outlets(limits)
+        self.outlets = SinkTasks(limits)
         self.feed = feed
         self.task: asyncio.Task[None]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from workers import malloc_trim as heap
+from workers import malloc_trim
 
 MEGABYTE = 1 << 20
-pytestmark = pytest.mark.skipif(heap._trim is None, reason="not glibc")
+pytestmark = pytest.mark.skipif(malloc_trim._trim is None, reason="not glibc")
 
 
 def _resident() -> int:
@@ -27,7 +27,7 @@ def _hollow() -> list[bytes]:
 
 
 def _given_back(give_back: Callable[[], object]) -> int:
-    heap.give_back()
+    malloc_trim.give_back()
     before = _resident()
     kept = _hollow()
     hollow = _resident()
@@ -39,19 +39,19 @@ def _given_back(give_back: Callable[[], object]) -> int:
 
 
 def test_what_lies_free_between_what_is_kept_goes_back() -> None:
-    assert _given_back(heap.give_back) > 70 * MEGABYTE
+    assert _given_back(malloc_trim.give_back) > 70 * MEGABYTE
 
 
 def test_the_service_gives_back_again_and_again() -> None:
     async def run() -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await heap.stay_small(0.05)
+                await malloc_trim.stay_small(0.05)
 
     assert _given_back(lambda: asyncio.run(run())) > 70 * MEGABYTE
 
 
 def test_where_the_c_library_can_not_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap, "_trim", None)
-    assert not heap.give_back()
-    asyncio.run(asyncio.wait_for(heap.stay_small(0.01), 5.0))
+    monkeypatch.setattr(malloc_trim, "_trim", None)
+    assert not malloc_trim.give_back()
+    asyncio.run(asyncio.wait_for(malloc_trim.stay_small(0.01), 5.0))

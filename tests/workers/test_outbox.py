@@ -22,7 +22,7 @@ from stream_sttm import metrics
 from stream_sttm.errors import SinkError, SinkRefused, StoreError
 from stream_sttm.sinks import Sink
 from stream_sttm.sinks.mqtt.sink import MqttSink
-from stream_sttm.storage.outbox import Backlog, Entry
+from stream_sttm.storage.outbox import Entry, OutboxTable
 from stream_sttm.types import Answer, AnswerType, Event, EventKind, Form, StreamStatus
 from tests.support.answers import make_answer, make_event, make_status, until
 from tests.support.mosquitto import MakeBroker
@@ -87,7 +87,7 @@ class Moody(Taker):
 
 @asynccontextmanager
 async def running(
-    sink: Sink, backlog: Backlog | None, limits: Limits = QUICK
+    sink: Sink, backlog: OutboxTable | None, limits: Limits = QUICK
 ) -> AsyncIterator[Outbox]:
     """An outbox from its opening to its close, as in delivery."""
     async with sink:
@@ -120,15 +120,15 @@ def remove(folder: Path) -> None:
 
 
 @pytest.fixture
-def backlog(tmp_path: Path) -> Iterator[Backlog]:
-    with Backlog(tmp_path / "outbox.db", busy_timeout=0.05) as opened:
+def backlog(tmp_path: Path) -> Iterator[OutboxTable]:
+    with OutboxTable(tmp_path / "outbox.db", busy_timeout=0.05) as opened:
         yield opened
 
 
 # --- the backlog
 
 
-def test_what_waits_comes_back_as_it_was(backlog: Backlog) -> None:
+def test_what_waits_comes_back_as_it_was(backlog: OutboxTable) -> None:
     form = Form(AnswerType.CHOICE, ("red", "blue"), '{"a": 1}')
     items: list[Answer | Event] = [
         make_answer("half a \ud800 character, \x00", query=None, news=False),
@@ -141,7 +141,7 @@ def test_what_waits_comes_back_as_it_was(backlog: Backlog) -> None:
     assert backlog.first("other", after=0, limit=9) == []
 
 
-def test_rows_are_counted_removed_and_dropped_by_number(backlog: Backlog) -> None:
+def test_rows_are_counted_removed_and_dropped_by_number(backlog: OutboxTable) -> None:
     backlog.add("one", [Entry(seq, float(seq), make_answer(number=seq)) for seq in range(1, 11)])
     backlog.add("one", [Entry(10, 10.0, make_answer("again", number=10))])
     backlog.add("two", [Entry(1, 1.0, make_answer())])
@@ -157,7 +157,7 @@ def test_rows_are_counted_removed_and_dropped_by_number(backlog: Backlog) -> Non
 # --- the outbox
 
 
-async def test_what_leaves_at_once_is_never_written(backlog: Backlog) -> None:
+async def test_what_leaves_at_once_is_never_written(backlog: OutboxTable) -> None:
     sink = Taker()
     async with running(sink, backlog, Limits(grace=0.05)) as box:
         for number in range(50):
@@ -167,7 +167,7 @@ async def test_what_leaves_at_once_is_never_written(backlog: Backlog) -> None:
         assert backlog._file._db.total_changes == 0
 
 
-async def test_what_waits_is_on_disk_and_leaves_it_when_it_was_taken(backlog: Backlog) -> None:
+async def test_what_waits_is_on_disk_and_leaves_it_when_it_was_taken(backlog: OutboxTable) -> None:
     sink = Taker(is_open=False)
     async with running(sink, backlog) as box:
         for item in [*answers(1, 2), make_event(number=3), *answers(4)]:
@@ -178,7 +178,7 @@ async def test_what_waits_is_on_disk_and_leaves_it_when_it_was_taken(backlog: Ba
     assert sink.taken == ["q1", "q2", "e3", "q4"]
 
 
-async def test_what_waited_at_the_end_goes_first_after_the_next_start(backlog: Backlog) -> None:
+async def test_what_waited_at_the_end_goes_first_after_the_next_start(backlog: OutboxTable) -> None:
     async with running(Taker(is_open=False), backlog) as box:
         for item in answers(*range(5)):
             box.put(item)
@@ -199,7 +199,9 @@ async def test_without_a_backlog_what_waits_at_the_end_is_lost_and_counted() -> 
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_no_mood_of_a_sink_loses_or_reorders_anything(backlog: Backlog, seed: int) -> None:
+async def test_no_mood_of_a_sink_loses_or_reorders_anything(
+    backlog: OutboxTable, seed: int
+) -> None:
     sink, rest = Moody(seed), random.Random(seed)
     limits = replace(QUICK, batch=7, grace=0.0005 if seed % 2 else 0.02)
     async with running(sink, backlog, limits) as box:
@@ -213,7 +215,7 @@ async def test_no_mood_of_a_sink_loses_or_reorders_anything(backlog: Backlog, se
     assert backlog.count("moody")[0] == 0
 
 
-async def test_too_many_on_disk_let_the_oldest_go(backlog: Backlog) -> None:
+async def test_too_many_on_disk_let_the_oldest_go(backlog: OutboxTable) -> None:
     sink = Taker("bounded", is_open=False)
     async with running(sink, backlog, replace(QUICK, capacity=10, batch=4)) as box:
         for item in answers(*range(100)):
@@ -225,7 +227,7 @@ async def test_too_many_on_disk_let_the_oldest_go(backlog: Backlog) -> None:
     assert sink.taken == ids(range(90, 100))
 
 
-async def test_too_old_on_disk_is_dropped_counted(backlog: Backlog) -> None:
+async def test_too_old_on_disk_is_dropped_counted(backlog: OutboxTable) -> None:
     old = time.time() - 100
     entries = [Entry(s, old if s < 90 else time.time(), make_answer(number=s)) for s in range(100)]
     backlog.add("aged", entries)
@@ -238,7 +240,7 @@ async def test_too_old_on_disk_is_dropped_counted(backlog: Backlog) -> None:
     assert sink.taken == ids(range(90, 100))
 
 
-async def test_a_row_that_can_not_be_read_is_dropped_counted(backlog: Backlog) -> None:
+async def test_a_row_that_can_not_be_read_is_dropped_counted(backlog: OutboxTable) -> None:
     backlog.add("odd", [Entry(s, time.time(), make_answer(number=s)) for s in range(1, 5)])
     with backlog._file.writing() as db:
         db.execute("UPDATE waiting SET body = '{\"question\": 1}' WHERE seq = 1")
@@ -251,7 +253,7 @@ async def test_a_row_that_can_not_be_read_is_dropped_counted(backlog: Backlog) -
 
 
 async def test_a_refused_one_among_many_is_given_up_alone(
-    backlog: Backlog, caplog: pytest.LogCaptureFixture
+    backlog: OutboxTable, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Choosy(Taker):
         async def send_all(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
@@ -273,7 +275,7 @@ async def test_a_refused_one_among_many_is_given_up_alone(
 
 
 async def test_full_disk_is_one_line_and_memory_takes_over_in_order(
-    backlog: Backlog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    backlog: OutboxTable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.durable_queue._SAVE_AGAIN", 0.02)
     sink = Taker("on-full-disk", is_open=False)
@@ -296,7 +298,7 @@ async def test_full_disk_is_one_line_and_memory_takes_over_in_order(
 
 
 async def test_disk_that_has_room_again_is_used_again(
-    backlog: Backlog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    backlog: OutboxTable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.durable_queue._SAVE_AGAIN", 0.02)
     caplog.set_level("INFO", "workers")
@@ -314,7 +316,7 @@ async def test_disk_that_has_room_again_is_used_again(
 
 
 async def test_a_file_that_is_taken_away_is_counted_as_lost_and_begun_anew(
-    backlog: Backlog, tmp_path: Path
+    backlog: OutboxTable, tmp_path: Path
 ) -> None:
     sink = Taker("robbed", is_open=False)
     async with running(sink, backlog) as box:
@@ -330,7 +332,7 @@ async def test_a_file_that_is_taken_away_is_counted_as_lost_and_begun_anew(
 
 
 async def test_a_file_that_breaks_while_it_is_read_stays_behind_and_the_rest_goes(
-    backlog: Backlog, caplog: pytest.LogCaptureFixture
+    backlog: OutboxTable, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Taker("broken", is_open=False)
     async with running(sink, backlog) as box:
@@ -347,7 +349,7 @@ async def test_a_file_that_breaks_while_it_is_read_stays_behind_and_the_rest_goe
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "outbox.db").write_text("this is no database, however long it may be" * 50)
     with pytest.raises(StoreError, match=r"outbox .*: is no SQLite file; .* change outbox\.path"):
-        Backlog(tmp_path / "outbox.db")
+        OutboxTable(tmp_path / "outbox.db")
 
 
 # --- with a real broker
@@ -380,7 +382,7 @@ async def test_answers_of_a_killed_process_are_delivered_by_the_next(
         sys.executable, "-c", KILLED, broker.url, path, cwd=Path(__file__).parents[2]
     )
     sink = MqttSink(broker.url)
-    with Backlog(path) as backlog:
+    with OutboxTable(path) as backlog:
         await until(lambda: backlog.count(sink.name)[0] == 300, within=60)
         process.kill()
         await process.wait()
@@ -403,7 +405,7 @@ async def test_ten_thousand_answers_of_an_outage_arrive_in_order(
     broker = make_broker(extra="max_queued_messages 0\nmax_queued_bytes 0")
     sink = MqttSink(f"{broker.url}?protocol={protocol}")
     topic = "test/+/query/look/answer"
-    with Backlog(tmp_path / "outbox.db") as backlog:
+    with OutboxTable(tmp_path / "outbox.db") as backlog:
         async with running(sink, backlog, Limits()) as box:
             box.put(make_status("cam0"))
             for number in range(count):
@@ -430,7 +432,7 @@ async def test_broker_that_dies_again_and_again_loses_nothing(
     sink = MqttSink(broker.url, timeout=2)
     topic = "test/cam/query/look/answer"
     with (
-        Backlog(tmp_path / "outbox.db") as backlog,
+        OutboxTable(tmp_path / "outbox.db") as backlog,
         broker.reader(topic, "-c", "-i", "outside-reader") as reader,
     ):
         async with running(sink, backlog, replace(Limits(), batch=16)) as box:

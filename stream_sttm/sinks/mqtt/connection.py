@@ -37,7 +37,7 @@ _NEVER = (0x87, 0x90, 0x95, 0x99)  # PUBACK codes: not authorized, bad topic, to
 _log = logging.getLogger(__name__)
 
 
-class Link:
+class Connection:
     """A connection that is up; `timeout` is how many seconds an acknowledgement may take."""
 
     def __init__(self, client: aiomqtt.Client, endpoint: Endpoint, timeout: float) -> None:
@@ -178,7 +178,7 @@ class Link:
 @asynccontextmanager
 async def connect(
     endpoint: Endpoint, *, will: Message, url: str, timeout: float
-) -> AsyncIterator[Link]:
+) -> AsyncIterator[Connection]:
     """A connected link; raises SinkError with the reason, free of `url`'s secrets, where there is none."""
     broker = f"mqtt broker {endpoint.broker}"
     _log.debug("%s: connecting", broker)
@@ -216,7 +216,7 @@ async def connect(
         _hang_up(client)
         raise SinkError(f"{broker}: {_explain(error, url)}") from error
     try:
-        yield Link(client, endpoint, timeout)
+        yield Connection(client, endpoint, timeout)
     finally:
         with suppress(aiomqtt.MqttError, OSError):
             await client.__aexit__(None, None, None)

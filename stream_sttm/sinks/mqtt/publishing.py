@@ -14,7 +14,7 @@ from typing import Any
 
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt import homeassistant
-from stream_sttm.sinks.mqtt.connection import Link
+from stream_sttm.sinks.mqtt.connection import Connection
 from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.topics import ONLINE, Topics, as_json, pairs
 from stream_sttm.sinks.mqtt.url import Endpoint
@@ -24,7 +24,7 @@ _TICK = 1.0  # seconds between two looks at what has changed
 _HEARTBEAT = 60.0  # seconds between two reports of all that is well
 
 
-class Telling:
+class StatePublisher:
     """Tells what `commands` show; `retained` is what the broker is to keep, answers' states and all."""
 
     def __init__(
@@ -63,7 +63,7 @@ class Telling:
         self._changed.set()
         return True
 
-    async def run(self, link: Link) -> None:
+    async def run(self, link: Connection) -> None:
         """Tell over `link`, for ever; raises SinkError where that breaks."""
         if self._devices is not None:
             self._devices.forget()
@@ -85,7 +85,7 @@ class Telling:
                 async with asyncio.timeout(_TICK):
                     await self._changed.wait()
 
-    async def _tell(self, what: str, link: Link) -> None:
+    async def _tell(self, what: str, link: Connection) -> None:
         if what == "status":
             self._commands.resend()
         elif what == "stats":
@@ -123,7 +123,7 @@ class Telling:
         return stats
 
 
-async def publish_retained(link: Link, messages: Sequence[Message]) -> None:
+async def publish_retained(link: Connection, messages: Sequence[Message]) -> None:
     """Publish in portions that a broker can take; what it refuses it does without."""
     for start in range(0, len(messages), _AT_ONCE):
         await link.publish_all(messages[start : start + _AT_ONCE])

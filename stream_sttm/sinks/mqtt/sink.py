@@ -2,7 +2,7 @@
 
 One background task keeps the connection, for ever; a broker that is down is a normal state. Handing over waits a
 while for it and for the broker's acknowledgement. Retained topics are told anew on every connect. What the URL means is
-in mqtt_url.py, what is said in mqtt_topics.py and mqtt_telling.py, what is heard in mqtt_requests.py. Knows nothing of
+in mqtt_url.py, what is said in topics.py and mqtt_telling.py, what is heard in mqtt_requests.py. Knows nothing of
 queues, retries or drops (workers/outbox.py) nor of what a question means.
 """
 
@@ -21,9 +21,9 @@ from typing import Any, Self
 from stream_sttm import metrics
 from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
 from stream_sttm.sinks.commands import Commands
-from stream_sttm.sinks.mqtt.connection import Link, connect
+from stream_sttm.sinks.mqtt.connection import Connection, connect
 from stream_sttm.sinks.mqtt.message import Incoming, Message
-from stream_sttm.sinks.mqtt.publishing import Telling, publish_retained
+from stream_sttm.sinks.mqtt.publishing import StatePublisher, publish_retained
 from stream_sttm.sinks.mqtt.requests import Requests
 from stream_sttm.sinks.mqtt.topics import OFFLINE, ONLINE, STOPPED, Topics
 from stream_sttm.sinks.mqtt.url import parse
@@ -53,10 +53,10 @@ class MqttSink:
         self.name = self._endpoint.name
         self._topics = Topics(self._endpoint.prefix)
         self._retained: dict[str, Message] = {}
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._linked = asyncio.Event()
         self._told = ""  # the last state of the connection that was logged
-        self._telling: Telling | None = None
+        self._telling: StatePublisher | None = None
         self._requests: Requests | None = None
         if self.commands is not None:
             discovery = self._endpoint.discovery
@@ -69,7 +69,7 @@ class MqttSink:
                 reply=self._reply,
                 count=self._count,
             )
-            self._telling = Telling(self._endpoint, self.commands, self._retained)
+            self._telling = StatePublisher(self._endpoint, self.commands, self._retained)
         metrics.MQTT_CONNECTED.labels(self.name).set(0)
 
     async def __aenter__(self) -> Self:
@@ -134,7 +134,7 @@ class MqttSink:
         if refusal is not None:
             raise refusal
 
-    async def _connected(self) -> Link:
+    async def _connected(self) -> Connection:
         """The connection, as soon as there is one; raises SinkError after `timeout` seconds without."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout):
@@ -179,7 +179,7 @@ class MqttSink:
                 self._hide()
         raise lost
 
-    async def _upkeep(self, link: Link) -> None:
+    async def _upkeep(self, link: Connection) -> None:
         """Tell everything, let others use `link`, and go on telling what changes."""
         try:
             await link.publish(Message(self._topics.available, ONLINE, is_retained=True))
@@ -212,7 +212,7 @@ class MqttSink:
         if self._telling is not None:
             self._telling.look_again()
 
-    def _show(self, link: Link) -> None:
+    def _show(self, link: Connection) -> None:
         """Let `send` and `report` use `link`."""
         self._link = link
         self._linked.set()

@@ -1,6 +1,6 @@
 """Our side of one decoder's process: starts it, asks it for frames, and ends it in whatever state it is.
 
-Its counts go into the metrics here, its errors are raised here, and what it is told and tells passes through wire.py.
+Its counts go into the metrics here, its errors are raised here. Requests and replies pass through protocol.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from stream_sttm import metrics, urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
-from stream_sttm.sources.decoding import protocol as wire
+from stream_sttm.sources.decoding import protocol
 from stream_sttm.sources.decoding.forkserver import ForkServer
 from stream_sttm.sources.decoding.gop import Mode
 from stream_sttm.sources.decoding.protocol import Request
@@ -79,7 +79,7 @@ class DecoderProcess:
         """Start it, without waiting for anything that it does."""
         self._channel, self._serial = _FORKS.fork()
         try:
-            await wire.request(self._channel, self._request)
+            await protocol.request(self._channel, self._request)
         except OSError:
             raise self._dead() from None
 
@@ -120,12 +120,12 @@ class DecoderProcess:
             channel.close()
             self._show_mode(None)
 
-    async def _ask(self) -> tuple[wire.Message, wire.Image | None]:
+    async def _ask(self) -> tuple[protocol.Message, protocol.Image | None]:
         """The next message, its counts and news taken in; raises EOFError, or the error that it tells."""
         if self._channel is None:
             raise RuntimeError("a decoder was asked for frames that is not open")
         try:
-            message, image = await wire.ask(self._channel)
+            message, image = await protocol.ask(self._channel)
         except OSError:
             raise EOFError from None
         self._count(message["counts"])

@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
-from stream_sttm.sources.decoding import protocol as wire
+from stream_sttm.sources.decoding import protocol
 from stream_sttm.sources.decoding.clock import ArrivalClock, FileClock
 from stream_sttm.sources.decoding.ffmpeg import mapped, open_container
 from stream_sttm.sources.decoding.frame_selection import Astray, Selection, Stamped
@@ -45,7 +45,7 @@ def run(channel: socket.socket) -> NoReturn:
     with contextlib.suppress(
         BaseException
     ):  # whatever happened, nobody else may run on in this process
-        request = wire.read_request(channel)
+        request = protocol.read_request(channel)
         _confine(request.stream)
         mailbox, done = Mailbox(), threading.Event()
         telling = threading.Thread(target=_tell, args=(channel, mailbox, done))
@@ -65,7 +65,7 @@ def _tell(channel: socket.socket, mailbox: Mailbox, done: threading.Event) -> No
             spent = time.process_time()
             message["counts"]["cpu_seconds"] = spent - told
             told = spent
-            wire.tell(channel, message, image)
+            protocol.tell(channel, message, image)
     mailbox.close()
     done.wait(GRACE)
     os._exit(0)

@@ -19,7 +19,7 @@ import av
 from av.container import InputContainer
 
 from stream_sttm import registry, urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
@@ -77,7 +77,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
 
     Raises SourceError.
     """
-    bare, options = spelling.options(url)
+    bare, options = source_url.options(url)
     scheme, verify = urls.split(bare).scheme, options.get("verify") != "false"
     access.check(bare)
     if scheme == "file":

@@ -26,7 +26,7 @@ from aiortc import (
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
 from stream_sttm import urls
-from stream_sttm.config import source_url as spelling
+from stream_sttm.config import source_url
 from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
@@ -65,7 +65,7 @@ class WhepSource:
     is_live: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        self._bare, options = spelling.options(self.url)
+        self._bare, options = source_url.options(self.url)
         self._shown = urls.mask(self._bare)
         self._verify = options.get("verify") != "false"
         self._changed = asyncio.Event()

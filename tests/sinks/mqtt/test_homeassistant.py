@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from stream_sttm.sinks.mqtt import topics as mqtt_topics
+from stream_sttm.sinks.mqtt import topics
 from stream_sttm.sinks.mqtt.homeassistant import Announcements, devices
 from stream_sttm.sinks.mqtt.sink import MqttSink
 from stream_sttm.sinks.mqtt.url import Endpoint, parse
@@ -198,7 +198,7 @@ async def test_a_state_is_one_that_its_entity_takes(endpoint: Endpoint) -> None:
 
     def state(kind: AnswerType, text: str, structured: Any = None, choices: Any = ()) -> str:
         form = Form(kind, choices)
-        return mqtt_topics.state(make_answer(text, form=form, structured=structured))
+        return topics.state(make_answer(text, form=form, structured=structured))
 
     person = cam["answer_person"]
     on, off = (state(AnswerType.YES_NO, "x", each) for each in (True, False))
@@ -220,7 +220,7 @@ async def test_a_state_is_one_that_its_entity_takes(endpoint: Endpoint) -> None:
 async def test_diagnostics_read_what_the_stats_say(endpoint: Endpoint) -> None:
     service = Steered()
     found = told(service, endpoint)["homeassistant/device/home_cams_door-2/config"]["components"]
-    stats = json.loads(mqtt_topics.as_json(service.stats()))
+    stats = json.loads(topics.as_json(service.stats()))
     stats["streams"]["door-2"] |= {"fps": 2.5, "event_to_answer_ms": 310.2}
 
     def shown(key: str, body: Any) -> str:

@@ -20,7 +20,7 @@ from stream_sttm import metrics
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.mqtt.sink import MqttSink
-from stream_sttm.storage.outbox import Backlog
+from stream_sttm.storage.outbox import OutboxTable
 from stream_sttm.types import AnswerType, StreamState
 from tests.support.answers import make_answer, until
 from tests.support.mosquitto import PASSWORD, USER, MakeBroker, Mosquitto, Reader
@@ -438,7 +438,7 @@ async def test_a_broker_out_of_memory_loses_nothing(
     with broker.reader(topic, "-c", "-i", "away"):
         pass  # and is away from now on, so the broker has to keep everything for it
     sink = MqttSink(broker.url, timeout=1)
-    with Backlog(tmp_path / "outbox.db") as backlog:
+    with OutboxTable(tmp_path / "outbox.db") as backlog:
         async with running(sink, backlog, Limits(first_pause=0.05, longest_pause=0.2)) as box:
             for number in range(500):
                 box.put(make_answer("x" * 500, number=number))

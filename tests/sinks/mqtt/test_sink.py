@@ -18,7 +18,7 @@ import pytest
 from stream_sttm import metrics
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
 from stream_sttm.sinks import open_sink
-from stream_sttm.sinks.mqtt import connection as mqtt_link
+from stream_sttm.sinks.mqtt import connection
 from stream_sttm.sinks.mqtt.connection import MAX_PAYLOAD_BYTES
 from stream_sttm.sinks.mqtt.sink import MqttSink
 from stream_sttm.types import StreamState
@@ -167,7 +167,7 @@ async def test_attempts_that_a_silent_broker_let_hang_are_gone_when_it_wakes(
     broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each would hold a socket, and a last will that says `offline` of a service that runs."""
-    monkeypatch.setattr(mqtt_link, "_CONNACK", 0.3)
+    monkeypatch.setattr(connection, "_CONNACK", 0.3)
     caplog.set_level(logging.INFO)
     with broker.reader() as reader:
         async with MqttSink(broker.url, timeout=0.3) as sink:

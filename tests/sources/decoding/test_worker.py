@@ -18,8 +18,7 @@ import pytest
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.metrics import DECODE_CPU, DECODE_MODE, FRAMES_DROPPED
 from stream_sttm.sources import open_source
-from stream_sttm.sources.decoding import frame_selection as selection
-from stream_sttm.sources.decoding import process
+from stream_sttm.sources.decoding import frame_selection, process
 from stream_sttm.sources.decoding.mailbox import Mailbox
 from stream_sttm.sources.decoding.protocol import Limits, Request
 from stream_sttm.sources.images import jpeg
@@ -167,7 +166,7 @@ async def test_a_mode_asked_for_by_name_is_used(scene_video, mode):
 def test_keyframes_that_come_are_not_missed_where_packets_were_too_large_to_wait(
     scene_video, monkeypatch
 ):
-    monkeypatch.setattr(selection, "MOST_HELD", 1)
+    monkeypatch.setattr(frame_selection, "MOST_HELD", 1)
     opening = Opening(str(scene_video))
     request = Request(
         f"file://{scene_video}", opening, "cam", 0.5, 640, "keyframes", limits=Limits(keyframe=1.5)
@@ -176,9 +175,9 @@ def test_keyframes_that_come_are_not_missed_where_packets_were_too_large_to_wait
     mailbox.waits, mailbox.room = True, 1 << 30
     with av.open(str(scene_video)) as container:
         video = container.streams.video[0]
-        chosen = selection.Selection(request, video, mailbox, is_live=False)
+        chosen = frame_selection.Selection(request, video, mailbox, is_live=False)
         for place, packet in enumerate(p for p in container.demux(video) if p.size):
-            chosen.add(selection.Stamped(packet, place / 10))
+            chosen.add(frame_selection.Stamped(packet, place / 10))
     assert [mailbox.take(0)[0]["frame"]["pts"] for _ in range(2)] == [0.0, 2.0]
 
 

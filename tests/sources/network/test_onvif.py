@@ -10,7 +10,7 @@ import yaml
 
 from stream_sttm.config.settings import Settings
 from stream_sttm.errors import SourceDenied, SourceUnavailable
-from stream_sttm.sources.network import onvif as discovery
+from stream_sttm.sources.network import onvif
 from stream_sttm.sources.network.onvif import Camera, Profile, cameras, configuration, profiles
 from tests.support.http_server import site
 
@@ -194,4 +194,4 @@ def test_what_was_found_is_a_configuration_that_loads(monkeypatch):
 
 
 def test_a_probe_goes_to_where_cameras_listen():
-    assert discovery.MULTICAST == ("239.255.255.250", 3702)
+    assert onvif.MULTICAST == ("239.255.255.250", 3702)

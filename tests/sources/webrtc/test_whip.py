@@ -14,7 +14,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack
 from starlette.responses import HTMLResponse
 
-from stream_sttm.api import middleware as guard
+from stream_sttm.api import middleware
 from stream_sttm.api import whip as routes
 from stream_sttm.api.app import create_app
 from stream_sttm.api.feed import Feed
@@ -24,7 +24,7 @@ from stream_sttm.errors import AlreadyPublished, NotAnOffer, SourceUnavailable, 
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sources import open_source
 from stream_sttm.sources.scene import Scene
-from stream_sttm.sources.webrtc import publishers as doors
+from stream_sttm.sources.webrtc import publishers as publishers_module
 from stream_sttm.sources.webrtc import whip as sources_whip
 from stream_sttm.sources.webrtc.publishers import Publishers
 from stream_sttm.sources.webrtc.track import Lag
@@ -218,7 +218,7 @@ async def test_a_running_service_answers_from_what_is_published_to_it(tmp_path):
 @pytest.mark.server
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 async def test_a_browser_publishes_its_camera_from_a_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "OPEN_PATHS", guard.OPEN_PATHS | {"/publish"})
+    monkeypatch.setattr(middleware, "OPEN_PATHS", middleware.OPEN_PATHS | {"/publish"})
     page = PAGE.replace("ENDPOINT", ENDPOINT).replace("TOKEN", TOKEN)
     async with asyncio.timeout(90), serving(tmp_path) as (client, publishers):
         client.app.add_route("/publish", lambda _: HTMLResponse(page))
@@ -334,7 +334,7 @@ def garbage(rng, offer):
 
 
 async def test_garbage_is_refused_without_a_trace_left(monkeypatch, caplog):
-    monkeypatch.setattr(doors, "OFFERS", 10**9)
+    monkeypatch.setattr(publishers_module, "OFFERS", 10**9)
     monkeypatch.setattr(sources_whip, "CONNECT_TIMEOUT", 0.0)
     rng, offer = random.Random(7), await an_offer()
     async with asyncio.timeout(60), Publishers(["door"]) as publishers:
@@ -406,11 +406,11 @@ async def test_ten_thousand_posts_leave_no_thread_file_or_memory_behind(tmp_path
 
 
 async def test_offers_are_counted_for_each_stream(monkeypatch):
-    monkeypatch.setattr(doors, "PER", 1000.0)
+    monkeypatch.setattr(publishers_module, "PER", 1000.0)
     offer = await an_offer()
     async with asyncio.timeout(30), Publishers(["door", "yard"]) as publishers:
         await publishers.publish("door", offer)
-        for _ in range(doors.OFFERS - 1):
+        for _ in range(publishers.OFFERS - 1):
             with pytest.raises(AlreadyPublished):
                 await publishers.publish("door", offer)
         with pytest.raises(TooManyOffers):
