@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup check test test-slow demo bench accuracy train fix clean
+.PHONY: setup check test test-slow demo bench accuracy train docs fix clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ accuracy: $(READY)
 
 train: $(READY)
 	$(BIN)/python -m stream_sttm.demo.train --out runs/demo $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 fix: $(READY)
 	$(BIN)/ruff check --fix .
