@@ -1,8 +1,8 @@
-"""Clips and questions in, answers and events out: the one place where the network side meets the engine.
+"""Clips and questions in, answers and events out.
 
-The engine runs in a thread of its own, one bounded step at a time; between two steps, and only then, the event loop
-hands it clips and questions, and makes what changes are due. Each stream has at most one clip in the engine, so a slow
-engine shows as a full channel at that stream's ingest and never as a growing queue here.
+The engine's host works in steps. Each step is handed the clips and questions that have come since the last one. Each
+stream has at most one clip in the engine, so a slow engine shows as a full channel at that stream's ingest and never
+as a growing queue here.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import assert_never
 
 from stream_sttm import metrics
-from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.mosaic import Mosaic
 from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Progress, Unanswered
-from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
+from stream_sttm.errors import QuestionExpired, Stopping
 from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.types import Answer, Clip, Event, EventKind, Evidence, Frame, Question
 from workers.channel import Channel
+from workers.engine_host import EngineHost
 
 _log = logging.getLogger(__name__)
 ON_DEMAND = "on_demand"  # the label of questions that no standing query asked
@@ -30,22 +30,20 @@ _FRAMES_BACK = 4  # clips; an answer rests on the newest frame of one of the las
 
 
 class Analysis:
-    """The engine thread's other half on the event loop."""
+    """Standing and on-demand questions over one engine; all calls are made from the event loop's thread."""
 
     def __init__(
         self,
-        engine: Engine,
+        host: EngineHost,
         queries: StandingQueries,
         *,
-        thread: ThreadPoolExecutor,
         deliver: Callable[[Answer | Event | Evidence], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._engine, self._queries = engine, queries
-        self._thread, self._deliver, self._clock = thread, deliver, clock
+        self._host, self._queries = host, queries
+        self._deliver, self._clock = deliver, clock
         self._clips: deque[Clip] = deque()
         self._questions: deque[Question] = deque()
-        self._changes: deque[Callable[[Engine], Iterable[Outcome]]] = deque()
         self._feeds: dict[str, asyncio.Task[None]] = {}
         self._taken: dict[str, asyncio.Event] = {}
         self._shown: dict[str, deque[Frame]] = {}  # the newest of each of the last clips
@@ -79,19 +77,19 @@ class Analysis:
         feed = self._feed(stream, channel)
         self._feeds[stream] = self._group.create_task(feed, name=f"feed[{stream}]")
 
-    def forget(self, stream: str) -> None:
+    async def forget(self, stream: str) -> None:
         """Serve a stream no more, and have the engine free its memory."""
         if (feed := self._feeds.pop(stream, None)) is not None:
             feed.cancel()
         self._taken.pop(stream, None)
         self._shown.pop(stream, None)
         self._clips = deque(clip for clip in self._clips if clip.stream != stream)
-        self.change(lambda engine: engine.close(stream))
+        self.settle(await self._host.close(stream))
 
-    def change(self, how: Callable[[Engine], Iterable[Outcome]]) -> None:
-        """Have the engine changed between two of its steps; what comes of it is settled like a step's outcomes."""
-        self._changes.append(how)
-        self._wake.set()
+    def settle(self, outcomes: Iterable[Outcome]) -> None:
+        """Pass on what came of the engine's work to whoever waits for it."""
+        for outcome in outcomes:
+            self._settle(outcome)
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't.
@@ -125,8 +123,7 @@ class Analysis:
             raise _stopping()
         drawing = self._drawing.get(stream)
         if drawing is None:
-            loop = asyncio.get_running_loop()
-            drawing = loop.run_in_executor(self._thread, self._engine.mosaic, stream)
+            drawing = asyncio.ensure_future(self._host.mosaic(stream))
             self._drawing[stream] = drawing
             drawing.add_done_callback(lambda _: self._drawing.pop(stream))
         return await asyncio.shield(drawing)
@@ -168,40 +165,36 @@ class Analysis:
             await taken.wait()
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            if self._engine.is_idle and not (self._clips or self._questions or self._changes):
+            if self._host.is_idle and not (self._clips or self._questions):
                 self._wake.clear()
                 await self._wake.wait()
-            while self._changes:
-                for outcome in self._changes.popleft()(self._engine):
-                    self._settle(outcome)
-            while self._clips:
-                self._engine.observe(self._clips.popleft())
-            while self._questions:
-                self._admit(self._questions.popleft())
+            clips, questions = tuple(self._clips), self._still_wanted()
+            self._clips.clear()
+            self._questions.clear()
             self._stepping = time.monotonic()
-            outcomes = await loop.run_in_executor(self._thread, self._engine.step)
+            outcomes = await self._host.step(clips, questions)
             self._stepping = None
-            for outcome in outcomes:
-                self._settle(outcome)
+            self.settle(outcomes)
 
-    def _admit(self, question: Question) -> None:
-        if self._is_abandoned(question):  # the place in the queue is for those who still wait
-            _count(question, "expired")
-            return
-        try:
-            self._engine.ask(question)
-        except StreamSTTMError as error:
-            self._settle(Unanswered(question, error), outcome="rejected")
+    def _still_wanted(self) -> list[Question]:
+        """Return the questions that wait, without those whose askers left: their place is for those who still wait."""
+        wanted = []
+        for question in self._questions:
+            if self._is_abandoned(question):
+                _count(question, "expired")
+            else:
+                wanted.append(question)
+        return wanted
 
-    def _settle(self, result: Outcome, *, outcome: str = "failed") -> None:
+    def _settle(self, result: Outcome) -> None:
         match result:
             case Observed(clip):
                 self._observed(clip)
             case Lost(clip):
                 self._has_taken(clip)
-            case Unanswered(question, error):
+            case Unanswered(question, error, is_rejected):
+                outcome = "rejected" if is_rejected else "failed"
                 _count(question, "expired" if isinstance(error, QuestionExpired) else outcome)
                 self._queries.settled(question)
                 future = self._asked.get(question.id)
@@ -214,6 +207,8 @@ class Analysis:
                     on_text(text)
             case Answer():
                 self._answered(result)
+            case _:
+                assert_never(result)
 
     def _has_taken(self, clip: Clip) -> None:
         if (taken := self._taken.get(clip.stream)) is not None:  # else it was forgotten meanwhile

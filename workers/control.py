@@ -9,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 
 from stream_sttm import metrics, registry
-from stream_sttm.config.settings import AnsweringSettings, Settings
+from stream_sttm.config.settings import Settings
 from stream_sttm.config.streams import SourceRules, StreamSettings
 from stream_sttm.control import diff
 from stream_sttm.control.diff import Changes
 from stream_sttm.control.switches import Place, Switches
-from stream_sttm.engine.engine import Engine
-from stream_sttm.engine.outcomes import Outcome
 from stream_sttm.errors import (
     ConfigError,
     NotASighting,
@@ -34,6 +31,7 @@ from stream_sttm.queries import frigate
 from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.sinks import Sink
 from workers.analysis import Analysis
+from workers.engine_host import EngineHost
 from workers.ingest import Opener
 from workers.sink_tasks import SinkTasks
 from workers.stream_tasks import StreamTasks
@@ -45,6 +43,7 @@ _log = logging.getLogger(__name__)
 class Parts:
     """What runs and follows the settings."""
 
+    host: EngineHost
     analysis: Analysis
     queries: StandingQueries
     streams: StreamTasks
@@ -179,13 +178,13 @@ class Control:
         )
         if old.answering != new.answering:
             parts.queries.answering = new.answering
-            parts.analysis.change(partial(_limited, new.answering))
+            await parts.host.limit(new.answering)
         rules_differ = old.sources != new.sources
         for name, stream in new.streams.items():
             was = old.streams.get(name)
             if was != stream:
                 is_anew = was is not None and not diff.keeps_memory(was, stream)
-                parts.analysis.change(partial(_opened, name, stream, is_anew))
+                parts.analysis.settle(await parts.host.open(name, stream, anew=is_anew))
         async with asyncio.TaskGroup() as group:  # one that takes its time to close delays no other
             for name in (name for name in old.streams if name not in new.streams):
                 group.create_task(_forgotten(parts, name), name=f"forget[{name}]")
@@ -225,21 +224,6 @@ class Control:
         if stream not in streams:
             raise QuestionRejected(f"query {query!r} is not asked of stream {stream!r}")
         return [(stream, query)]
-
-
-def _opened(
-    name: str, settings: StreamSettings, is_anew: bool, engine: Engine
-) -> Iterable[Outcome]:
-    """Let the engine know a stream as it is now; `is_anew`: with an empty memory."""
-    ended = engine.close(name) if is_anew else []
-    engine.open(name, fps=settings.fps, regions=settings.encodes_regions)
-    return ended
-
-
-def _limited(answering: AnsweringSettings, engine: Engine) -> Iterable[Outcome]:
-    """Let the engine know other limits for questions."""
-    engine.limit(answering)
-    return ()
 
 
 async def _forgotten(parts: Parts, name: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import torch
-
-from stream_sttm import __version__, metrics
 from stream_sttm.config.settings import Settings
 from stream_sttm.config.streams import SourceRules, StreamSettings
 from stream_sttm.control.additions import access_of
 from stream_sttm.control.switches import Place
-from stream_sttm.engine.engine import Engine
-from stream_sttm.models import load_model
 from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.sinks import Sink
 from stream_sttm.sources import open_source
@@ -32,12 +25,10 @@ from workers.analysis import Analysis
 from workers.checkpoints import Checkpoints
 from workers.config_watch import ConfigFile
 from workers.control import Control, Parts
+from workers.engine_host import EngineHost
 from workers.ingest import Opener
 from workers.sink_tasks import SinkTasks
 from workers.stream_tasks import StreamTasks
-
-_log = logging.getLogger(__name__)
-_SMALL_MODEL = 50_000_000  # parameters under which one CPU thread is fastest
 
 
 class Front(Protocol):
@@ -84,14 +75,11 @@ class Pipeline:
     async def run(self, thread: ThreadPoolExecutor, publishers: Publishers) -> None:
         """Load the model, then read every camera and answer, until cancelled."""
         settings, service = self.settings, self.service
-        loop = asyncio.get_running_loop()
-        engine = await loop.run_in_executor(thread, _engine, settings)
-        keeping = Checkpoints(
-            engine.sessions, settings.state, lambda: self.control.settings.streams, thread=thread
-        )
-        await loop.run_in_executor(thread, keeping.restore)
+        host = await EngineHost.start(settings, thread)
+        checkpoints = Checkpoints(host, settings.state, lambda: self.control.settings.streams)
+        await checkpoints.restore()
         queries = StandingQueries(settings.queries, settings.answering)
-        analysis = Analysis(engine, queries, thread=thread, deliver=service.deliver)
+        analysis = Analysis(host, queries, deliver=service.deliver)
 
         def opener(rules: SourceRules, published: list[str]) -> Callable[[StreamSettings], Opener]:
             publishers.follow(published)
@@ -102,7 +90,7 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             group.create_task(analysis.run({}), name="analysis")
             await analysis.has_begun.wait()
-            group.create_task(keeping.run(), name="keeping")
+            group.create_task(checkpoints.run(), name="checkpoints")
             group.create_task(malloc_trim.stay_small(), name="heap")
             streams = StreamTasks(
                 group,
@@ -118,6 +106,7 @@ class Pipeline:
             analysis.tell(queries.resume(last, time.time()))
             await self.control.start(
                 Parts(
+                    host=host,
                     analysis=analysis,
                     queries=queries,
                     streams=streams,
@@ -126,32 +115,10 @@ class Pipeline:
                     open_sink=self.open_sink,
                     opener=opener,
                     show=service.show,
-                    forget=keeping.forget,
+                    forget=checkpoints.forget,
                 )
             )
             if self.file is not None:
                 every = settings.watch_file
                 following = self.file.follow(self.control.reload, every=every)
                 group.create_task(following, name="configuration")
-
-
-def _engine(settings: Settings) -> Engine:
-    started = time.perf_counter()
-    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    if model.device.type == "cpu":
-        # Counted per calling thread, and this is the engine's.
-        small = model.parameters < _SMALL_MODEL
-        torch.set_num_threads(settings.threads or (1 if small else os.cpu_count() or 1))
-    engine = Engine(
-        model, reducer=settings.reducer, memory=settings.memory, answering=settings.answering
-    )
-    for name, stream in settings.streams.items():
-        engine.open(name, fps=stream.fps, regions=stream.encodes_regions)
-    metrics.BUILD_INFO.info({"version": __version__, "model": settings.model})
-    _log.info(
-        "model %s on %s, ready after %.1f s",
-        settings.model,
-        model.device,
-        time.perf_counter() - started,
-    )
-    return engine

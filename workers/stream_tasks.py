@@ -65,7 +65,7 @@ class StreamTasks:
         """Read the stream no more and let go of its memory."""
         await self._stop(name)
         self._channels.pop(name, None)
-        self._analysis.forget(name)
+        await self._analysis.forget(name)
 
     def _start(self, name: str, settings: StreamSettings) -> None:
         channel = self._channels.get(name)

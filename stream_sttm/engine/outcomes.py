@@ -30,10 +30,11 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """A question that got no answer, and why."""
+    """A question that got no answer, and why; `is_rejected` where it was never taken up."""
 
     question: Question
     error: StreamSTTMError
+    is_rejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

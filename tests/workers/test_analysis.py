@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import AnsweringSettings, MemorySettings
+from stream_sttm.config.streams import StreamSettings
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Observed, Outcome
 from stream_sttm.errors import (
@@ -41,6 +42,7 @@ from stream_sttm.types import (
 )
 from workers.analysis import ON_DEMAND, Analysis
 from workers.channel import Channel
+from workers.engine_host import EngineHost
 
 LIMITS = AnsweringSettings(max_new_tokens=8)
 
@@ -60,11 +62,9 @@ class Running:
         for name in self.clips:
             self.engine.open(name, fps=2)
         self.delivered: Channel[Answer] = Channel(100)
+        self.host = EngineHost(self.engine, thread)
         self.analysis = Analysis(
-            self.engine,
-            StandingQueries(queries, LIMITS),
-            thread=thread,
-            deliver=self.delivered.offer,
+            self.host, StandingQueries(queries, LIMITS), deliver=self.delivered.offer
         )
 
     async def ask(self, stream: str, text: str, timeout: float = 20) -> Answer:
@@ -207,11 +207,11 @@ async def test_a_stream_without_clips_does_not_hold_up_another() -> None:
 async def test_streams_come_and_go_while_others_go_on() -> None:
     async with _running() as running:
         await running.show("door", 2)
-        running.analysis.forget("door")
+        await running.analysis.forget("door")
         await running.show("yard", 2)
         with pytest.raises(UnknownStream):
             await running.ask("door", "hi")
-        running.analysis.change(lambda engine: engine.open("door", fps=2) or ())
+        await running.host.open("door", StreamSettings(source="scene://door", fps=2))
         running.analysis.watch("door", running.clips["door"])
         await running.show("door", 1)
         async with asyncio.timeout(20):
@@ -266,9 +266,8 @@ class Told:
             channel.offer(clip)
         with ThreadPoolExecutor(1) as thread:
             analysis = Analysis(
-                self.engine,  # type: ignore[arg-type]
+                EngineHost(self.engine, thread),  # type: ignore[arg-type]
                 self.queries,
-                thread=thread,
                 deliver=self.items.append,
                 clock=clock,
             )

@@ -24,6 +24,7 @@ from stream_sttm.types import Answer, Question
 from tests.engine.recall.test_recall import STREAM, _ask, _clip, _engine, _run, _show
 from tests.support.service import Service, until
 from workers.checkpoints import Checkpoints
+from workers.engine_host import EngineHost
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="past")
 
@@ -36,10 +37,9 @@ def _no_thread_is_left() -> Iterator[None]:
 
 def _keeping(engine: Engine, folder: Path, *streams: str) -> Checkpoints:
     return Checkpoints(
-        engine.sessions,
+        EngineHost(engine, _THREAD, clock=lambda: 0.0),
         StateSettings(dir=str(folder), save_every=3600),
         lambda: streams or (STREAM,),
-        thread=_THREAD,
         clock=lambda: 0.0,
     )
 
@@ -89,7 +89,7 @@ async def test_what_is_recalled_after_a_restart_is_what_was_before_it(
     assert before["q0"].tokens.recalled == 64
 
     again = _engine(tiny_model, "auto", **recall)
-    _keeping(again, tmp_path / "state").restore()
+    await _keeping(again, tmp_path / "state").restore()
     assert _told(_ask(again, "always", "never", "always")) == _told(before)
     _show(again, 5, first=30)
     assert _told(_ask(again, "always", "never", "always")) == _told(later)
@@ -106,7 +106,7 @@ async def test_a_kill_between_two_files_of_a_save_after_a_restart_mistakes_no_to
     before, gone = _ask(engine, "always", "never"), _gone(engine)
     for run in range(3):  # killed each time in its first save
         engine = _engine(tiny_model, "always")
-        _keeping(engine, tmp_path).restore()
+        await _keeping(engine, tmp_path).restore()
         if saved == "memory":
             _show(engine, 2, first=30 + 2 * run)
             memory = engine.sessions.saved(STREAM)
@@ -119,7 +119,7 @@ async def test_a_kill_between_two_files_of_a_save_after_a_restart_mistakes_no_to
             archive_file.write(tmp_path, past)
             _show(engine, 2, first=30)
     last = _engine(tiny_model, "always")
-    _keeping(last, tmp_path).restore()
+    await _keeping(last, tmp_path).restore()
     assert _told(_ask(last, "always", "never")) == _told(before)
     assert _gone(last) == gone
 
@@ -133,7 +133,7 @@ async def test_the_past_is_back_even_where_the_memory_is_not(
     session_file.path_of(tmp_path, STREAM).write_bytes(b"no memory at all")
     again = _engine(tiny_model, "always")
     with caplog.at_level(logging.INFO):
-        _keeping(again, tmp_path).restore()
+        await _keeping(again, tmp_path).restore()
     assert [one.levelname for one in caplog.records] == ["WARNING", "INFO"]
     assert "its past is back, 30 windows" in caplog.text
     _show(again, 1, first=40)
@@ -161,7 +161,7 @@ async def test_a_bad_past_is_set_aside_in_one_line_and_the_memory_is_back(
         archive_file.write(tmp_path, replace(saved, fits={**saved.fits, "model": "another"}))
     again = _engine(tiny_model, "always")
     with caplog.at_level(logging.INFO):
-        _keeping(again, tmp_path).restore()
+        await _keeping(again, tmp_path).restore()
     told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert len(told) == 1
     assert f"stream {STREAM} starts without its past: " in told[0]
@@ -203,13 +203,14 @@ async def test_of_a_removed_stream_nothing_is_left_and_nothing_more_is_written(
     keeping._streams = lambda: streams
     await _stopped(keeping)
     assert len(_left(tmp_path)) == 2
+    late = keeping._host._snapshot("past", tmp_path, STREAM)
+    assert late is not None
     streams.clear()
+    assert await keeping._host.close(STREAM) == []
     await keeping.forget(STREAM)
     await _stopped(keeping)
     assert _left(tmp_path) == []
-    saved = engine.sessions.saved_past(STREAM)
-    assert saved is not None, "the engine may still have it"
-    keeping._write(keeping._parts[1], tmp_path, saved)
+    keeping._host._write(STREAM, late)  # a save that had begun before
     assert _left(tmp_path) == []
 
 
@@ -221,13 +222,13 @@ async def test_what_a_removed_stream_left_goes_when_it_is_too_old(
     await _stopped(_keeping(engine, tmp_path))
     manifest = archive_file.path_of(tmp_path, STREAM) / "manifest.safetensors"
     os.utime(manifest, (-50, -50))
-    _keeping(engine, tmp_path, "other").restore()
+    await _keeping(engine, tmp_path, "other").restore()
     assert len(_left(tmp_path)) == 2
     os.utime(manifest, (-200, -200))
-    _keeping(engine, tmp_path, STREAM).restore()
+    await _keeping(engine, tmp_path, STREAM).restore()
     assert len(_left(tmp_path)) == 2
     os.utime(manifest, (-200, -200))
-    _keeping(engine, tmp_path, "other").restore()
+    await _keeping(engine, tmp_path, "other").restore()
     assert _left(tmp_path) == []
 
 
@@ -237,7 +238,7 @@ async def test_where_nothing_is_to_be_kept_nothing_stays_saved(
     engine = _engine(tiny_model, "always")
     _show(engine, 10)
     await _stopped(_keeping(engine, tmp_path))
-    _keeping(_engine(tiny_model, "never"), tmp_path).restore()
+    await _keeping(_engine(tiny_model, "never"), tmp_path).restore()
     assert not archive_file.path_of(tmp_path, STREAM).exists()
 
 
