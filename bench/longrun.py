@@ -133,7 +133,7 @@ def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> d
             place, rest = divmod(index + 1, every)
             if rest == 0 and place <= SAMPLES:
                 gc.collect()
-                malloc_trim.give_back()
+                malloc_trim.trim()
                 found.windows[place - 1], found.resident[place - 1] = index + 1, _resident_bytes()
                 found.old[place - 1], found.young[place - 1] = map(statistics.median, costs)
                 for spent in costs:

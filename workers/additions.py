@@ -1,7 +1,7 @@
-"""Streams and queries that come, change and go over HTTP, on the same road as a configuration that is read anew.
+"""Adds, replaces and deletes streams and queries over HTTP.
 
-What is wrong with an entry is found before anything is kept; then it is kept, laid over the configuration in force,
-and followed. The configuration file's own entries are not touched. All calls are made from the event loop's thread.
+An entry is checked before it is kept. Then it is merged into the configuration in force and applied like a reload.
+Entries of the configuration file are not touched. All calls are made from the event loop's thread.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Sent = Mapping[Place, Mapping[str, Any] | None]
 
 
 class LiveAdditions:
-    """What was added over HTTP, and the only one to change it."""
+    """The streams and queries added over HTTP. Only this class changes them."""
 
-    def __init__(self, control: Control, additions: Additions, toggles: Switches) -> None:
-        self._control, self._additions, self._toggles = control, additions, toggles
+    def __init__(self, control: Control, additions: Additions, switches: Switches) -> None:
+        self._control, self._additions, self._switches = control, additions, switches
         self._turn = asyncio.Lock()
 
     async def add(self, kind: Kind, name: str, given: Mapping[str, Any]) -> Changes:
-        """Begin an entry; raises NotPossible where there is one, ConfigError or SourceDenied where it can't be."""
+        """Add an entry. Raises NotPossible where the name is taken, ConfigError or SourceDenied for bad settings."""
         async with self._turn:
             kept = await asyncio.to_thread(self._additions.load)
             if name in kept[kind] or name in self._in_force(kind):
@@ -52,7 +52,7 @@ class LiveAdditions:
             return await self._keep(kind, name, given)
 
     async def replace(self, kind: Kind, name: str, given: Mapping[str, Any]) -> Changes:
-        """Give an entry other settings; raises as `add` does, UnknownStream or UnknownQuery where there is none."""
+        """Replace an entry's settings. Raises as `add` does, and UnknownStream or UnknownQuery where there is none."""
         async with self._turn:
             self._require_added(kind, name)
             kept = await asyncio.to_thread(self._additions.load)
@@ -63,9 +63,10 @@ class LiveAdditions:
             return await self._keep(kind, name, given)
 
     async def remove(self, kind: Kind, name: str, *, is_forced: bool = False) -> None:
-        """End an entry, if there is one; raises NotPossible where it is the file's, or a stream is still asked.
+        """Delete an entry, if there is one.
 
-        `is_forced`: a stream's queries that came over HTTP are asked of it no more, ending where it was their only one.
+        Raises NotPossible where it belongs to the configuration file, or where queries still name the stream. With
+        `is_forced` the stream is taken out of these queries. A query that is left without a stream is deleted.
         """
         async with self._turn:
             self._require_added(kind, name)
@@ -83,7 +84,7 @@ class LiveAdditions:
             await self._control.reload(lambda: self._written(sent))
 
     def effective(self) -> dict[str, Any]:
-        """The settings in force without a credential, what of them was added, and what was left out and why."""
+        """Return the settings in force without credentials, what was added, and what was left out and why."""
         settings = self._control.settings
         return {
             "settings": masked.shown(settings),
@@ -95,7 +96,7 @@ class LiveAdditions:
         }
 
     def shown(self, kind: Kind, name: str) -> dict[str, Any]:
-        """An entry in force, without a credential; raises UnknownStream or UnknownQuery."""
+        """Return an entry in force without credentials. Raises UnknownStream or UnknownQuery."""
         if name not in self._in_force(kind):
             near = registry.suggest(name, sorted(self._in_force(kind)))
             unknown = UnknownStream if kind == "streams" else UnknownQuery
@@ -109,13 +110,13 @@ class LiveAdditions:
         return await self._control.reload(lambda: self._written({(kind, name): given}))
 
     def _written(self, sent: Sent) -> Settings:
-        """The settings with what is kept from now on; called in a thread, when nothing else changes them."""
+        """Keep the entries and return the settings that follow. Runs in a thread while nothing else changes them."""
         self._additions.write(sent)
         for (kind, name), given in sent.items():
             if given is None and kind == "streams":
-                self._toggles.forget(stream=name)
+                self._switches.forget(stream=name)
             elif given is None:
-                self._toggles.forget(query=name)
+                self._switches.forget(query=name)
         return self._additions.over(self._control.settings)
 
     def _in_force(self, kind: Kind) -> Mapping[str, object]:
@@ -132,7 +133,7 @@ class LiveAdditions:
 
 
 def _check(kind: Kind, name: str, given: Mapping[str, Any], settings: Settings) -> None:
-    """Raise ConfigError or SourceDenied where an entry can't be."""
+    """Raise ConfigError or SourceDenied where an entry is not valid."""
     try:
         json.dumps(given, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -144,7 +145,7 @@ def _check(kind: Kind, name: str, given: Mapping[str, Any], settings: Settings) 
 
 
 def _without(stream: str, kept: Kept) -> dict[Place, Mapping[str, Any] | None]:
-    """The queries that name a stream, as they are without it."""
+    """Return the queries that name a stream, as they are without it."""
     changed: dict[Place, Mapping[str, Any] | None] = {}
     for name, given in kept["queries"].items():
         if stream in given["streams"]:

@@ -57,7 +57,7 @@ class Analysis:
         self._is_stopping = False
 
     async def run(self, clips: Mapping[str, Channel[Clip]]) -> None:
-        """Serve every stream's clips and all questions until cancelled; who still waits then is told so."""
+        """Serve all clips and questions until cancelled. Questions that still wait then fail with Stopping."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -72,13 +72,13 @@ class Analysis:
                     future.set_exception(_stopping())
 
     def watch(self, stream: str, channel: Channel[Clip]) -> None:
-        """Serve one more stream, which the engine knows; to be called while `run` runs."""
+        """Serve one more stream that the engine knows. Call it while `run` runs."""
         assert self._group is not None
         feed = self._feed(stream, channel)
         self._feeds[stream] = self._group.create_task(feed, name=f"feed[{stream}]")
 
     async def forget(self, stream: str) -> None:
-        """Serve a stream no more, and have the engine free its memory."""
+        """Stop serving a stream and free its memory."""
         if (feed := self._feeds.pop(stream, None)) is not None:
             feed.cancel()
         self._taken.pop(stream, None)
@@ -87,14 +87,14 @@ class Analysis:
         self.settle(await self._host.close(stream))
 
     def settle(self, outcomes: Iterable[Outcome]) -> None:
-        """Pass on what came of the engine's work to whoever waits for it."""
+        """Pass on the engine's outcomes to whoever waits for them."""
         for outcome in outcomes:
             self._settle(outcome)
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer one question as soon as the engine can; raises QuestionError or ModelError where it can't.
+        """Answer one question as soon as the engine can. Raises QuestionError or ModelError.
 
-        `on_text` is told the words of a streamed answer so far whenever there are more.
+        `on_text` is called with the text of a streamed answer so far, whenever there is more.
         """
         if self._is_stopping:
             raise _stopping()
@@ -115,9 +115,9 @@ class Analysis:
             self._listening.pop(question.id, None)
 
     async def mosaic(self, stream: str) -> Mosaic | None:
-        """What stands for a stream's newest frame, as soon as the engine's present step is done; None before the first.
+        """Return what stands for a stream's newest frame, None before the first.
 
-        Whoever asks meanwhile gets the same, so that many who look cost the engine no more than one.
+        Waits for the engine's present step. Callers that wait at the same time share one result.
         """
         if self._is_stopping:
             raise _stopping()
@@ -129,25 +129,25 @@ class Analysis:
         return await asyncio.shield(drawing)
 
     def remembered(self, stream: str) -> Frame | None:
-        """The newest frame that is in a stream's memory, of those seen since the start."""
+        """Return the newest frame in a stream's memory, of those seen since the start."""
         shown = self._shown.get(stream)
         return shown[-1] if shown else None
 
     def call(self, stream: str, query: str) -> bool:
-        """Something calls for a standing query's answer now; False where that has to wait for its turn."""
+        """Ask a standing query now. Returns False where it has to wait for its turn."""
         question = self._queries.call(stream, query, self._clock())
         if question is not None:
             self._put(question)
         return question is not None
 
-    def tell(self, events: Iterable[Event]) -> None:
-        """Pass on what became known of events."""
+    def publish(self, events: Iterable[Event]) -> None:
+        """Count events and deliver them."""
         for event in events:
             metrics.EVENTS.labels(event.stream, event.query, event.kind.value).inc()
             self._deliver(event)
 
     def seconds_in_step(self) -> float:
-        """How long the engine has been at its present step, 0 while it waits."""
+        """Return the seconds that the present step has taken, 0 between two steps."""
         return time.monotonic() - self._stepping if self._stepping is not None else 0.0
 
     def _put(self, question: Question) -> None:
@@ -155,7 +155,7 @@ class Analysis:
         self._wake.set()
 
     async def _feed(self, stream: str, channel: Channel[Clip]) -> None:
-        """Hand over one stream's clips, each when the one before is in its memory."""
+        """Hand over one stream's clips, each when the one before it is in the memory."""
         taken = self._taken[stream] = asyncio.Event()
         while True:
             clip = await channel.receive()
@@ -178,7 +178,7 @@ class Analysis:
             self.settle(outcomes)
 
     def _still_wanted(self) -> list[Question]:
-        """Return the questions that wait, without those whose askers left: their place is for those who still wait."""
+        """Return the waiting questions whose askers still wait. The others are counted as expired."""
         wanted = []
         for question in self._questions:
             if self._is_abandoned(question):
@@ -215,20 +215,20 @@ class Analysis:
             taken.set()
 
     def _observed(self, clip: Clip) -> None:
-        """Ask what is due with a clip that is now remembered."""
+        """Ask the standing queries that are due with a clip that is now in the memory."""
         self._has_taken(clip)
         stream, newest, now = clip.stream, clip.frames[-1], self._clock()
         if stream in self._feeds:
             self._shown.setdefault(stream, deque(maxlen=_FRAMES_BACK)).append(newest)
         due = self._queries.due(stream, pts=newest.pts, now=now, has_changed=not clip.is_still)
         self._questions.extend(due)
-        self.tell(self._queries.lapsed(stream, now))
+        self.publish(self._queries.lapsed(stream, now))
 
     def _answered(self, answer: Answer) -> None:
         question = answer.question
         frame = self._newest_under(answer)
         taken = self._queries.take(answer, self._clock(), has_snapshot=frame is not None)
-        # Whoever gave up meanwhile was told so; what was worked out is kept and published all the same.
+        # The asker may have given up meanwhile. The answer is kept and published all the same.
         is_expired = self._is_abandoned(question) or not taken.is_kept
         _count(question, "expired" if is_expired else "late" if taken.is_late else "answered")
         if not taken.is_clear:
@@ -239,19 +239,19 @@ class Analysis:
         if taken.event is not None:
             if taken.event.kind is EventKind.NEW and frame is not None:
                 self._deliver(Evidence(taken.event.id, frame))
-            self.tell([taken.event])
+            self.publish([taken.event])
         future = self._asked.get(question.id)
         if future is not None and not future.done():
             future.set_result(answer)
 
     def _newest_under(self, answer: Answer) -> Frame | None:
-        """The newest frame that `answer` can rest on, of those at hand."""
+        """Return the newest frame that `answer` can rest on, of the last few clips."""
         shown = self._shown.get(answer.question.stream, ())
         known = [frame for frame in shown if frame.captured_at <= answer.captured_at]
         return known[-1] if known else None
 
     def _is_abandoned(self, question: Question) -> bool:
-        """Whether somebody asked this and has stopped waiting."""
+        """Return whether an on-demand question's asker has stopped waiting."""
         return question.query is None and question.id not in self._asked
 
 

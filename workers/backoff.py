@@ -1,6 +1,6 @@
-"""How long a stream is waited for: for its next sign of life, and before it is opened again.
+"""Timing of reconnections: the pause before a stream is opened again, and the watchdog of an open one.
 
-Knows nothing of sources; what to do when patience is at its end is decided in ingest.py.
+Knows nothing of sources. What follows a timeout is decided in ingest.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from stream_sttm.errors import SourceDenied
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait before a stream is opened again, in seconds.
+    """Exponential backoff with jitter, in seconds.
 
-    The pause doubles from `first` to `cap` and starts over once the stream has run for `settled`. Where access is
-    denied all is `denied` times slower: cameras lock out who keeps trying.
+    The pause doubles from `first` to `cap`. It starts over once the stream has run for `settled`. Where access is
+    denied the pause is `denied` times as long, because cameras lock out clients that keep trying.
     """
 
     first: float = 0.5
@@ -28,7 +28,7 @@ class Backoff:
     denied: float = 4.0
 
     def pause(self, failures: int, error: Exception) -> float:
-        """The pause after so many failures in a row, at least 1; up to half of it is left to chance."""
+        """Return the pause after `failures` in a row, at least 1. Up to half of it is jitter."""
         pause = min(self.cap, self.first * 2.0 ** min(failures - 1, 30))
         if isinstance(error, SourceDenied):
             pause *= self.denied
@@ -39,7 +39,7 @@ USUAL = Backoff()
 
 
 class Watchdog:
-    """Ends a wait when nothing has been heard for `patience` seconds; `heard` says when the last time was."""
+    """Ends a wait when there was no sign of life for `patience` seconds; `heard` returns the last one (monotonic)."""
 
     def __init__(self, limit: asyncio.Timeout, patience: float, heard: Callable[[], float]) -> None:
         self._limit, self._patience, self._heard = limit, patience, heard
@@ -47,7 +47,7 @@ class Watchdog:
         self._timer = self._loop.call_later(patience, self._look)
 
     def rest(self) -> None:
-        """Nothing is waited for any more."""
+        """Stop watching."""
         self._timer.cancel()
 
     def _look(self) -> None:

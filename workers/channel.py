@@ -1,4 +1,4 @@
-"""Bounded channels between the workers: a full one either drops its oldest item, counted, or makes the sender wait."""
+"""Bounded channels between the workers. A full one drops its oldest item, or makes the sender wait."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ T = TypeVar("T")
 class Channel(Generic[T]):
     """A bounded first-in-first-out channel between tasks of one event loop.
 
-    `offer` never waits: with the channel full the oldest item goes and `on_drop` is told of it. `send` waits for
-    room. `receive` waits for an item.
+    `offer` never waits. Where the channel is full it drops the oldest item and calls `on_drop` with it. `send` waits
+    for room. `receive` waits for an item.
     """
 
     def __init__(self, capacity: int, *, on_drop: Callable[[T], None] | None = None) -> None:
@@ -29,7 +29,7 @@ class Channel(Generic[T]):
         return len(self._items)
 
     def offer(self, item: T) -> None:
-        """Put `item` in now; the oldest item is dropped where there is no room."""
+        """Put `item` in now. Drops the oldest item where there is no room."""
         if len(self._items) >= self._capacity:
             oldest = self._items.popleft()
             if self._on_drop is not None:
@@ -44,7 +44,7 @@ class Channel(Generic[T]):
         self._put(item)
 
     async def receive(self) -> T:
-        """The oldest item, as soon as there is one."""
+        """Take out the oldest item, as soon as there is one."""
         while not self._items:
             self._arrived.clear()
             await self._arrived.wait()

@@ -1,4 +1,4 @@
-"""stream-sttm serve | ask | check | token | discover | demo | mcp: what a person types."""
+"""The command line: stream-sttm serve, ask, check, token, discover, demo, mcp."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _QUIET = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 well, 1 failed, 2 wrong configuration or usage."""
+    """Run one command. Returns the exit status: 0 success, 1 failure, 2 wrong configuration or usage."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_service(command: argparse.ArgumentParser) -> None:
-    """How to reach a running service."""
+    """Add the options that say where a running service is."""
     command.add_argument("--url", default="http://127.0.0.1:8080", help="where the service listens")
     command.add_argument(
         "--token-env",
@@ -218,19 +218,19 @@ def _ask(options: argparse.Namespace) -> int:
 
 def _token(options: argparse.Namespace) -> int:
     token, hashed = new_token()
-    told: dict[str, object] = {"name": options.name, "hash": hashed}
+    entry: dict[str, object] = {"name": options.name, "hash": hashed}
     if options.scope:
-        told["scopes"] = options.scope
+        entry["scopes"] = options.scope
     if options.stream:
-        told["streams"] = options.stream
+        entry["streams"] = options.stream
     try:
-        TokenSettings.model_validate(told)
+        TokenSettings.model_validate(entry)
     except ValidationError as error:
         raise ConfigError(f"token: {error.errors()[0]['msg']}") from error
     print(
         f"The token, which is shown this once: {token}\n\nFor the configuration:\n", file=sys.stderr
     )
-    print(yaml.safe_dump({"http": {"tokens": [told]}}, sort_keys=False), end="")
+    print(yaml.safe_dump({"http": {"tokens": [entry]}}, sort_keys=False), end="")
     return 0
 
 
@@ -244,11 +244,11 @@ def _discover(options: argparse.Namespace) -> int:
         found: list[tuple[onvif.Camera, Sequence[onvif.Profile] | SourceError]] = []
         for camera in await onvif.cameras(options.seconds):
             try:
-                told = await onvif.profiles(camera, options.user, password)
+                profiles = await onvif.profiles(camera, options.user, password)
             except SourceError as error:
                 found.append((camera, error))
             else:
-                found.append((camera, told))
+                found.append((camera, profiles))
         if not found:
             print("no ONVIF camera answered; is this machine in their network?", file=sys.stderr)
             return 1

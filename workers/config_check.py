@@ -1,4 +1,4 @@
-"""Faults of a configuration that only the open families know: schemes, what may be reached, reducers, policies.
+"""Checks of a configuration that need the registries: URL schemes, access rules, reducers, retention policies.
 
 Nothing is connected to and no model is loaded.
 """
@@ -22,7 +22,7 @@ from stream_sttm.sources.network.access import EVERYTHING, Access
 
 
 def faults_of(tree: Mapping[str, Any]) -> list[str]:
-    """Faults of a configuration tree that only the open families know: schemes, reducers, their options."""
+    """Return the faults of a configuration tree, one line each, that need the registries to be found."""
     faults = []
     access = _access(tree.get("sources"))
     streams = tree.get("streams")
@@ -70,7 +70,7 @@ def _faults_of_sinks(sinks: Any) -> list[str]:
 
 
 def _access(rules: Any) -> Access:
-    """The rules for sources, none where they have faults of their own."""
+    """Return the access rules for sources, or no rules where they have faults of their own."""
     try:
         return Access.of(SourceRules.model_validate(rules or {}))
     except ValidationError:

@@ -1,7 +1,7 @@
-"""When the configuration is read anew: its file has changed, or SIGHUP came. What then happens is decided elsewhere.
+"""Triggers a reload when the configuration file has changed, or on SIGHUP.
 
-The file is looked at, not watched by the system: that holds for editors that rename, for network folders and for links
-that are exchanged. It is read once it looks the same twice, so that nobody reads half of what is being written.
+The file is polled. Polling works for editors that rename, for network folders and for links that are exchanged. The
+file is read once it looks the same twice, so a half-written file is never read.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from stream_sttm.config.settings import Settings
 from stream_sttm.errors import StreamSTTMError
 
 _log = logging.getLogger(__name__)
-_Looks = tuple[int, int, int] | None
+_Fingerprint = tuple[int, int, int] | None
 
 
 class ConfigFile:
-    """The file that the configuration came from, as it looked when this was made, and what reads it."""
+    """The file that the configuration came from, and the function that loads it."""
 
     def __init__(self, path: str | Path, load: Callable[[], Settings]) -> None:
         self.load = load
         self._path = path
-        self._taken = _looks(path)
+        self._current = _fingerprint(path)
 
     async def follow(self, reload: Callable[[], Awaitable[object]], *, every: float | None) -> None:
-        """Call `reload` for each change and each SIGHUP until cancelled; its errors have been told by then.
+        """Call `reload` for each change and each SIGHUP until cancelled. `reload` logs its own errors.
 
-        `every`: seconds between two looks at the file; None: only SIGHUP counts.
+        `every`: seconds between two polls; None: only SIGHUP counts.
         """
-        poked, before = asyncio.Event(), self._taken
-        with _hang_up_pokes(poked):
+        hung_up, before = asyncio.Event(), self._current
+        with _set_on_sighup(hung_up):
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(every):
-                        await poked.wait()
-                is_poked = poked.is_set()
-                poked.clear()
-                now = await asyncio.to_thread(_looks, self._path)
-                has_changed = now not in (None, self._taken) and now == before
+                        await hung_up.wait()
+                is_hung_up = hung_up.is_set()
+                hung_up.clear()
+                now = await asyncio.to_thread(_fingerprint, self._path)
+                has_changed = now not in (None, self._current) and now == before
                 before = now
-                if is_poked or has_changed:
-                    self._taken = now
-                    why = "SIGHUP" if is_poked else "the file has changed"
+                if is_hung_up or has_changed:
+                    self._current = now
+                    why = "SIGHUP" if is_hung_up else "the file has changed"
                     _log.info("configuration %s: %s", self._path, why)
                     with suppress(StreamSTTMError):
                         await reload()
 
 
 @contextmanager
-def _hang_up_pokes(poked: asyncio.Event) -> Iterator[None]:
-    """Let SIGHUP set `poked`, where this thread may take signals."""
+def _set_on_sighup(hung_up: asyncio.Event) -> Iterator[None]:
+    """Set `hung_up` on each SIGHUP, where this thread may take signals."""
     loop = asyncio.get_running_loop()
     try:
-        loop.add_signal_handler(signal.SIGHUP, poked.set)
+        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     except (ValueError, RuntimeError, NotImplementedError):  # not in the main thread
         yield
         return
@@ -68,8 +68,8 @@ def _hang_up_pokes(poked: asyncio.Event) -> Iterator[None]:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # not deadly while all else ends
 
 
-def _looks(path: str | Path) -> _Looks:
-    """What tells the file's content from any other, as far as can be seen without reading; None where there is none."""
+def _fingerprint(path: str | Path) -> _Fingerprint:
+    """Return inode, modification time and size of the file, None where there is none."""
     try:
         found = Path(path).stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""What may be changed while the service runs: what is switched on, what is asked now, the configuration.
+"""Changes while the service runs: switches, triggers and the configuration.
 
-One road for all of it: settings and switches say what is to be, and every part is told to follow; what is so already
-stays untouched. A configuration with a fault changes nothing. Knows nothing of HTTP, MQTT or files.
+All changes take one road. Settings and switches say what is to be, and every part follows. A part that already is as
+it should be stays untouched. A configuration with a fault changes nothing. Knows nothing of HTTP, MQTT or files.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What runs and follows the settings."""
+    """The parts that follow the settings."""
 
     host: EngineHost
     analysis: Analysis
     queries: StandingQueries
     streams: StreamTasks
-    outlets: SinkTasks
+    sink_tasks: SinkTasks
     sinks: dict[str, Sink]  # by URL
     open_sink: Callable[[str], Sink]
     opener: Callable[
         [SourceRules, list[str]], Callable[[StreamSettings], Opener]
     ]  # by rules and the streams that are published, then by stream
-    show: Callable[[Settings, Callable[[Place], bool]], None]  # to whoever asks what there is
-    forget: Callable[[str], Awaitable[None]]  # what was saved of a stream
+    show: Callable[[Settings, Callable[[Place], bool]], None]  # to the HTTP interface and the sinks
+    forget: Callable[[str], Awaitable[None]]  # deletes what was saved of a stream
 
 
 class Control:
-    """The settings in force and the switches thrown over them; all calls are made from the event loop's thread."""
+    """The settings in force and the switches over them. All calls are made from the event loop's thread."""
 
     def __init__(
-        self, settings: Settings, toggles: Switches, load: Callable[[], Settings] | None = None
+        self, settings: Settings, switches: Switches, load: Callable[[], Settings] | None = None
     ) -> None:
         self.settings = settings
-        self._toggles, self._load = toggles, load
-        self._switches = toggles.load(settings)
+        self._stored, self._load = switches, load
+        self._switches = switches.load(settings)
         self._parts: Parts | None = None
         self._turn = asyncio.Lock()
         metrics.CONFIG_CURRENT.set(1)
 
     def is_on(self, place: Place) -> bool:
-        """Whether a stream (query "") is watched, or a query asked of a stream, as configured and switched."""
+        """Return whether a stream (query "") is watched, or a query is asked of it, as configured and switched."""
         stream, query = place
         if not query:
             return self._switches.get(place, self.settings.streams[stream].enabled)
@@ -79,22 +79,22 @@ class Control:
         return is_asked and self.is_on((stream, ""))
 
     async def start(self, parts: Parts) -> None:
-        """Begin: have every part follow the settings."""
+        """Have every part follow the settings for the first time."""
         async with self._turn:
             self._parts = parts
             await self._follow(parts, self.settings)
 
     async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
-        """Watch a stream, or leave it out; holds over restarts. Raises UnknownStream, NotReady or StoreError."""
+        """Switch a stream on or off, over restarts too. Raises UnknownStream, NotReady or StoreError."""
         self._known_stream(stream)
         await self._throw({(stream, ""): is_enabled})
 
     async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
-        """Ask a query of a stream, or of all of its own, or leave it out; like `set_stream_enabled`."""
+        """Switch a query on or off for one of its streams, or for all; like `set_stream_enabled`."""
         await self._throw(dict.fromkeys(self._asked_of(query, stream), is_enabled))
 
     async def trigger(self, query: str, stream: str | None = None) -> list[str]:
-        """Have a query asked now, whatever its rhythm; the streams it is asked of, at least one."""
+        """Ask a query now, whatever its cadence. Returns the streams that it is asked of, at least one."""
         parts, places = self._ready(), self._asked_of(query, stream)
         settings = self.settings.queries[query]
         if "manual" not in settings.on_event:
@@ -109,7 +109,7 @@ class Control:
         return on
 
     def sighted(self, payload: bytes) -> None:
-        """Take a message of Frigate's topics `events` or `reviews`; garbage is counted and told, never raised."""
+        """Take a message of Frigate's topics `events` or `reviews`. Garbage is counted and logged, never raised."""
         try:
             sighting = frigate.sighting(payload)
         except NotASighting as error:
@@ -133,9 +133,9 @@ class Control:
             metrics.TRIGGERS.labels("frigate", "unheard").inc()
 
     async def reload(self, load: Callable[[], Settings] | None = None) -> Changes:
-        """Read the configuration anew, its file or what `load` gives, and follow it; `load` is called in a thread.
+        """Read the configuration again, from its file or from `load`, and follow it. `load` is called in a thread.
 
-        Raises ConfigError with every fault, where nothing is changed.
+        Raises ConfigError with every fault; nothing is changed then.
         """
         parts, load = self._ready(), load or self._load
         if load is None:
@@ -155,7 +155,7 @@ class Control:
             metrics.CONFIG_CURRENT.set(1)
             _log.info("configuration: %s", change.told())
             new = diff.taken_over(self.settings, new)
-            self._switches = await asyncio.to_thread(self._toggles.load, new)
+            self._switches = await asyncio.to_thread(self._stored.load, new)
             await self._follow(parts, new)
             await _exchange(parts, new.sinks, opened)
         return change
@@ -163,12 +163,12 @@ class Control:
     async def _throw(self, switches: dict[Place, bool]) -> None:
         parts = self._ready()
         async with self._turn:
-            await asyncio.to_thread(self._toggles.throw, switches)
-            self._switches = await asyncio.to_thread(self._toggles.load, self.settings)
+            await asyncio.to_thread(self._stored.throw, switches)
+            self._switches = await asyncio.to_thread(self._stored.load, self.settings)
             await self._follow(parts, self.settings)
 
     async def _follow(self, parts: Parts, new: Settings) -> None:
-        """Take `new` for the settings and tell every part."""
+        """Make `new` the settings in force and have every part follow them."""
         old, self.settings = self.settings, new
         if old.log_level != new.log_level:
             logging.getLogger().setLevel(new.log_level.upper())
@@ -196,7 +196,7 @@ class Control:
         ends = parts.queries.change(
             new.queries, time.time(), is_on=lambda stream, query: self.is_on((stream, query))
         )
-        parts.analysis.tell(ends)
+        parts.analysis.publish(ends)
 
     def _call(self, parts: Parts, source: str, stream: str, query: str) -> None:
         result = "asked" if parts.analysis.call(stream, query) else "waiting"
@@ -213,7 +213,7 @@ class Control:
             raise UnknownStream(f"there is no stream {stream!r}{near}")
 
     def _asked_of(self, query: str, stream: str | None) -> list[Place]:
-        """The places of a query, or the one on `stream`."""
+        """Return the places of a query, or only the one on `stream`."""
         if query not in self.settings.queries:
             near = registry.suggest(query, sorted(self.settings.queries))
             raise UnknownQuery(f"there is no query {query!r}{near}")
@@ -227,17 +227,17 @@ class Control:
 
 
 async def _forgotten(parts: Parts, name: str) -> None:
-    """Nothing of a stream is left, not in the engine and not on the disk."""
+    """Remove everything of a stream, from the engine and from the disk."""
     await parts.streams.forget(name)
     await parts.forget(name)
 
 
 async def _exchange(parts: Parts, urls: list[str], opened: dict[str, Sink]) -> None:
-    """Serve exactly the sinks of `urls`, those of `opened` for the first time."""
+    """Serve exactly the sinks of `urls`; those of `opened` are new."""
     for url, sink in opened.items():
-        await parts.outlets.add(sink)
+        await parts.sink_tasks.add(sink)
         parts.sinks[url] = sink
     gone = [parts.sinks.pop(url) for url in list(parts.sinks) if url not in urls]
     async with asyncio.TaskGroup() as group:
         for sink in gone:
-            group.create_task(parts.outlets.remove(sink), name=f"leave[{sink.name}]")
+            group.create_task(parts.sink_tasks.remove(sink), name=f"leave[{sink.name}]")

@@ -1,8 +1,7 @@
-"""Answers, events and statuses out: to the store, to the live feed, and to every sink through an outbox of its own.
+"""Delivers answers, events and statuses to the store, the live feed, and every sink through its own outbox.
 
-A slow or dead sink, or a slow disk, delays nobody else. Every answer reaches the store and the feed, only news reach
-the sinks. When cancelled, what waits gets a few seconds more to leave; what then still waits is kept for the next
-start where there is a backlog.
+A slow or dead sink, or a slow disk, delays nobody else. Every answer reaches the store and the feed. Only news reach
+the sinks. When cancelled, waiting items get a few seconds to leave. An outbox table keeps the rest for the next start.
 """
 
 from __future__ import annotations
@@ -47,37 +46,38 @@ async def run(  # noqa: PLR0913 - the seams of delivery, each named
     limits: Limits | None = None,
     backlog: OutboxTable | None = None,
     events: EventLog | None = None,
-    outlets: SinkTasks | None = None,
+    sink_tasks: SinkTasks | None = None,
 ) -> None:
-    """Deliver what comes out of `channel` until cancelled; sinks are entered and left here, store and backlog not.
+    """Deliver what comes out of `channel` until cancelled.
 
-    While it runs, `outlets` takes further sinks and lets go of them.
+    Sinks are opened and closed here; store and outbox table are not. While it runs, `sink_tasks` adds and removes
+    further sinks.
     """
     limits = limits or Limits()
-    outlets = outlets or SinkTasks(limits, backlog)
+    sink_tasks = sink_tasks or SinkTasks(limits, backlog)
     async with asyncio.TaskGroup() as group:
-        archive = _Archive(store, events, limits)
-        outlets.start(group)
+        store_queue = _StoreQueue(store, events, limits)
+        sink_tasks.start(group)
         for sink in sinks:
-            await outlets.add(sink)
-        tasks = [group.create_task(archive.run(), name="store")]
-        tasks += [group.create_task(archive.prune(), name="prune")]
+            await sink_tasks.add(sink)
+        tasks = [group.create_task(store_queue.run(), name="store")]
+        tasks += [group.create_task(store_queue.prune(), name="prune")]
         try:
             while True:
-                _hand_on(await channel.receive(), archive, feed, outlets)
+                _dispatch(await channel.receive(), store_queue, feed, sink_tasks)
         finally:
             while len(channel):
-                _hand_on(await channel.receive(), archive, feed, outlets)
-            await drain([archive.level, *(box.level for box in outlets)], limits.drain)
+                _dispatch(await channel.receive(), store_queue, feed, sink_tasks)
+            await drain([store_queue.level, *(box.level for box in sink_tasks)], limits.drain)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await archive.close("shutdown")
-            await outlets.close()
+            await store_queue.close("shutdown")
+            await sink_tasks.close()
 
 
 def limits_of(settings: Settings) -> Limits:
-    """What a configuration says of what may wait."""
+    """Return the limits of what may wait, from a configuration."""
     keep = settings.store.keep_days
     return Limits(
         capacity=settings.outbox.capacity,
@@ -99,8 +99,8 @@ def open_store(path: str) -> Store:
     return PostgresStore(path)
 
 
-def told_lost(item: Outgoing) -> None:
-    """Count and tell an item that had to make room ahead of delivery: neither store nor sink gets it."""
+def count_lost(item: Outgoing) -> None:
+    """Count and log an item that was dropped ahead of delivery. Neither store nor sink gets it."""
     if isinstance(item, Answer | Event):
         stream = item.question.stream if isinstance(item, Answer) else item.stream
         metrics.STORE_ERRORS.inc()
@@ -127,11 +127,13 @@ def backlog_of(settings: Settings) -> OutboxTable | None:
         return None
 
 
-def _hand_on(item: Outgoing, archive: _Archive, feed: Feed, outboxes: Iterable[Outbox]) -> None:
-    """Give `item` to everyone it concerns, without waiting for any of them."""
+def _dispatch(
+    item: Outgoing, store_queue: _StoreQueue, feed: Feed, outboxes: Iterable[Outbox]
+) -> None:
+    """Give `item` to everyone it concerns without waiting for any of them."""
     now = time.time()
     if not isinstance(item, StreamStatus):
-        archive.put(item, now)
+        store_queue.put(item, now)
     if isinstance(item, Evidence):
         return
     if isinstance(item, Answer):
@@ -142,8 +144,8 @@ def _hand_on(item: Outgoing, archive: _Archive, feed: Feed, outboxes: Iterable[O
             outbox.put(item)
 
 
-class _Archive:
-    """What waits for the store; what can't be written is counted and passed over."""
+class _StoreQueue:
+    """The queue in front of the store. What can't be written is counted and skipped."""
 
     def __init__(self, store: Store, events: EventLog | None, limits: Limits) -> None:
         self._store, self._events = store, events
@@ -153,14 +155,14 @@ class _Archive:
         self._trouble = ""
 
     def put(self, item: Answer | Event | Evidence, published_at: float) -> None:
-        """Queue `item`; the oldest one gives way to it where too many wait."""
+        """Queue `item`. Drops the oldest one where too many wait."""
         if len(self._answers) == self._answers.maxlen:
             metrics.STORE_ERRORS.inc()
         self._answers.append((item, published_at))
         self.level.set(len(self._answers))
 
     async def run(self) -> None:
-        """Write one answer after the other, for ever."""
+        """Write one item after the other until cancelled."""
         while True:
             await self.level.filled.wait()
             item, published_at = self._answers.popleft()
@@ -184,7 +186,7 @@ class _Archive:
             self._events.add_snapshot(item.event, jpeg(item.frame.image))
 
     async def prune(self) -> None:
-        """Delete what is older than it may be, now and then, for ever."""
+        """Delete what is too old once an hour until cancelled."""
         while self._keep is not None:
             older_than = time.time() - self._keep
             try:
@@ -196,7 +198,7 @@ class _Archive:
             await asyncio.sleep(_PRUNE_EVERY)
 
     async def close(self, reason: str) -> None:
-        """Drop all that waits, counted as errors of the store."""
+        """Drop what waits, counted as errors of the store."""
         if self._answers:
             _log.warning("store: %d answers were not written (%s)", len(self._answers), reason)
         metrics.STORE_ERRORS.inc(len(self._answers))

@@ -1,8 +1,8 @@
-"""The demo: the whole main job on an embedded default, with the truth printed beside every answer.
+"""The demo: the whole service with a drawn camera, and the truth printed beside every answer.
 
-A drawn camera in a process of its own sends WebRTC; the service reads it, answers standing queries, and publishes
-them on MQTT; a plain MQTT client prints what arrives. Once in a while something else is asked over HTTP. Nothing here
-looks into the service: what is printed came over the network.
+The camera runs in a process of its own and sends WebRTC. The service reads it, answers standing queries and publishes
+them on MQTT. A plain MQTT client prints what arrives. Now and then a question is asked over HTTP. Nothing here looks
+into the service: what is printed came over the network.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COLUMNS = "{:>7}  {:<4} {:<37} {:<38} {:<38} {:<5} {:>10} {:>7}"
 
 @dataclass(slots=True)
 class Tally:
-    """What came over the network so far; only answers with a clear truth count as true or false."""
+    """Counts of the answers so far. Only answers with a clear truth count as true or false."""
 
     started: float = field(default_factory=time.monotonic)
     by: dict[str, int] = field(default_factory=lambda: {"mqtt": 0, "http": 0})
@@ -72,7 +72,7 @@ class Tally:
         )
 
     def summary(self) -> str:
-        """One line over the whole run."""
+        """Return one line over the whole run."""
         if not self.latencies:
             return "demo: no answers"
         before, after = self.tokens
@@ -85,7 +85,7 @@ class Tally:
 
 
 async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) -> int:
-    """Run the demo for `seconds`, or until cancelled; 0 where answers came over MQTT and over HTTP, else 1."""
+    """Run the demo for `seconds`, or until cancelled. Returns 0 where answers came over both MQTT and HTTP, else 1."""
     tally, truth = Tally(), _Truth(Scene(seed))
     try:
         async with (
@@ -97,7 +97,7 @@ async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) 
             print(f"camera {camera} · broker {urls.mask(broker)} · page {page}")
             _say("time", "by", "question", "answer", "truth", "", "tokens", "latency")
             tally.started = time.monotonic()
-            with contextlib.suppress(TimeoutError):  # the end that was wished for
+            with contextlib.suppress(TimeoutError):  # --seconds are over
                 async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
                     group.create_task(_listen(broker, truth, tally), name="listen")
                     group.create_task(_ask(page, truth, tally), name="ask")
@@ -107,7 +107,7 @@ async def run(*, seconds: float | None, mqtt: str | None, port: int, seed: int) 
 
 
 class _Truth:
-    """What was true in the camera's scene at the end of the span that an answer speaks of."""
+    """The truth in the camera's scene at the end of an answer's span."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.epoch = scene, 0.0
@@ -123,7 +123,7 @@ class _Truth:
         return self.scene.truth(kind, start, end, subject=subject)
 
     def something_to_ask(self, rng: random.Random) -> tuple[str, str | None]:
-        """A kind of question and its subject, about what is in view now, was a while ago, or never."""
+        """Choose a kind of question and its subject: in view now, a while ago, or never."""
         now = time.time() - self.epoch
         things = self.scene.things(now - 25.0, now - 1.0)
         kind = rng.choice(KINDS)
@@ -177,7 +177,7 @@ async def _ask(page: str, truth: _Truth, tally: Tally) -> None:
 
 @asynccontextmanager
 async def _camera(seed: int) -> AsyncIterator[tuple[str, float]]:
-    """The drawn camera in a process of its own; its URL and the wall clock of its scene's beginning."""
+    """Run the drawn camera in a process of its own. Yields its URL and the wall clock at which its scene began."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -193,8 +193,8 @@ async def _camera(seed: int) -> AsyncIterator[tuple[str, float]]:
             line = await process.stdout.readline()
         if not line:
             raise SourceUnavailable("the demo's camera did not start; its own message stands above")
-        told = json.loads(line)
-        yield told["url"], told["epoch"]
+        started = json.loads(line)
+        yield started["url"], started["epoch"]
     finally:
         if process.returncode is None:
             process.terminate()
@@ -203,7 +203,7 @@ async def _camera(seed: int) -> AsyncIterator[tuple[str, float]]:
 
 @asynccontextmanager
 async def _broker(given: str | None) -> AsyncIterator[str]:
-    """The broker to use: the one given, or one embedded here on a free port."""
+    """Yield the URL of the broker that was given, or of one embedded here on a free port."""
     if given is not None:
         if urls.split(given).scheme not in ("mqtt", "mqtts"):
             raise ConfigError(
@@ -231,7 +231,7 @@ async def _broker(given: str | None) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _service(configuration: dict[str, Any], port: int) -> AsyncIterator[str]:
-    """The real service, ready to answer; yields its address."""
+    """Run the real service. Yields its address once it is ready to answer."""
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     with tempfile.TemporaryDirectory() as folder:
         store = {"path": os.path.join(folder, "answers.db")}
@@ -242,7 +242,7 @@ async def _service(configuration: dict[str, Any], port: int) -> AsyncIterator[st
             )
             await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
-                return  # the group tells why
+                return  # the group raises why
             page = f"http://127.0.0.1:{listening.result()}"
             async with httpx.AsyncClient(base_url=page) as client, asyncio.timeout(WAIT):
                 while (await client.get("/v1/health/ready")).status_code != 200:  # noqa: ASYNC110 - it is a poll

@@ -1,8 +1,8 @@
-"""A queue that outlives the process: what waits for one sink, in order, bounded by count and age.
+"""A queue that outlives the process: the items that wait for one sink, in order, bounded by count and age.
 
-What has not left within a moment is moved from memory to the backlog; where that can't be written, it waits in memory,
-told once. So a healthy service writes nothing. Drops are told to whoever owns the queue, by reason. Numbers only
-rise, and all that memory holds is newer than all that the backlog holds.
+An item that has not left within a moment is moved from memory to the outbox table. Where that can't be written, it
+waits in memory, which is logged once. So a healthy service writes nothing. Drops are reported to the owner by reason.
+Numbers only rise. All that memory holds is newer than all that the table holds.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stream_sttm.storage.outbox import Entry, OutboxTable
 from stream_sttm.types import Answer, Event
 
 _IN_MEMORY = 10_000  # entries that wait to be written, at most
-_SAVE_AGAIN = 5.0  # seconds after which a backlog that can't be written is tried again
+_SAVE_AGAIN = 5.0  # seconds after which a table that can't be written is tried again
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may wait for one sink and how long, in answers and seconds."""
+    """How many items may wait for one sink, and how long in seconds."""
 
     capacity: int = 50_000
     max_age: float = 86_400.0
@@ -41,43 +41,43 @@ class Limits:
 
 
 class DurableQueue:
-    """What waits for the sink `name`; `on_drop` is told the reason and how many."""
+    """The items that wait for the sink `name`. `on_drop` is called with a reason and a count."""
 
     def __init__(
         self,
         name: str,
         limits: Limits,
-        backlog: OutboxTable | None,
+        table: OutboxTable | None,
         *,
         on_drop: Callable[[str, int], None],
     ) -> None:
-        self._name, self._limits, self._backlog, self._on_drop = name, limits, backlog, on_drop
+        self._name, self._limits, self._table, self._on_drop = name, limits, table, on_drop
         self._memory: deque[Entry] = deque()
-        self._count = 0  # in memory and in the backlog
+        self._count = 0  # in memory and in the table
         self._newest = 0  # the last number given
         self._done = 0  # the last number that needs no place any more
         self._held = self._in_hand = 0  # being handed over: the last number, and how many
         self._saving = 0  # the last number that is being written
         self._saved = 0  # the last number that was
-        self._forgotten = 0  # the last number taken out of the backlog again
-        self._turn = asyncio.Lock()  # taken by whoever reads from the backlog or makes room in it
-        self._stirred = asyncio.Event()  # there is something to write or to forget
-        self._is_failing = False  # the backlog, when last written
+        self._forgotten = 0  # the last number taken out of the table again
+        self._turn = asyncio.Lock()  # taken by whoever reads from the table or makes room in it
+        self._has_work = asyncio.Event()  # there is something to write or to forget
+        self._is_failing = False  # the table, when last written
 
     def __len__(self) -> int:
         return self._count
 
     async def open(self) -> None:
-        """Take over what waits from before; without effect where there is no backlog or it can't be read."""
-        if self._backlog is None:
+        """Take over what waits from an earlier run. Does nothing where there is no table or it can't be read."""
+        if self._table is None:
             return
         with suppress(
             StoreError
         ):  # where another process writes now; what is too old is dropped in its turn
             oldest = time.time() - self._limits.max_age
-            await asyncio.to_thread(self._backlog.forget, before=oldest)
+            await asyncio.to_thread(self._table.forget, before=oldest)
         try:
-            self._count, self._newest = await asyncio.to_thread(self._backlog.count, self._name)
+            self._count, self._newest = await asyncio.to_thread(self._table.count, self._name)
         except StoreError as error:
             self._abandon(error)
             return
@@ -86,43 +86,45 @@ class DurableQueue:
             _log.info("sink %s: %d answers wait from before", self._name, self._count)
 
     def add(self, item: Answer | Event) -> None:
-        """Put `item` at the end; the oldest may give way to it."""
+        """Append `item`. May drop the oldest."""
         self._newest += 1
         self._memory.append(Entry(self._newest, time.time(), item))
         self._count += 1
         self.make_room()
-        self._stirred.set()
+        self._has_work.set()
 
     async def first(self, limit: int) -> list[Entry]:
-        """The oldest, after dropping those that have waited too long or can't be read; they stay until `settle`."""
+        """Return the oldest items, after dropping those that are too old or can't be read. They stay until `settle`."""
         while self._count:
             entries = await self._oldest(limit)
             if not entries:  # somebody took the file away
                 self._drop("lost", self._count - len(self._memory))
-            for entry in takewhile(lambda one: not self._may_go(one), entries):
+            for entry in takewhile(lambda one: not self._is_deliverable(one), entries):
                 self.settle(entry)
                 self._on_drop("unreadable" if entry.item is None else "expired", 1)
-            if good := list(takewhile(self._may_go, (e for e in entries if e.seq > self._done))):
+            if good := list(
+                takewhile(self._is_deliverable, (e for e in entries if e.seq > self._done))
+            ):
                 return good
         return []
 
     def hold(self, entries: Sequence[Entry]) -> None:
-        """Let `entries` give way to nothing while they are being handed over; none ends it."""
+        """Keep `entries` from being dropped while they are delivered. An empty sequence ends that."""
         self._held, self._in_hand = (entries[-1].seq if entries else 0), len(entries)
 
     def settle(self, entry: Entry) -> None:
-        """Be done with `entry`, the oldest."""
+        """Remove `entry`, the oldest."""
         self._done = entry.seq
         self._count -= 1
         while self._memory and self._memory[0].seq <= self._done:
             self._memory.popleft()
         if entry.seq <= self._saved:
-            self._stirred.set()
+            self._has_work.set()
 
     def make_room(self) -> None:
-        """Drop the oldest in memory where too many wait there; not what is held or being written."""
+        """Drop the oldest in memory where too many wait there, but not what is held or being written."""
         most = self._limits.capacity
-        if self._backlog is not None:
+        if self._table is not None:
             most = min(most, _IN_MEMORY) if self._is_failing else _IN_MEMORY
         if len(self._memory) <= most:
             return
@@ -133,19 +135,19 @@ class DurableQueue:
             self._drop("full", 1)
 
     async def keep(self) -> None:
-        """Write what has not left within a moment, forget what has left, for ever."""
+        """Write what has not left within a moment and delete what has left, until cancelled."""
         while True:
-            await self._stirred.wait()
+            await self._has_work.wait()
             await asyncio.sleep(self._limits.grace)
-            self._stirred.clear()
+            self._has_work.clear()
             if self._memory and 0 <= time.time() - self._memory[0].since < self._limits.grace:
-                self._stirred.set()  # all that is there has only just come
+                self._has_work.set()  # all that is there has only just come
             elif not (await self._save() and await self._forget()):
                 await asyncio.sleep(_SAVE_AGAIN)
-                self._stirred.set()
+                self._has_work.set()
 
     async def close(self, reason: str) -> None:
-        """Write what waits to the backlog, or drop it for `reason`; only once `keep` has ended."""
+        """Write what waits to the table, or drop it for `reason`. Call it once `keep` has ended."""
         if await self._save():
             await self._forget()
         if kept := self._count - len(self._memory):
@@ -156,32 +158,32 @@ class DurableQueue:
             self._drop(reason, lost)
 
     async def _oldest(self, limit: int) -> list[Entry]:
-        if self._backlog is not None and self._count > len(self._memory):
+        if self._table is not None and self._count > len(self._memory):
             async with self._turn:
                 try:
                     return await asyncio.to_thread(
-                        self._backlog.first, self._name, after=self._done, limit=limit
+                        self._table.first, self._name, after=self._done, limit=limit
                     )
                 except StoreError as error:
                     self._abandon(error)
         return list(islice(self._memory, limit))
 
-    def _may_go(self, entry: Entry) -> bool:
+    def _is_deliverable(self, entry: Entry) -> bool:
         return entry.item is not None and entry.since >= time.time() - self._limits.max_age
 
     async def _save(self) -> bool:
-        """Move what waits in memory to the backlog; whether nothing waits in memory alone."""
+        """Move what waits in memory to the table. Returns whether nothing waits in memory alone."""
         async with self._turn:
             entries = list(self._memory)
-            if not entries or self._backlog is None:
+            if not entries or self._table is None:
                 return not entries
             self._saving = entries[-1].seq
             try:
-                await asyncio.to_thread(self._backlog.add, self._name, entries)
+                await asyncio.to_thread(self._table.add, self._name, entries)
                 self._saved = self._saving
                 while self._memory and self._memory[0].seq <= self._saved:
                     self._memory.popleft()
-                await self._trim(self._backlog)
+                await self._trim(self._table)
             except StoreError as error:
                 if not self._is_failing:
                     _log.error("sink %s: answers wait in memory alone: %s", self._name, error)
@@ -194,20 +196,20 @@ class DurableQueue:
             self._is_failing = False
             return True
 
-    async def _trim(self, backlog: OutboxTable) -> None:
-        """Let the oldest of the backlog go where there are too many; not what is held."""
+    async def _trim(self, table: OutboxTable) -> None:
+        """Drop the oldest of the table where there are too many, but not what is held."""
         excess = self._count - self._in_hand - self._limits.capacity
         if excess > 0:
             after = max(self._done, self._held)
-            drop = asyncio.to_thread(backlog.drop, self._name, after=after, count=excess)
+            drop = asyncio.to_thread(table.drop, self._name, after=after, count=excess)
             self._drop("full", await drop)
 
     async def _forget(self) -> bool:
-        """Take out of the backlog what is done with; whether that worked."""
+        """Delete delivered items from the table. Returns whether that worked."""
         through = min(self._done, self._saved)
-        if self._backlog is not None and through > self._forgotten:
+        if self._table is not None and through > self._forgotten:
             try:
-                await asyncio.to_thread(self._backlog.remove, self._name, through=through)
+                await asyncio.to_thread(self._table.remove, self._name, through=through)
             except (
                 StoreError
             ):  # until it works, a restart would tell these twice; told when writing fails
@@ -216,10 +218,10 @@ class DurableQueue:
         return True
 
     def _abandon(self, error: StoreError) -> None:
-        """Go on without a backlog that can't be read; what it holds is tried again at the next start."""
+        """Go on without a table that can't be read. What it holds is tried again at the next start."""
         _log.error("sink %s: answers that wait on disk stay there: %s", self._name, error)
         self._count = len(self._memory)
-        self._backlog = None
+        self._table = None
 
     def _drop(self, reason: str, count: int) -> None:
         self._count -= count

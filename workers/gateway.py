@@ -1,7 +1,7 @@
-"""The HTTP interface as a task of the running loop: a uvicorn server around an ASGI application.
+"""The HTTP server as a task: uvicorn around an ASGI application.
 
-Installs no signal handlers and configures no logging; it runs until cancelled and is gone within two seconds then,
-open event streams included. Knows nothing of the application's routes.
+Installs no signal handlers and configures no logging. It runs until cancelled and ends within two seconds then, open
+event streams included. Knows nothing of the application's routes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ async def run(
     ready: Callable[[int], None] | None = None,
     closing: Callable[[], None] | None = None,
 ) -> None:
-    """Serve `app` until cancelled; `ready` is told the bound port once requests are taken.
+    """Serve `app` until cancelled.
 
-    `closing` is called as the end begins, to end what would go on for ever (`feed.close`). Raises ConfigError where
-    the address can't be listened on.
+    `ready` is called with the bound port once requests are taken. `closing` is called when the end begins, to end
+    endless responses (`feed.close`). Raises ConfigError where the address can't be listened on.
     """
     with await _listen(host, port) as listening:
         config = uvicorn.Config(
@@ -62,7 +62,7 @@ async def run(
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves the process's signals alone and says when it is up."""
+    """A uvicorn server that leaves signals alone and sets `is_up` once it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -78,7 +78,7 @@ class _Server(uvicorn.Server):
 
 
 async def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` and `port`, port 0 taking a free one."""
+    """Bind a socket to `host` and `port`; port 0 takes a free one."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

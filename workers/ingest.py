@@ -1,9 +1,9 @@
-"""Camera to clips: THE reconnect loop of the project. Opens a stream's source, again and again, for ever.
+"""The reconnect loop: opens a stream's source again and again, and cuts its frames into clips.
 
-A source runs until it ends or breaks; here it is watched from outside (a frame that does not come in time is a stall),
-closed, and opened anew after a pause that grows while nothing works. Of several URLs the best is tried first each
-time, the next at once where it gives no frame. A file runs once. A camera that comes back with another codec or size
-begins a new segment. One `run` per stream: whatever happens to it stays in it.
+A source runs until it ends or breaks. A frame that does not come in time is a stall. Then the source is closed, and
+opened again after a pause that grows while nothing works. Of several URLs the best is tried first each time, and the
+next at once where it gives no frame. A file runs once. A camera that comes back with another codec or size begins a
+new segment. Each stream has its own `run`, and its faults stay there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 
 class Opener(Protocol):
-    """What makes the source for a URL: `open_source`, with whatever else its sources need."""
+    """Makes the source for a URL: `open_source`, with access rules and publishers filled in."""
 
     def __call__(
         self, url: str, *, stream: str, fps: float, max_side: int, decode: str, max_pixels: int
@@ -56,7 +56,7 @@ class Opener(Protocol):
 
 
 def clip_channel(capacity: int) -> Channel[Clip]:
-    """A channel for one stream's clips; the frames of a clip that has to make room are counted as dropped."""
+    """Make a channel for one stream's clips. The frames of a dropped clip are counted."""
     return Channel(capacity, on_drop=_count_dropped)
 
 
@@ -75,10 +75,11 @@ async def run(  # noqa: PLR0913 - the seams of a stream, each named
     backoff: Backoff = USUAL,
     opener: Opener = open_source,
 ) -> None:
-    """Keep the stream `name` flowing into `clips` until it is cancelled, or a file's end.
+    """Read the stream `name` into `clips` until cancelled, or until a file ends.
 
-    `report` is told each change of state, `on_frame` gets every frame, `on_still` since when (wall clock) nothing
-    changes. They run in the event loop and must not wait. A live stream never waits for room, a file does.
+    `report` is called with each change of state, `on_frame` with every frame, `on_still` with the wall clock since
+    which nothing changes. They run in the event loop and must not wait. A live stream never waits for room, a file
+    does.
     """
     stream = _Stream(name, settings, clips, report, on_frame, on_still, opener)
     failures = 0
@@ -97,7 +98,7 @@ async def run(  # noqa: PLR0913 - the seams of a stream, each named
 
 
 class _Stream:
-    """One stream's way from its source to its clips, over all of its connections."""
+    """One stream over all of its connections."""
 
     def __init__(  # noqa: PLR0913 - the seams of a stream, as given to `run`
         self,
@@ -127,7 +128,7 @@ class _Stream:
         self._last_frame_at: float | None = None
 
     def change(self, state: StreamState, reason: str = "") -> None:
-        """Take on a state and tell it, if it is news."""
+        """Change the state, and report it where it is new."""
         old = self._status
         if (old.state, old.reason) == (state, reason):
             return
@@ -135,30 +136,30 @@ class _Stream:
         show_state(self._name, state)
         level = logging.WARNING if state in _TROUBLE else logging.INFO
         logger.log(level, "ingest[%s]: %s%s", self._name, state, f": {reason}" if reason else "")
-        self._tell(replace(old, state=state, reason=reason, since=since))
+        self._send_status(replace(old, state=state, reason=reason, since=since))
 
-    def _tell(self, status: StreamStatus) -> None:
+    def _send_status(self, status: StreamStatus) -> None:
         is_online = status.state is StreamState.ONLINE
         self._status = replace(
             status,
             reconnects=self._reconnects,
             last_frame_at=self._last_frame_at,
-            details=(_way(self._url) if is_online else {}) | self._video,
+            details=(_url_details(self._url) if is_online else {}) | self._video,
         )
         self._report(self._status)
 
     def count_reconnect(self, error: Exception) -> None:
-        """Note that the stream will be opened again, and what for."""
+        """Count a reconnection by its reason."""
         self._reconnects += 1
         reason = next((word for kind, word in _REASONS if isinstance(error, kind)), "error")
         metrics.STREAM_RECONNECTS.labels(self._name, reason).inc()
 
     def ran_for(self) -> float:
-        """Seconds for which the last connection has given frames."""
+        """Return the seconds for which the last connection has given frames."""
         return 0.0 if self._online_at is None else time.monotonic() - self._online_at
 
     async def follow(self) -> Exception | None:
-        """The URLs in order, until one has given frames and ended; why it broke, or None at the end of a file."""
+        """Try the URLs until one has given frames and ended. Returns why it broke, None at the end of a file."""
         self._better = []
         errors = []
         for url in self._settings.candidates:
@@ -169,7 +170,7 @@ class _Stream:
             error, state, reason = await self._once()
             if (rest := self._sampler.restart()) is not None:  # a clip never spans a break
                 await self._hand_over(rest)
-            self._begin_anew()
+            self._restart_gate()
             if error is None:
                 return None
             errors.append(error)
@@ -180,7 +181,7 @@ class _Stream:
         return next((one for one in errors if isinstance(one, SourceDenied)), errors[-1])
 
     async def _once(self) -> tuple[Exception | None, StreamState, str]:
-        """One connection from opening to its end; why it broke, in which state that leaves the stream, and in words."""
+        """Run one connection to its end. Returns why it broke, the state that follows, and the reason as text."""
         try:
             await self._connection()
         except _Stalled as error:
@@ -222,7 +223,7 @@ class _Stream:
                 await self._take(frame)
 
     async def _next(self, frames: AsyncIterator[Frame], source: Source) -> Frame | None:
-        """The next frame, None after a file's last; of a live one there must be a sign of life in time."""
+        """Return the next frame, None after a file's last. Raises where a live source shows no sign of life in time."""
         if not self._is_live:
             return await anext(frames, None)
         patience, asked = self._settings.stall_after, time.monotonic()
@@ -242,7 +243,7 @@ class _Stream:
             raise stalled from None
 
     async def _notice(self, details: dict[str, Any]) -> None:
-        """Tell what the source has newly found out of its video; another codec or size is a new segment."""
+        """Report what the source has newly found out about its video. Another codec or size begins a new segment."""
         video = details.get("video")
         if video is None or video == self._video.get("video"):
             return
@@ -252,14 +253,14 @@ class _Stream:
             logger.info("ingest[%s]: the camera sends %s %dx%d now", self._name, *kind)
             if (rest := self._sampler.flush()) is not None:
                 await self._hand_over(rest)
-            self._begin_anew()
+            self._restart_gate()
             self._segment += 1
         self._kind, self._video = kind, {**details, "segment": self._segment}
         if self._status.state is StreamState.ONLINE:  # else it is about to be told
-            self._tell(self._status)
+            self._send_status(self._status)
 
     async def _take(self, frame: Frame) -> None:
-        """One frame into metrics, snapshot and sampler."""
+        """Pass one frame to metrics, snapshot and sampler."""
         self._last_frame_at = frame.captured_at
         metrics.STREAM_LAST_FRAME.labels(self._name).set(frame.captured_at)
         if self._online_at is None:
@@ -271,8 +272,8 @@ class _Stream:
         if (clip := self._sampler.add(frame)) is not None:
             await self._hand_over(clip)
 
-    def _begin_anew(self) -> None:
-        """What was shown before a break says nothing of what comes after it."""
+    def _restart_gate(self) -> None:
+        """Restart the motion gate: frames from before a break say nothing about those after it."""
         self._gate.restart()
         self._on_still(self._name, None)
 
@@ -288,14 +289,14 @@ class _Stream:
 
 
 def show_state(stream: str, state: StreamState) -> None:
-    """Show a stream's state in the metrics."""
+    """Set the metrics of a stream's state."""
     metrics.STREAM_UP.labels(stream).set(state is StreamState.ONLINE)
     for each in StreamState:
         metrics.STREAM_STATE.labels(stream, each.value).set(each is state)
 
 
-def _way(url: str) -> dict[str, Any]:
-    """What to tell of the URL that is used."""
+def _url_details(url: str) -> dict[str, Any]:
+    """Return the details to report about the URL in use."""
     _, options = source_url.options(url)
     unverified = {"tls": "not verified"} if options.get("verify") == "false" else {}
     return {"source": urls.mask(url), **unverified}

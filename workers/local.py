@@ -35,19 +35,19 @@ async def run(
     ready: Callable[[int], None] | None = None,
     file: ConfigFile | None = None,
 ) -> None:
-    """Serve `settings` until cancelled; `ready` is told the HTTP port once it listens.
+    """Serve `settings` until cancelled. `ready` is called with the HTTP port once it listens.
 
-    Where they came from a `file`, it is followed. Raises ConfigError or ModelError where the service can't start;
-    afterwards streams, sinks and the store may fail and recover without ending it.
+    Where they came from a `file`, its changes are followed. Raises ConfigError or ModelError where the service can't
+    start. Later, streams, sinks and the store may fail and recover without ending it.
     """
     feed = Feed()
     store = delivery.open_store(settings.store.path)
     own = delivery.file_beside(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
-    additions, toggles = Additions(own), Switches(own)
+    additions, switches = Additions(own), Switches(own)
     settings = additions.over(settings)
     reread = None if file is None else lambda: additions.over(file.load())
-    control = Control(settings, toggles, reread)
+    control = Control(settings, switches, reread)
     service = LocalService(settings)
     service.control = control
     service.show(settings, control.is_on)
@@ -56,7 +56,7 @@ async def run(
     for routes in (
         whip.routes(publishers),
         control_routes(control),
-        entry_routes(LiveAdditions(control, additions, toggles)),
+        entry_routes(LiveAdditions(control, additions, switches)),
         trial_routes(lambda: strangers(control.settings.sources)),
         event_routes(log, service.event_snapshot),
     ):
@@ -64,7 +64,7 @@ async def run(
     opened = partial(open_sink, commands=service)
     sinks = {url: opened(url) for url in settings.sinks}
     limits, backlog = delivery.limits_of(settings), delivery.backlog_of(settings)
-    outlets = SinkTasks(limits, backlog)
+    sink_tasks = SinkTasks(limits, backlog)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
         async with publishers, asyncio.TaskGroup() as group:
@@ -82,12 +82,12 @@ async def run(
                     feed=feed,
                     limits=limits,
                     events=log,
-                    outlets=outlets,
+                    sink_tasks=sink_tasks,
                 ),
                 name="delivery",
             )
-            watching = Pipeline(settings, service, control, log, outlets, sinks, opened, file)
-            group.create_task(watching.run(thread, publishers), name="watch")
+            pipeline = Pipeline(settings, service, control, log, sink_tasks, sinks, opened, file)
+            group.create_task(pipeline.run(thread, publishers), name="watch")
     finally:
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)

@@ -1,7 +1,7 @@
-"""A running service as tools for language models: the Model Context Protocol (MCP) over standard input and output.
+"""Tools for language models: the Model Context Protocol (MCP) over standard input and output.
 
 Knows the service only by its HTTP interface, so it runs wherever that can be reached. Importing this needs the extra
-`mcp`; nothing but the protocol may be written to standard output.
+`mcp`. Nothing but the protocol may be written to standard output.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Limit = Annotated[int, Field(ge=1, le=200, description="How many at most, the ne
 
 
 def server(url: str, token: str | None) -> MCPServer[Any]:
-    """The tools over the service at `url`."""
+    """Build the tools over the service at `url`."""
     service = _Service(url, token)
     tools = MCPServer("stream-sttm", instructions=_WHAT, version=__version__, log_level="ERROR")
 
     @tools.tool()
     async def list_streams() -> dict[str, Any]:
-        """The cameras that can be asked, each with its state: online, connecting, stalled, offline or disabled."""
+        """List the cameras that can be asked, each with its state: online, connecting, stalled, offline or disabled."""
         return await service.get("/api/v1/streams")
 
     @tools.tool()
@@ -57,7 +57,7 @@ def server(url: str, token: str | None) -> MCPServer[Any]:
 
     @tools.tool()
     async def recent_events(stream: Stream | None = None, limit: Limit = 20) -> dict[str, Any]:
-        """What standing questions have noticed of late, newest first: when it began and ended, what was answered."""
+        """List the newest events of standing questions: when each began and ended, and what was answered."""
         path = "/api/v1/events/history"
         asked = {"limit": str(limit)} | ({"stream": stream} if stream else {})
         return await service.get(path, asked)
@@ -66,7 +66,7 @@ def server(url: str, token: str | None) -> MCPServer[Any]:
 
 
 class _Service:
-    """The service's HTTP interface, its refusals as lines for whoever used a tool."""
+    """The service's HTTP interface. Refusals become ToolError with one line."""
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url.rstrip("/")

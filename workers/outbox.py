@@ -1,8 +1,8 @@
-"""One sink's way out: things in their order, tried again until they are handed over or given up, each drop counted.
+"""The outbox of one sink: delivers items in order, retries, and counts every drop.
 
-A sink gets each thing at least once and in order; a crash or a lost acknowledgement can make it twice, with the same
-id. Each stream's newest status goes ahead of answers and is not kept. Knows nothing of what a sink is, and of where
-things wait nothing but that they do (workers/waiting.py).
+A sink gets each item at least once and in order. A crash or a lost acknowledgement can deliver it twice, with the same
+id. Each stream's newest status goes ahead of answers and is not kept. Knows nothing of what a sink is, nor of where
+items wait (workers/durable_queue.py).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from stream_sttm.types import Answer, Event, StreamStatus
 from workers.durable_queue import DurableQueue, Limits
 
 _HANG_UPS = 3  # after which it is found out whether one thing alone is to blame
-_TOLD = ("full", "expired", "lost", "unreadable")  # reasons of which the first drop is told
+_LOGGED = ("full", "expired", "lost", "unreadable")  # reasons whose first drop is logged
 
 _log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """What goes to one sink, from `put` to the sink's own word that it has it."""
+    """Carries items to one sink, from `put` to the sink's acknowledgement."""
 
-    def __init__(self, sink: Sink, limits: Limits, backlog: OutboxTable | None = None) -> None:
+    def __init__(self, sink: Sink, limits: Limits, table: OutboxTable | None = None) -> None:
         self.name = sink.name
         self.level = Level()
         self._sink, self._limits = sink, limits
         self._batch = limits.batch if isinstance(sink, BatchSink) else 1
-        self._waiting = DurableQueue(sink.name, limits, backlog, on_drop=self._drop)
+        self._waiting = DurableQueue(sink.name, limits, table, on_drop=self._drop)
         self._statuses: dict[str, StreamStatus] = {}
         self._suspect = self._hang_ups = 0  # the entry at which the sink hung up, and how often
         self._dropped = 0  # since it last delivered
@@ -42,12 +42,12 @@ class Outbox:
         self._count()
 
     async def open(self) -> None:
-        """Take over what waits from before."""
+        """Take over what waits from an earlier run."""
         await self._waiting.open()
         self._count()
 
     def put(self, item: Answer | Event | StreamStatus) -> None:
-        """Queue `item`; the oldest answer, or the stream's older status, may give way to it."""
+        """Queue `item`. May drop the oldest answer; replaces the stream's older status."""
         if isinstance(item, StreamStatus):
             self._statuses[item.stream] = item
         else:
@@ -55,13 +55,13 @@ class Outbox:
         self._count()
 
     async def run(self) -> None:
-        """Hand over one thing after the other, and keep what can't leave, for ever."""
+        """Deliver one item after the other until cancelled, and keep what can't leave."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._send(), name=f"send[{self.name}]")
             group.create_task(self._waiting.keep(), name=f"keep[{self.name}]")
 
     async def close(self, reason: str) -> None:
-        """Keep what waits for the next start, or drop it, counted under `reason`; only once `run` has ended."""
+        """Keep what waits for the next start, or drop it, counted under `reason`. Call it once `run` has ended."""
         await self._waiting.close(reason)
         self._statuses.clear()
         self._count()
@@ -101,11 +101,11 @@ class Outbox:
             raise
 
     async def _hand_over(self, entries: Sequence[Entry]) -> None:
-        """Hand over the first of `entries`, or as many of them as the sink takes at once."""
+        """Deliver the first of `entries`, or as many as the sink takes at once."""
         started = time.perf_counter()
         self._waiting.hold(entries)
         try:
-            told = await self._tried([_item(entry) for entry in entries])
+            results = await self._deliver([_item(entry) for entry in entries])
         except SinkHungUp:
             is_known = entries[0].seq == self._suspect
             self._suspect, self._hang_ups = entries[0].seq, self._hang_ups + 1 if is_known else 1
@@ -113,8 +113,8 @@ class Outbox:
         finally:
             self._waiting.hold(())
         self._hang_ups = 0
-        took, now = (time.perf_counter() - started) / len(told), time.time()
-        for entry, refusal in zip(entries, told, strict=False):
+        took, now = (time.perf_counter() - started) / len(results), time.time()
+        for entry, refusal in zip(entries, results, strict=False):
             self._waiting.settle(entry)
             if refusal is not None:
                 self._give_up(refusal)
@@ -122,18 +122,19 @@ class Outbox:
                 metrics.STAGE_DURATION.labels("publish").observe(took)
                 observe_lag(_item(entry), self.name, now)
 
-    async def _tried(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
-        """Hand over as much as is wise: alone what the sink hung up on, and in the end the one behind it instead.
+    async def _deliver(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
+        """Deliver as many items as is wise.
 
-        Where that one is taken, it is the first that the sink can't bear; else the sink is in trouble of its own.
+        An item at which the sink hung up is sent alone. After several hang-ups the item behind it is sent instead. If
+        that one is taken, the first is to blame and is refused. Else the sink itself is in trouble.
         """
         if self._hang_ups < _HANG_UPS or len(items) < 2:
-            return await self._handed_over(items[:1] if self._hang_ups else items)
-        (outcome, *_) = await self._handed_over(items[1:2])
+            return await self._give(items[:1] if self._hang_ups else items)
+        (outcome, *_) = await self._give(items[1:2])
         return [SinkRefused(f"{self.name} hangs up on it"), outcome]
 
-    async def _handed_over(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
-        """What became of the first of `items`, at least one: None where it was taken, else why it never will be."""
+    async def _give(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
+        """Send `items`, at least the first. Returns None for each that was taken, else why it never will be."""
         if isinstance(self._sink, BatchSink):
             return await self._sink.send_all(items)
         item = items[0]
@@ -153,7 +154,7 @@ class Outbox:
         self._drop("refused", 1)
 
     def _drop(self, reason: str, count: int) -> None:
-        if self._dropped == 0 and reason in _TOLD:
+        if self._dropped == 0 and reason in _LOGGED:
             _log.warning("sink %s: answers are being dropped (%s)", self.name, reason)
         self._dropped += count
         metrics.MQTT_DROPPED.labels(self.name, reason).inc(count)
@@ -165,7 +166,7 @@ class Outbox:
         self.level.set(waiting)
 
     def _note(self, trouble: str) -> None:
-        """Log when handing over begins to fail and when it works again."""
+        """Log when delivery begins to fail and when it works again."""
         if trouble and not self._trouble:
             _log.warning("sink %s: answers wait: %s", self.name, trouble)
         if self._trouble and not trouble:
@@ -175,20 +176,20 @@ class Outbox:
 
 
 class Level:
-    """Whether something waits, to be waited for either way."""
+    """Whether something waits, as two events that tasks can wait for."""
 
     def __init__(self) -> None:
         self.filled, self.emptied = asyncio.Event(), asyncio.Event()
         self.set(0)
 
     def set(self, waiting: int) -> None:
-        """Tell how much waits."""
+        """Set how many items wait."""
         (self.filled if waiting else self.emptied).set()
         (self.emptied if waiting else self.filled).clear()
 
 
 def observe_lag(item: Answer | Event, sink: str, now: float) -> None:
-    """Tell the metrics how long an answer took from its newest frame to here."""
+    """Observe the seconds from an answer's newest frame to its delivery."""
     if isinstance(item, Answer):
         lag = max(0.0, now - item.captured_at)
         metrics.EVENT_TO_ANSWER.labels(item.question.stream, sink).observe(lag)

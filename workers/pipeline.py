@@ -1,4 +1,4 @@
-"""Loading the model, then reading every camera and answering, as the settings in force say at any time."""
+"""The pipeline: load the model, read every camera, answer, and follow the settings in force."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from workers.sink_tasks import SinkTasks
 from workers.stream_tasks import StreamTasks
 
 
-class Front(Protocol):
-    """Who shows what is watched, and passes on what comes of it; must not wait."""
+class PipelineObserver(Protocol):
+    """Shows the state of the pipeline and passes on what it produces. Its methods must not wait."""
 
     def started(self, analysis: Analysis) -> None:
-        """The engine runs."""
+        """Take note that the engine runs."""
         ...
 
     def deliver(self, item: Answer | Event | Evidence) -> None:
@@ -51,7 +51,7 @@ class Front(Protocol):
         ...
 
     def keep_stillness(self, stream: str, since: float | None) -> None:
-        """Take since when (wall clock) nothing has changed in a stream's picture."""
+        """Take the wall clock since which a stream's picture has not changed, None where it changes."""
         ...
 
     def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
@@ -61,13 +61,13 @@ class Front(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What watching needs beside the model, and the work itself."""
+    """Everything that reading and answering needs beside the model."""
 
     settings: Settings
-    service: Front
+    service: PipelineObserver
     control: Control
     log: EventLog
-    outlets: SinkTasks
+    sink_tasks: SinkTasks
     sinks: dict[str, Sink]
     open_sink: Callable[[str], Sink]
     file: ConfigFile | None = None
@@ -91,7 +91,7 @@ class Pipeline:
             group.create_task(analysis.run({}), name="analysis")
             await analysis.has_begun.wait()
             group.create_task(checkpoints.run(), name="checkpoints")
-            group.create_task(malloc_trim.stay_small(), name="heap")
+            group.create_task(malloc_trim.trim_regularly(), name="malloc_trim")
             streams = StreamTasks(
                 group,
                 analysis,
@@ -101,16 +101,16 @@ class Pipeline:
                 on_still=service.keep_stillness,
             )
             service.started(analysis)
-            # Before the first answer, or that might begin an event which goes on already.
+            # Before the first answer: it might begin an event that already goes on.
             last = await asyncio.to_thread(self.log.last)
-            analysis.tell(queries.resume(last, time.time()))
+            analysis.publish(queries.resume(last, time.time()))
             await self.control.start(
                 Parts(
                     host=host,
                     analysis=analysis,
                     queries=queries,
                     streams=streams,
-                    outlets=self.outlets,
+                    sink_tasks=self.sink_tasks,
                     sinks=self.sinks,
                     open_sink=self.open_sink,
                     opener=opener,

@@ -1,6 +1,6 @@
-"""What people and programs may ask of the running service: states, pictures, questions, switches, figures.
+"""The running service as the HTTP interface and the sinks see it: states, pictures, questions, switches, figures.
 
-One object behind the HTTP interface and the sinks; what it is told by the other parts it only passes on or shows.
+It shows or passes on what the other parts report, and decides nothing itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for lon
 
 
 class LocalService:
-    """What the HTTP interface and the sinks may ask of the running service."""
+    """Everything that the HTTP interface and the sinks may ask of this process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,7 +48,7 @@ class LocalService:
         self._stats = Stats()
         self.control: Control | None = None
         self.outbox: Channel[delivery.Outgoing] = Channel(
-            delivery.ANSWERS_AHEAD, on_drop=delivery.told_lost
+            delivery.ANSWERS_AHEAD, on_drop=delivery.count_lost
         )
 
     @property
@@ -67,11 +67,11 @@ class LocalService:
         return self.control is not None
 
     def streams(self) -> list[StreamStatus]:
-        """Every stream's status, in the order of the configuration."""
+        """Return every stream's status, in the order of the configuration."""
         return [self._seen(status) for status in self._statuses.values()]
 
     def queries(self) -> list[dict[str, Any]]:
-        """The standing queries as configured, with the streams that each is asked of now."""
+        """Return the standing queries as configured, with the streams that each is asked of now."""
         return [
             {
                 "name": name,
@@ -84,36 +84,36 @@ class LocalService:
         ]
 
     def standing(self) -> Mapping[str, QuerySettings]:
-        """The standing queries by name."""
+        """Return the standing queries by name."""
         return self._settings.queries
 
     def is_query_enabled(self, query: str, stream: str) -> bool:
-        """Whether a query is asked of a stream now."""
+        """Return whether a query is asked of a stream now."""
         return stream in self._settings.queries[query].streams and self._is_on((stream, query))
 
     def stats(self) -> dict[str, Any]:
-        """The service's numbers as JSON."""
+        """Return the service's metrics as a JSON object."""
         return self._stats.collect(self.streams(), model=self.model)
 
     def resend(self) -> None:
-        """Report every stream's status anew."""
+        """Report every stream's status again."""
         for status in self.streams():
             self.outbox.offer(status)
 
     async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
-        """Watch a stream, or leave it out; holds over restarts."""
+        """Switch a stream on or off, over restarts too."""
         await self._controlled().set_stream_enabled(stream, is_enabled)
 
     async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
-        """Ask a query of a stream, or of all of its own, or leave it out; holds over restarts."""
+        """Switch a query on or off for one of its streams, or for all, over restarts too."""
         await self._controlled().set_query_enabled(query, stream, is_enabled)
 
     async def trigger(self, query: str, stream: str | None = None) -> None:
-        """Ask a standing query now, whatever its rhythm."""
+        """Ask a standing query now, whatever its cadence."""
         await self._controlled().trigger(query, stream)
 
     def sighted(self, payload: bytes) -> None:
-        """Take a message of Frigate's topics `events` or `reviews`, garbage included."""
+        """Take a message of Frigate's topics `events` or `reviews`; garbage is only counted."""
         self._controlled().sighted(payload)
 
     def _controlled(self) -> Control:
@@ -122,7 +122,7 @@ class LocalService:
         return self.control
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer a question from a stream's memory; raises QuestionError where it can't be."""
+        """Answer a question from a stream's memory. Raises QuestionError or ModelError."""
         stream = question.stream
         if stream not in self._statuses:
             hint = registry.suggest(stream, sorted(self._statuses))
@@ -141,7 +141,7 @@ class LocalService:
         return await self._analysis.ask(bounded, on_text)
 
     def readiness(self) -> tuple[bool, str]:
-        """Whether questions can be answered, and why not."""
+        """Return whether questions can be answered, and why not."""
         if self._analysis is None:
             return False, self._reason
         waited = self._analysis.seconds_in_step()
@@ -150,21 +150,21 @@ class LocalService:
         return True, "ready"
 
     def snapshot(self, stream: str) -> bytes | None:
-        """The newest frame as JPEG, None before the first."""
+        """Return the newest frame as JPEG, None before the first."""
         frame = self._newest.get(stream)
         return jpeg(frame.image) if frame is not None else None
 
     async def mosaic(self, stream: str) -> Mosaic | None:
-        """What stands for a stream's newest frame, None before the first."""
+        """Return what stands for a stream's newest frame, None before the first."""
         return await self._analysis.mosaic(stream) if self._analysis is not None else None
 
     def remembered(self, stream: str) -> tuple[bytes, float] | None:
-        """The newest frame in a stream's memory as JPEG, and its wall clock; None before the first."""
+        """Return the newest frame in a stream's memory as JPEG, and its wall clock; None before the first."""
         frame = self._analysis.remembered(stream) if self._analysis is not None else None
         return (jpeg(frame.image), frame.captured_at) if frame is not None else None
 
     def _seen(self, status: StreamStatus) -> StreamStatus:
-        """The status with what changes without a change of state: the newest frame's time, since when all is still."""
+        """Return the status with the newest frame's time, and since when nothing has changed."""
         frame = self._newest.get(status.stream)
         if frame is None:
             return status
@@ -172,11 +172,11 @@ class LocalService:
         return replace(status, last_frame_at=frame.captured_at, details={**status.details, **still})
 
     def keep_newest(self, frame: Frame) -> None:
-        """Remember a frame for snapshots."""
+        """Keep a frame for snapshots."""
         self._newest[frame.stream] = frame
 
     def keep_stillness(self, stream: str, since: float | None) -> None:
-        """Remember since when nothing has changed in a stream's picture."""
+        """Keep the wall clock since which a stream's picture has not changed."""
         self._still_since[stream] = since
 
     def report(self, status: StreamStatus) -> None:
@@ -185,7 +185,7 @@ class LocalService:
         self.outbox.offer(status)
 
     def deliver(self, item: delivery.Outgoing) -> None:
-        """Pass on an answer or event; a picture is at hand at once, before the store has it."""
+        """Pass on an answer or event. An event's picture can be had at once, before the store has it."""
         if isinstance(item, Evidence):
             self._pictures[item.event] = item.frame
             if len(self._pictures) > _PICTURES:
@@ -193,12 +193,12 @@ class LocalService:
         self.outbox.offer(item)
 
     def event_snapshot(self, event: str) -> bytes | None:
-        """The picture with which an event began a moment ago, None of an older one; called from a thread."""
+        """Return the picture of an event that began a moment ago, None for an older one. Called from a thread."""
         frame = self._pictures.get(event)
         return jpeg(frame.image) if frame is not None else None
 
     def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
-        """Take other settings and switches; what became of streams by that is told."""
+        """Take other settings and switches, and report the streams that these end."""
         old, self._settings, self._is_on = self._statuses, settings, is_on
         self._statuses = {
             name: old.get(name) or StreamStatus(name, StreamState.CONNECTING, time.time())
@@ -206,14 +206,14 @@ class LocalService:
         }
         for name in [name for name in old if name not in settings.streams]:
             self._newest.pop(name, None)
-            self._tell_off(name, "removed from the configuration")
+            self._report_disabled(name, "removed from the configuration")
             del self._statuses[name]
         for name, status in list(self._statuses.items()):
             if not is_on((name, "")) and status.state is not StreamState.DISABLED:
                 by = "while running" if settings.streams[name].enabled else "in the configuration"
-                self._tell_off(name, f"disabled {by}")
+                self._report_disabled(name, f"disabled {by}")
 
-    def _tell_off(self, stream: str, reason: str) -> None:
+    def _report_disabled(self, stream: str, reason: str) -> None:
         ingest.show_state(stream, StreamState.DISABLED)
         self.report(StreamStatus(stream, StreamState.DISABLED, time.time(), reason))
 
@@ -223,5 +223,5 @@ class LocalService:
         return is_watched and (not query or self._settings.queries[query].enabled)
 
     def started(self, analysis: Analysis) -> None:
-        """The engine runs."""
+        """Take note that the engine runs."""
         self._analysis = analysis

@@ -1,4 +1,4 @@
-"""Running until the work ends or somebody says stop: SIGINT and SIGTERM are good ends, of errors the first is told."""
+"""Runs the work until it ends, or until SIGINT or SIGTERM stops it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_sttm.errors import StreamSTTMError
 
 
 class Stop:
-    """SIGINT and SIGTERM, which are a good end at any time: before the work has begun, while it runs, while it ends."""
+    """Handles SIGINT and SIGTERM at any time: before the work has begun, while it runs, while it ends."""
 
     def __init__(self) -> None:
         self._halt: Callable[[], object] | None = None
@@ -20,7 +20,7 @@ class Stop:
             signal.signal(number, self._asked)
 
     async def run(self, work: Coroutine[Any, Any, int | None]) -> int:
-        """The work's own end, or 0 where it was stopped."""
+        """Run the work. Returns its result, or 0 where it was stopped."""
         task = asyncio.ensure_future(work)
         loop = asyncio.get_running_loop()
         self._halt = lambda: loop.call_soon_threadsafe(task.cancel)
@@ -38,7 +38,7 @@ class Stop:
 
 
 def until_stopped(stop: Stop, work: Coroutine[Any, Any, int | None]) -> int:
-    """Run to the end, or until stopped; of several errors the first is told."""
+    """Run to the end, or until stopped. Of several errors the first is raised."""
     try:
         return asyncio.run(stop.run(work))
     except BaseExceptionGroup as group:

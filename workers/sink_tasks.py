@@ -1,6 +1,6 @@
-"""The sinks that are served now, each with its outbox in a task of its own; they come and go without touching another.
+"""One task per sink with its outbox. Sinks come and go without touching one another.
 
-Knows nothing of what is handed over (workers/outbox.py) nor of who decides which sinks there are.
+Knows nothing of how things are handed over (workers/outbox.py), nor of who decides which sinks there are.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from workers.outbox import Level, Outbox
 
 
 class SinkTasks:
-    """Serves sinks while `run` runs; all calls are made from the event loop's thread."""
+    """Serves sinks as tasks of one group. All calls are made from the event loop's thread."""
 
-    def __init__(self, limits: Limits | None = None, backlog: OutboxTable | None = None) -> None:
-        self._limits, self._backlog = limits or Limits(), backlog
+    def __init__(self, limits: Limits | None = None, table: OutboxTable | None = None) -> None:
+        self._limits, self._table = limits or Limits(), table
         self._boxes: dict[Sink, Outbox] = {}
         self._tasks: dict[Sink, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -32,21 +32,21 @@ class SinkTasks:
         self._group = group
 
     async def add(self, sink: Sink) -> None:
-        """Enter `sink` and serve it; returns when things can be put into its outbox."""
+        """Open `sink` and serve it. Returns once its outbox takes items."""
         assert self._group is not None
-        box, is_open = Outbox(sink, self._limits, self._backlog), asyncio.Event()
+        box, is_open = Outbox(sink, self._limits, self._table), asyncio.Event()
         serving = self._serve(sink, box, is_open)
         self._tasks[sink] = self._group.create_task(serving, name=f"sink[{sink.name}]")
         await is_open.wait()
 
     async def remove(self, sink: Sink) -> None:
-        """Give what waits for `sink` a moment to leave, then leave it; a backlog keeps what still waits."""
+        """Close a sink after a short drain. The outbox table keeps what still waits."""
         box = self._boxes.pop(sink)
         await drain([box.level], self._limits.drain)
         await self._end(sink)
 
     async def close(self) -> None:
-        """Leave every sink."""
+        """Close every sink."""
         for sink in tuple(self._tasks):
             await self._end(sink)
 
@@ -71,7 +71,7 @@ class SinkTasks:
 
 
 async def drain(levels: Sequence[Level], seconds: float) -> None:
-    """Wait until nothing waits any more, for so long at most."""
+    """Wait until every level is empty, for at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             for level in levels:

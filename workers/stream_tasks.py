@@ -1,7 +1,7 @@
-"""Who reads each enabled stream, a task each: begun, ended and exchanged one by one, without touching another.
+"""One reading task per enabled stream, started, stopped and replaced without touching the others.
 
-A stream's channel and its place in the analysis outlive its reader, so its memory goes on where only the reading
-changes. Knows nothing of why a stream is on or off.
+A stream's channel outlives its reader. So its memory goes on where only the reading changes. Knows nothing of why a
+stream is on or off.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _CLIPS_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """A task that reads a stream, and the settings it was begun with."""
+    """A task that reads a stream, and the settings that it was started with."""
 
     task: asyncio.Task[None]
     settings: StreamSettings
 
 
 class StreamTasks:
-    """The readers of all streams, as tasks of `group`; all calls are made from the event loop's thread."""
+    """The readers of all streams, as tasks of `group`. All calls are made from the event loop's thread."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class StreamTasks:
     async def follow(
         self, name: str, settings: StreamSettings, *, is_on: bool, anew: bool = False
     ) -> None:
-        """Have the stream read as `settings` say, or not at all; a reader that does so goes on, unless `anew`."""
+        """Read the stream as `settings` say, or not at all. A reader that already does so goes on, unless `anew`."""
         reader = self._readers.get(name)
         if reader is not None:
             is_alike = reads_alike(reader.settings, settings)
@@ -62,7 +62,7 @@ class StreamTasks:
             self._start(name, settings)
 
     async def forget(self, name: str) -> None:
-        """Read the stream no more and let go of its memory."""
+        """Stop reading the stream and free its memory."""
         await self._stop(name)
         self._channels.pop(name, None)
         await self._analysis.forget(name)

@@ -89,7 +89,7 @@ class Delivery:
         self.channel: Channel[delivery.Outgoing] = Channel(5000)
         self.store = store
         self.log = EventLog(store.file)
-        self.outlets = SinkTasks(limits)
+        self.sink_tasks = SinkTasks(limits)
         self.feed = feed
         self.task: asyncio.Task[None]
 
@@ -122,7 +122,7 @@ async def running(
             feed=one.feed,
             limits=limits,
             events=one.log,
-            outlets=one.outlets,
+            sink_tasks=one.sink_tasks,
         )
         one.task = asyncio.create_task(work)
         try:
@@ -391,10 +391,10 @@ async def test_sinks_come_and_go_without_touching_another() -> None:
     async with running(first) as one:
         one.put_answers(1)
         await until(lambda: first.taken == ["q1"])
-        await one.outlets.add(second)
+        await one.sink_tasks.add(second)
         one.put_answers(2)
         await until(lambda: second.taken == ["q2"])
-        await one.outlets.remove(second)
+        await one.sink_tasks.remove(second)
         assert not second.is_inside
         one.put_answers(3)
         await until(lambda: first.taken == ["q1", "q2", "q3"])
@@ -409,5 +409,5 @@ async def test_a_sink_that_hangs_is_taken_away_in_time() -> None:
         one.put_answers(1)
         await until(lambda: stuck.attempts == 1)
         async with asyncio.timeout(10):
-            await one.outlets.remove(stuck)
+            await one.sink_tasks.remove(stuck)
         assert not stuck.is_inside

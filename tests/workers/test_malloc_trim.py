@@ -27,7 +27,7 @@ def _hollow() -> list[bytes]:
 
 
 def _given_back(give_back: Callable[[], object]) -> int:
-    malloc_trim.give_back()
+    malloc_trim.trim()
     before = _resident()
     kept = _hollow()
     hollow = _resident()
@@ -39,19 +39,19 @@ def _given_back(give_back: Callable[[], object]) -> int:
 
 
 def test_what_lies_free_between_what_is_kept_goes_back() -> None:
-    assert _given_back(malloc_trim.give_back) > 70 * MEGABYTE
+    assert _given_back(malloc_trim.trim) > 70 * MEGABYTE
 
 
 def test_the_service_gives_back_again_and_again() -> None:
     async def run() -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await malloc_trim.stay_small(0.05)
+                await malloc_trim.trim_regularly(0.05)
 
     assert _given_back(lambda: asyncio.run(run())) > 70 * MEGABYTE
 
 
 def test_where_the_c_library_can_not_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(malloc_trim, "_trim", None)
-    assert not malloc_trim.give_back()
-    asyncio.run(asyncio.wait_for(malloc_trim.stay_small(0.01), 5.0))
+    assert not malloc_trim.trim()
+    asyncio.run(asyncio.wait_for(malloc_trim.trim_regularly(0.01), 5.0))
