@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -135,15 +134,4 @@ def _recall_plan(recall: RecallSettings, horizon: int) -> RecallPlan | None:
 
 def reducer_for(model: VideoLLM, settings: ReducerSettings, rate: float) -> Reducer:
     """The configured reducer for a stream with `rate` token frames per second."""
-    options = dict(settings.options)
-    if settings.name in ("sttm", "sttm_streaming"):
-        options.setdefault("spatial_threshold", model.tuned.spatial_threshold)
-        options.setdefault("temporal_threshold", model.tuned.temporal_threshold)
-    if seconds := options.get("refresh_every"):
-        options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
-    budget = options.get("budget")
-    if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
-        budget = dict(budget)
-        budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
-        options["budget"] = budget
-    return build_reducer(settings.name, options)
+    return build_reducer(settings.name, settings.options, tuned=asdict(model.tuned), rate=rate)

@@ -37,7 +37,7 @@ class ReducerState(Protocol):
         """What stands for something in the last call's frames: serials (K,), and the last such frames (K,)."""
         ...
 
-    def expire(self, gone: Tensor) -> ReducerState:
+    def expire(self, evicted: Tensor) -> ReducerState:
         """The state after the cache dropped the tokens with the serials `gone` (K,), ascending."""
         ...
 
@@ -57,8 +57,14 @@ class Reducer(Protocol):
     Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start: the
     j-th token that a stream ever got has serial j. A state speaks of tokens by serial.
 
-    One that merges with what came before may also have `repeated(state, frames)`: the state after so many more frames
-    that show exactly what the last one did, or None where those would give tokens. It saves a still scene all work.
+    A reducer may also have these:
+
+    - `tuned_options`: a tuple of its options. Where the configuration leaves one out, it takes the model's own default
+      of the same name (`stream_sttm.models.family.Defaults`), such as `spatial_threshold`.
+    - `timed_options`: a mapping from options to functions of (configured value, token frames per second) that return
+      the value of the field. A field that counts frames is so configured in seconds (`frames.seconds_to_frames`).
+    - `repeated(state, frames)`: a method that returns the state after so many more frames that show exactly what the
+      last one did, or None where those would give tokens. It saves a still scene all work.
     """
 
     @property
@@ -71,8 +77,26 @@ class Reducer(Protocol):
         ...
 
 
-def build_reducer(name: str, options: Mapping[str, Any] | None = None) -> Reducer:
-    """The reducer `name` with `options` as its fields; raises ConfigError for an unknown name or option."""
+def build_reducer(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    tuned: Mapping[str, Any] | None = None,
+    rate: float | None = None,
+) -> Reducer:
+    """Return the reducer `name` with `options` as its fields.
+
+    `tuned` are a model's own defaults by name, for the class's `tuned_options` that `options` leave out. `rate` is the
+    stream's token frames per second, for its `timed_options`; None leaves these as they are. Raises ConfigError for an
+    unknown name or option, and for a value that does not fit.
+    """
     cls = registry.find(REDUCERS, GROUP, name, kind="reducer")
-    reducer: Reducer = registry.build(cls, options or {}, kind=f"reducer {name!r}")
+    filled = dict(options or {})
+    for option in getattr(cls, "tuned_options", ()):
+        if tuned is not None and option in tuned:
+            filled.setdefault(option, tuned[option])
+    for option, at_rate in getattr(cls, "timed_options", {}).items():
+        if rate is not None and option in filled:
+            filled[option] = at_rate(filled[option], rate)
+    reducer: Reducer = registry.build(cls, filled, kind=f"reducer {name!r}")
     return reducer

@@ -33,7 +33,7 @@ class KeepAll:
 
 @dataclass(frozen=True, slots=True)
 class RandomDrop:
-    """A share of each frame's cells, drawn anew for every frame; a stream's first frame stays whole."""
+    """A share of each frame's cells, drawn anew for every frame; a stream's first frame kept whole."""
 
     state: ClassVar = Progress
 
@@ -50,19 +50,19 @@ class RandomDrop:
         whole = _whole(features, state)
         first = state.frames if state is not None else 0
         frames, cells = features.shape[0], features.shape[1] * features.shape[2]
-        drawn = [self._drawn(first + index, cells) for index in range(frames)]
+        drawn = [self._draw(first + index, cells) for index in range(frames)]
         tokens = _chosen(whole, torch.cat(drawn).to(features.device))
         return tokens, progressed(state, frames, len(tokens), features.device)
 
-    def _drawn(self, frame: int, cells: int) -> Tensor:
+    def _draw(self, frame: int, cells: int) -> Tensor:
         """Which cells of a frame stay; how many is the share over all frames so far, to the nearest cell."""
         if frame == 0:
             return torch.ones(cells, dtype=torch.bool)
         count = floor((frame + 1) * cells * self.keep) - floor(frame * cells * self.keep)
         generator = torch.Generator().manual_seed(hash((self.seed, frame)) % 2**63)
-        stays = torch.zeros(cells, dtype=torch.bool)
-        stays[torch.randperm(cells, generator=generator)[:count]] = True
-        return stays
+        kept = torch.zeros(cells, dtype=torch.bool)
+        kept[torch.randperm(cells, generator=generator)[:count]] = True
+        return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ class Subsample:
     ) -> tuple[VisualTokens, Progress]:
         """The cells of those of the next frames that are kept, by frame, then in raster order."""
         whole = _whole(features, state)
-        tokens = _chosen(whole, self._stays(whole.boxes[:, 0]))
+        tokens = _chosen(whole, self._kept_frames(whole.boxes[:, 0]))
         return tokens, progressed(state, features.shape[0], len(tokens), features.device)
 
-    def _stays(self, frames: Tensor) -> Tensor:
+    def _kept_frames(self, frames: Tensor) -> Tensor:
         before = ((frames - 1).double() * self.keep).floor()
         return (frames == 0) | ((frames.double() * self.keep).floor() > before)
 
@@ -98,8 +98,8 @@ def _whole(features: Tensor, state: Progress | None) -> VisualTokens:
     return VisualTokens.whole(features, first_frame=first)
 
 
-def _chosen(whole: VisualTokens, stays: Tensor) -> VisualTokens:
-    return VisualTokens(whole.features[stays], whole.boxes[stays], whole.sizes[stays])
+def _chosen(whole: VisualTokens, kept: Tensor) -> VisualTokens:
+    return VisualTokens(whole.features[kept], whole.boxes[kept], whole.sizes[kept])
 
 
 def _check_share(keep: float) -> None:

@@ -59,19 +59,33 @@ class Budget:
             object.__setattr__(self, name, ends)
 
     @classmethod
-    def of(cls, told: Any) -> Budget:
+    def of(cls, given: Any) -> Budget:
         """A budget from what a configuration says; raises ValueError where that is none."""
-        if isinstance(told, Budget):
-            return told
-        if not isinstance(told, Mapping):
+        if isinstance(given, Budget):
+            return given
+        if not isinstance(given, Mapping):
             raise ValueError(
-                f"budget must be a section with one of {', '.join(_KINDS)}, got {told!r}"
+                f"budget must be a section with one of {', '.join(_KINDS)}, got {given!r}"
             )
         known = [field.name for field in fields(cls)]
-        for name in told:
+        for name in given:
             if name not in known:
                 raise ValueError(f"budget has no key {name!r}; known: {', '.join(known)}")
-        return cls(**told)
+        return cls(**given)
+
+    @staticmethod
+    def at_rate(given: Any, rate: float) -> Any:
+        """Return a configured budget with its `tokens_per_second`, if any, as `tokens_per_frame`.
+
+        `rate` is token frames per second. What is no section with such a number is returned as it is.
+        """
+        if not isinstance(given, Mapping):
+            return given
+        amount = given.get("tokens_per_second")
+        if not isinstance(amount, int | float):
+            return given
+        others = {name: value for name, value in given.items() if name != "tokens_per_second"}
+        return {**others, "tokens_per_frame": amount / rate}
 
     def tokens(self, first: int, frames: int, cells: int) -> int:
         """What frames [first, first + frames) of so many cells may give; fractions of a token add up over frames."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Progress:
     absorbed: tuple[Tensor, Tensor]
     last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, gone: Tensor) -> Progress:
+    def expire(self, evicted: Tensor) -> Progress:
         """Itself: nothing here depends on what the cache still holds."""
         return self
 
@@ -38,6 +39,16 @@ def progressed(state: Progress | None, frames: int, tokens: int, device: torch.d
     none = torch.empty(0, dtype=torch.int64, device=device)
     done = (state.frames, state.tokens) if state is not None else (0, 0)
     return Progress(done[0] + frames, done[1] + tokens, (none, none), (none, none))
+
+
+def seconds_to_frames(seconds: Any, rate: float) -> Any:
+    """Return how many frames `seconds` are at `rate` frames per second: at least 1, but none for 0.
+
+    Anything but a number is returned as it is, for the field's own check to refuse.
+    """
+    if not seconds or not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return seconds
+    return max(1, round(seconds * rate))
 
 
 def checked(features: Tensor, *, min_side: int = 1) -> Tensor:

@@ -30,9 +30,9 @@ class StreamState:
     absorbed: tuple[Tensor, Tensor]
     last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, gone: Tensor) -> StreamState:
+    def expire(self, evicted: Tensor) -> StreamState:
         """The state after the cache dropped the tokens `gone`: what they stand for is emitted anew if it is seen."""
-        return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, gone))
+        return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, evicted))
 
     def repeated(self, frames: int) -> StreamState:
         """The state after so many more frames that show exactly what the last one did, and gave no token."""

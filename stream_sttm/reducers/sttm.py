@@ -39,6 +39,7 @@ class Sttm:
     """Offline STTM, each clip for itself; the defaults are the published setting for half the tokens."""
 
     state: ClassVar = Progress
+    tuned_options: ClassVar = ("spatial_threshold", "temporal_threshold")
 
     spatial_threshold: float = 0.85
     temporal_threshold: float | None = 0.65

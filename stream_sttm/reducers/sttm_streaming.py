@@ -17,7 +17,7 @@ from torch import Tensor
 from stream_sttm.errors import ConfigError
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.budget import Budget, spatial_threshold, temporal_threshold
-from stream_sttm.reducers.frames import checked
+from stream_sttm.reducers.frames import checked, seconds_to_frames
 from stream_sttm.reducers.quadtree import EPSILON, Leaves, Pyramid
 from stream_sttm.reducers.stream_state import StreamState, absorbed, restarted, seen
 from stream_sttm.reducers.sttm import (
@@ -65,6 +65,8 @@ class SttmStreaming:
     """
 
     state: ClassVar = StreamState
+    tuned_options: ClassVar = ("spatial_threshold", "temporal_threshold")
+    timed_options: ClassVar = {"refresh_every": seconds_to_frames, "budget": Budget.at_rate}
 
     spatial_threshold: float = 0.85
     temporal_threshold: float = 0.65
