@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import torch
 
@@ -66,8 +67,8 @@ class Engine:
         )
         self._regions: set[str] = set()  # streams of which only what changed is encoded
         self._batches: dict[int, AnswerBatch] = {}
-        self._forms = AnswerFormats(model)
-        self._numbers = itertools.count()
+        self._formats = AnswerFormats(model)
+        self._batch_numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
 
@@ -96,7 +97,7 @@ class Engine:
         """Forget a stream and free its memory; returns its questions that now get no answer."""
         self.sessions.close(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
-        return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
+        return [Unanswered(question, error) for question in self._scheduler.drop_stream(stream)]
 
     def mosaic(self, stream: str) -> Mosaic | None:
         """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
@@ -124,42 +125,54 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        check(question, forms=self._forms, plan=self.plan, limits=self._limits)
+        check(question, formats=self._formats, plan=self.plan, limits=self._limits)
         self.sessions.check(question.stream)
         self._scheduler.add_question(question)
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
-        """Do the most pressing piece of work, if any, and return what came of it."""
+        """Schedule the most pressing piece of work, run it, and return what came of it; empty where nothing waits."""
         now = self._clock()
-        outcomes: list[Outcome] = [
-            Unanswered(q, QuestionExpired(f"not answered within {self._limits.timeout:g} s"))
-            for q in self._scheduler.expired(now, self._limits.timeout)
-        ]
+        outcomes = self._reject_expired(now)
         work = self._scheduler.next(now)
         if work is None:
             return outcomes
         metrics.ENGINE_STEPS.labels(type(work).__name__.lower()).inc()
-        outcomes += self._attempted(work)
+        outcomes += self._run_safely(work)
+        self._show_queues()
+        return outcomes
+
+    def _reject_expired(self, now: float) -> list[Outcome]:
+        """Return an outcome for each question that has waited too long; it is taken out of the queue."""
+        timeout = self._limits.timeout
+        return [
+            Unanswered(question, QuestionExpired(f"not answered within {timeout:g} s"))
+            for question in self._scheduler.take_expired(now, timeout)
+        ]
+
+    def _show_queues(self) -> None:
+        """Set the metrics of a step that has run: when that was, and how much still waits."""
         metrics.ENGINE_LAST_STEP.set(self._clock())
         metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
-        return outcomes
 
-    def _attempted(self, work: Work) -> Sequence[Outcome]:
+    def _run_safely(self, work: Work) -> Sequence[Outcome]:
+        """Run a piece of work; where it fails, recover and return what is lost by it."""
         try:
-            return self._do(work)
+            return self._run(work)
         except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
             return self._recover(work, error)
 
-    def _do(self, work: Work) -> Sequence[Outcome]:
+    def _run(self, work: Work) -> Sequence[Outcome]:
         match work:
             case Append(clip):
                 return [self._append(clip)]
             case Ask(stream, questions):
-                return self._take_in(stream, questions)
+                return self._start_batches(stream, questions)
             case Decode(number):
                 return self._decode(number)
+            case _:
+                assert_never(work)
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
@@ -171,10 +184,10 @@ class Engine:
         if is_known and is_same and not (clip.wants_whole and session.is_pieced):
             done = session.repeat(times)
         else:
-            seen = self._seen(clip, session if is_known else None)
-            encoded, session.tower_state = seen.encoded, seen.kept
-            done = session.append(seen.features, times)
-            session.is_pieced = encoded < seen.features[..., 0].numel()
+            encoded_clip = self._encode(clip, session if is_known else None)
+            encoded, session.tower_state = encoded_clip.encoded, encoded_clip.kept
+            done = session.append(encoded_clip.features, times)
+            session.is_pieced = encoded < encoded_clip.features[..., 0].numel()
         session.shows = clip.same_as if is_same and not clip.wants_whole else clip.index
         self.sessions.put(session)
         session_metrics.show(session, done, encoded=encoded)
@@ -189,58 +202,61 @@ class Engine:
             for end in range(group, len(captured) + group, group)
         ]
 
-    def _seen(self, clip: Clip, session: StreamSession | None) -> vision.EncodedClip:
+    def _encode(self, clip: Clip, session: StreamSession | None) -> vision.EncodedClip:
         """The clip's features; of its stream's `session`, if any, what has not changed may be reused."""
         if clip.stream not in self._regions:
             return vision.encode_all(self.model, clip)
         kept, grid = (session.tower_state, session.grid) if session is not None else (None, (0, 0))
         return vision.encode_changed(self.model, clip, kept, grid)
 
-    def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
+    def _start_batches(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
+        """Make batches of a stream's questions, and run the first step of the first one."""
         session = self.sessions.of(stream)
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batches = make_batches(self.model, session, questions, self._forms)
-        first, *_ = [self._opened(batch) for batch in batches]
-        return self._attempted(Decode(first))  # what fails of it is that batch's alone
+        batches = make_batches(self.model, session, questions, self._formats)
+        first, *_ = [self._register(batch) for batch in batches]
+        return self._run_safely(Decode(first))  # what fails of it is that batch's alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
+        """Run one step of a batch, and start batches for its questions that turned out to look back."""
         batch = self._batches[number]
         finished = batch.step()
-        for more in split_lookback(self.model, batch, self._forms):
-            self._opened(more)
-        return self._answers(number, finished)
+        for lookback_batch in split_lookback(self.model, batch, self._formats):
+            self._register(lookback_batch)
+        return self._collect_answers(number, finished)
 
-    def _opened(self, batch: AnswerBatch) -> int:
-        number = next(self._numbers)
+    def _register(self, batch: AnswerBatch) -> int:
+        """Have a batch scheduled; returns its number."""
+        number = next(self._batch_numbers)
         self._batches[number] = batch
-        self._scheduler.opened(number)
+        self._scheduler.add_batch(number)
         return number
 
-    def _answers(self, number: int, finished: Sequence[Completion]) -> list[Outcome]:
+    def _collect_answers(self, number: int, finished: Sequence[Completion]) -> list[Outcome]:
+        """Return the partial texts of a batch and the answers that it finished; a batch that is done is removed."""
         batch = self._batches[number]
-        outcomes: list[Outcome] = [Progress(*one) for one in batch.partial_texts()]
+        outcomes: list[Outcome] = [Progress(*partial) for partial in batch.partial_texts()]
         if not batch.questions:
             del self._batches[number]
-            self._scheduler.closed(number)
+            self._scheduler.remove_batch(number)
         now = self._clock()
-        for done in finished:
-            if done.error is not None:
-                outcomes.append(Unanswered(done.question, done.error))
+        for completion in finished:
+            question = completion.question
+            if completion.error is not None:
+                outcomes.append(Unanswered(question, completion.error))
                 continue
-            metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(
-                now - done.question.asked_at
-            )
+            metrics.TIME_TO_ANSWER.labels(question.stream).observe(now - question.asked_at)
             answer = Answer(
-                done.question,
-                done.text,
+                question,
+                completion.text,
                 batch.view.span,
-                done.tokens,
+                completion.tokens,
                 self.model.name,
                 now,
-                structured=done.structured,
-                confidence=done.confidence,
+                structured=completion.structured,
+                confidence=completion.confidence,
                 seconds=batch.view.seconds,
             )
             outcomes.append(answer)
@@ -248,19 +264,11 @@ class Engine:
         return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
-        """After a failed piece of work: the stream starts anew, its questions learn why, the others go on."""
-        failure: StreamSTTMError
-        if isinstance(error, torch.OutOfMemoryError):
-            metrics.OOM_RECOVERIES.inc()
-            torch.cuda.empty_cache()
-            failure = OutOfMemory(
-                "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
-            )
-        elif isinstance(error, StreamSTTMError):
-            failure = error
-        else:
-            _log.exception("engine: %s failed", type(work).__name__)
-            failure = ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
+        """Clean up after a failed piece of work: a stream's memory starts anew, or a batch is removed.
+
+        Returns an outcome for the lost clip, or for each question that now gets no answer.
+        """
+        failure = _as_failure(work, error)
         match work:
             case Append(clip):
                 if self.sessions.drop(clip.stream, str(failure)):  # not again for each window
@@ -276,6 +284,22 @@ class Engine:
                 return [Unanswered(question, failure) for question in questions]
             case Decode(number):
                 batch = self._batches.pop(number)
-                self._scheduler.closed(number)
+                self._scheduler.remove_batch(number)
                 open_questions = [*batch.questions, *batch.looking_back]
                 return [Unanswered(question, failure) for question in open_questions]
+            case _:
+                assert_never(work)
+
+
+def _as_failure(work: Work, error: Exception) -> StreamSTTMError:
+    """Return an error as one of our own; memory of the device that can be freed is freed."""
+    if isinstance(error, torch.OutOfMemoryError):
+        metrics.OOM_RECOVERIES.inc()
+        torch.cuda.empty_cache()
+        return OutOfMemory(
+            "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
+        )
+    if isinstance(error, StreamSTTMError):
+        return error
+    _log.exception("engine: %s failed", type(work).__name__)
+    return ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")

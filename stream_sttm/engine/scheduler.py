@@ -54,7 +54,7 @@ class Scheduler:
         self._clips: dict[str, deque[tuple[float, Clip]]] = {}
         self._questions: deque[Question] = deque()
         self._open: deque[int] = deque()
-        self._has_let_a_clip_pass = False
+        self._clip_went_first = False
 
     def limit(self, *, max_waiting: int, max_batch: int) -> None:
         """Take other limits from now on; what waits already stays."""
@@ -89,41 +89,41 @@ class Scheduler:
             )
         self._questions.append(question)
 
-    def opened(self, batch: int) -> None:
+    def add_batch(self, batch: int) -> None:
         """A batch has questions left to answer."""
         self._open.append(batch)
 
-    def closed(self, batch: int) -> None:
+    def remove_batch(self, batch: int) -> None:
         """A batch is done."""
         if batch in self._open:
             self._open.remove(batch)
 
-    def forget(self, stream: str) -> list[Question]:
+    def drop_stream(self, stream: str) -> list[Question]:
         """Drop what waits for a stream; returns its questions."""
         self._clips.pop(stream, None)
-        gone = [question for question in self._questions if question.stream == stream]
+        removed = [question for question in self._questions if question.stream == stream]
         self._questions = deque(q for q in self._questions if q.stream != stream)
-        return gone
+        return removed
 
-    def expired(self, now: float, timeout: float) -> list[Question]:
+    def take_expired(self, now: float, timeout: float) -> list[Question]:
         """Take out the questions that have waited longer than their own timeout, or `timeout` seconds."""
 
         def is_late(question: Question) -> bool:
             own = timeout if question.timeout is None else min(timeout, question.timeout)
             return now - question.asked_at > own
 
-        gone = [question for question in self._questions if is_late(question)]
-        if gone:
+        removed = [question for question in self._questions if is_late(question)]
+        if removed:
             self._questions = deque(q for q in self._questions if not is_late(q))
-        return gone
+        return removed
 
     def next(self, now: float) -> Work | None:
         """The most pressing work, taken out of its queue; None where there is none."""
         late = self._oldest_clip()
         is_answering = bool(self._open or self._questions)
         if late is not None and now - late[0] > self._patience:
-            self._has_let_a_clip_pass = is_answering and not self._has_let_a_clip_pass
-            if self._has_let_a_clip_pass or not is_answering:
+            self._clip_went_first = is_answering and not self._clip_went_first
+            if self._clip_went_first or not is_answering:
                 return self._take_clip(late[1].stream)
         if self._open and (not self._questions or len(self._open) >= self._max_open):
             self._open.rotate(-1)
@@ -144,13 +144,13 @@ class Scheduler:
     def _take_questions(self) -> Ask:
         first = max(self._questions, key=lambda question: question.priority)  # the oldest of these
         stream = first.stream
-        same = [
+        matching = [
             question
             for question in self._questions
             if question.stream == stream and question.look == first.look
         ]
-        same.sort(key=lambda question: -question.priority)
-        taken = tuple(same[: self._max_batch])
+        matching.sort(key=lambda question: -question.priority)
+        taken = tuple(matching[: self._max_batch])
         chosen = {id(question) for question in taken}
         self._questions = deque(q for q in self._questions if id(q) not in chosen)
         return Ask(stream, taken)
