@@ -1,4 +1,4 @@
-"""Attention over shared prefixes: many questions read one memory's keys and values once.
+"""Attention over prefixes prefixes: many questions read one memory's keys and values once.
 
 Registered with transformers' public AttentionInterface, so no class is patched. Rows of a batch that share a prefix
 (one stream's questions) multiply against it as one matrix; the parts, prefix and own, are joined by their
@@ -31,7 +31,7 @@ class PrefixKV:
     values: Tensor
     bias: Tensor | None
 
-    def behind(self, count: int) -> PrefixKV:
+    def skip(self, count: int) -> PrefixKV:
         """The same without its first `count`."""
         bias = None if self.bias is None else self.bias[count:]
         return PrefixKV(self.keys[:, :, count:], self.values[:, :, count:], bias)
@@ -63,54 +63,54 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     prefix: Sequence[Any] = (),
-    watch: QueryHook | None = None,
-    asking: Sequence[PrefixQueries | None] = (),
+    query_hook: QueryHook | None = None,
+    prefix_queries: Sequence[PrefixQueries | None] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
 
     `attention_mask` (B or 1, 1, n, m) speaks of the own part only: True or 0 is seen. `prefix` holds views with
-    `shared(layer) -> Shared`; `watch` is shown the queries; `asking` says, layer by layer, which tokens look at the
+    `prefixes(layer) -> Shared`; `query_hook` is shown the queries; `prefix_queries` says, layer by layer, which tokens look at the
     prefix, all where it is None or nothing is said. Returns (B, n, heads, D) and None for the weights.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if watch is not None:
-        watch(module.layer_idx, query, scale)
-    shared = [view.shared(module.layer_idx) for view in prefix]
-    shared = [part for part in shared if part.keys.shape[2]]
-    if not shared:
+    if query_hook is not None:
+        query_hook(module.layer_idx, query, scale)
+    prefixes = [view.prefix_kv(module.layer_idx) for view in prefix]
+    prefixes = [part for part in prefixes if part.keys.shape[2]]
+    if not prefixes:
         grouped = query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=grouped
         )
         return out.transpose(1, 2), None
-    among = asking[module.layer_idx] if asking else None
-    parts = [_over_shared(query, part, scale, among) for part in shared]
-    parts.append(_over_own(query, key, value, attention_mask, scale))
-    return _joined(parts).to(query.dtype).transpose(1, 2), None
+    queries = prefix_queries[module.layer_idx] if prefix_queries else None
+    parts = [_attend_prefix(query, part, scale, queries) for part in prefixes]
+    parts.append(_attend_own(query, key, value, attention_mask, scale))
+    return _merge_by_lse(parts).to(query.dtype).transpose(1, 2), None
 
 
-def _over_shared(
-    query: Tensor, part: PrefixKV, scale: float, among: PrefixQueries | None
+def _attend_prefix(
+    query: Tensor, part: PrefixKV, scale: float, queries: PrefixQueries | None
 ) -> tuple[Tensor, Tensor]:
     """Output (B, heads, n, D) and log-sum-exp (B, heads, n, 1), float32: all rows as one matrix per kv head."""
     batch, heads, count, width = query.shape
     tokens = query.transpose(0, 1).reshape(heads, batch * count, width)
-    if among is not None:
-        tokens = tokens[:, among.tokens]
+    if queries is not None:
+        tokens = tokens[:, queries.tokens]
     rows = tokens.reshape(1, part.keys.shape[1], -1, width)
     bias = None if part.bias is None else part.bias[None, None, None]
     out, lse = _attention(rows, part.keys, part.values, bias, scale)
     out, lse = out.reshape(*tokens.shape), lse.reshape(*tokens.shape[:2], 1)
-    if among is not None:
-        out, lse = out[:, among.of], lse[:, among.of]
+    if queries is not None:
+        out, lse = out[:, queries.of], lse[:, queries.of]
     return (
         out.reshape(heads, batch, count, width).transpose(0, 1),
         lse.reshape(heads, batch, count, 1).transpose(0, 1),
     )
 
 
-def _over_own(
+def _attend_own(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The same over each row's own keys and values."""
@@ -152,7 +152,7 @@ def _attention(
     return out, lse
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _merge_by_lse(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Softmax over all parts from each part's own softmax and log-sum-exp."""
     total = reduce(torch.logaddexp, (lse for _, lse in parts))
     return reduce(torch.add, (out * (lse - total).exp() for out, lse in parts))

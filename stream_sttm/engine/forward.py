@@ -30,13 +30,13 @@ def run_layers(
     mask: Tensor | None,
     cache: Any,
     prefix: Sequence[Any] = (),
-    watch: QueryHook | None = None,
-    asking: Sequence[PrefixQueries | None] = (),
+    query_hook: QueryHook | None = None,
+    prefix_queries: Sequence[PrefixQueries | None] = (),
 ) -> Tensor:
     """(B, N, C) through layers [first, last) -> (B, N, C).
 
     `positions` (axes, B, N) as stored in the cache; `mask` (B or 1, 1, N, own keys), None for all; `cache` takes each
-    layer's keys and values by `update`; `prefix` holds what every row also sees, `watch` is shown the queries, `asking`
+    layer's keys and values by `update`; `prefix` holds what every row also sees, `query_hook` is shown the queries, `prefix_queries`
     says for each of the model's layers which tokens look at the prefix (see attention.attend).
     """
     rotation = model.rotary(hidden, positions)
@@ -48,8 +48,8 @@ def run_layers(
             past_key_values=cache,
             use_cache=True,
             prefix=prefix,
-            watch=watch,
-            asking=asking,
+            query_hook=query_hook,
+            prefix_queries=prefix_queries,
         )
         hidden = out[0] if isinstance(out, tuple) else out
     return hidden

@@ -85,7 +85,7 @@ class Sessions:
         reducer = reducer_for(self._model, self._reducer, fps / self._model.frames_per_token)
         session = StreamSession(self._model, reducer, self._plan, stream=stream, fps=fps)
         if self._archives is not None:
-            session.archive = self._archives.of_new_memory(stream)
+            session.archive = self._archives.for_new_session(stream)
         return session
 
     def put(self, session: StreamSession) -> None:
@@ -138,7 +138,7 @@ class Sessions:
         archive = self._archives.of(stream) if self._archives is not None else None
         if archive is None:
             return None
-        return SavedPast(stream, self._clock(), self._past_fits(), archive.contents())
+        return SavedPast(stream, self._clock(), self._past_fits(), archive.snapshot())
 
     def restore_past(self, saved: SavedPast) -> int:
         """Keep again what was kept, once the stream's memory is back if it is; raises StateError as `restore` does.
@@ -150,8 +150,8 @@ class Sessions:
             raise StateError(why or "nothing of the past is to be kept")
         session = self._sessions.get(saved.stream)
         emitted = 0 if session is None else session.cache.deep.emitted
-        archive = self._archives.begun(saved.stream)
-        archive.take_back(saved.contents, emitted=emitted, now=self._clock())
+        archive = self._archives.get_or_create(saved.stream)
+        archive.restore(saved.snapshot, emitted=emitted, now=self._clock())
         return len(archive)
 
     @property

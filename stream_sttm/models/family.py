@@ -77,18 +77,18 @@ class VideoLLM(ABC):
         from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-        place = _device(device)
-        number = _dtype(dtype, place)
+        torch_device = _device(device)
+        torch_dtype = _dtype(dtype, torch_device)
         model: Any
         try:
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=number)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch_dtype)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             first = (
                 str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             )
             raise ModelError(f"model {name!r} can't be loaded: {first}") from error
-        model = model.to(place).eval().requires_grad_(False)
+        model = model.to(torch_device).eval().requires_grad_(False)
         _check_layout(model.model.language_model, name)
         return cls(model, tokenizer, name=name, processor=_processor(source))
 

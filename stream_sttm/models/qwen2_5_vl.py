@@ -15,7 +15,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from stream_sttm.models import regions
 from stream_sttm.models.family import Defaults, VideoLLM
 from stream_sttm.models.preprocess import CLIP, fit, normalize, patchify, resize
-from stream_sttm.models.regions import Kept, Partial, Whole
+from stream_sttm.models.regions import FullPass, PartialPass, TowerState
 from stream_sttm.visual_tokens import VisualTokens
 
 _LEAST_PIXELS, _MOST_PIXELS = (
@@ -70,39 +70,41 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return torch.cat(tuple(features)).reshape(times, rows // merge, columns // merge, -1)
 
     def encode_regions(
-        self, pixels: tuple[Tensor, Tensor], changed: Tensor | None, kept: Kept | None
-    ) -> tuple[Tensor, Kept]:
+        self, pixels: tuple[Tensor, Tensor], changed: Tensor | None, kept: TowerState | None
+    ) -> tuple[Tensor, TowerState]:
         """As every family's; keeps the tower's keys and values of one token frame."""
         patches, grid = pixels
         times, height, width = grid[0].tolist()
         merge = self.config.vision_config.spatial_merge_size
         rows, columns = height // merge, width // merge
         if changed is None or kept is None or kept.features.shape[:2] != (rows, columns):
-            whole = Whole()
+            whole = FullPass()
             out: Any = self.core.visual(patches, grid_thw=grid, regions=whole)
             features = out.pooler_output.reshape(times, rows, columns, -1)
-            return features, Kept(features[-1].clone(), whole.newest(height * width))
+            return features, TowerState(features[-1].clone(), whole.newest(height * width))
         features = kept.features.repeat(times, 1, 1, 1)
         if not bool(changed.any()):
             return features, kept
         order, ends = self._windows(grid)
-        places = changed.to(grid.device).reshape(-1).repeat(times)[order].nonzero()[:, 0]
-        cells = order[places]  # the tower's own order is by window
+        indices = changed.to(grid.device).reshape(-1).repeat(times)[order].nonzero()[:, 0]
+        cells = order[indices]  # the tower's own order is by window
         units = torch.arange(merge * merge, device=grid.device)
-        mine, own = ((of[:, None] * len(units) + units).reshape(-1) for of in (cells, places))
-        part = Partial(kept.layers, own, times, self._groups(grid, ends))
-        at_once = torch.tensor([0, len(mine)], dtype=torch.int32, device=grid.device)
+        patch_ids, row_ids = (
+            (of[:, None] * len(units) + units).reshape(-1) for of in (cells, indices)
+        )
+        part = PartialPass(kept.layers, row_ids, times, self._groups(grid, ends))
+        one_sequence = torch.tensor([0, len(patch_ids)], dtype=torch.int32, device=grid.device)
         out = self.core.visual(
-            patches[mine],
+            patches[patch_ids],
             grid_thw=grid,
-            position_ids=get_vision_position_ids(grid, merge)[mine],
-            cu_seqlens=at_once,
-            cu_window_seqlens=at_once,
+            position_ids=get_vision_position_ids(grid, merge)[patch_ids],
+            cu_seqlens=one_sequence,
+            cu_window_seqlens=one_sequence,
             window_index=torch.arange(len(cells), device=grid.device),
             regions=part,
         )
         features.view(-1, features.shape[-1])[cells] = out.pooler_output
-        return features, Kept(features[-1].clone(), part.seen)
+        return features, TowerState(features[-1].clone(), part.seen)
 
     def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """The cells (N,) in the order of their windows, and where each window ends, in patches."""

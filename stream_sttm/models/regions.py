@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class TowerState:
     """What a tower made of a token frame: features (H, W, C); by attention layer, keys and values (1, heads, N, D)."""
 
     features: Tensor
@@ -29,12 +29,12 @@ class Kept:
 
 
 @dataclass(slots=True)
-class Whole:
+class FullPass:
     """One pass with every patch; notes each layer's keys and values, in the order in which they come."""
 
     seen: dict[nn.Module, list[Pair]] = field(default_factory=dict)
 
-    def take(self, layer: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+    def select(self, layer: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
         """What is attended over: what came."""
         self.seen.setdefault(layer, []).append((keys, values))
         return keys, values, None
@@ -51,7 +51,7 @@ class Whole:
 
 
 @dataclass(slots=True)
-class Partial:
+class PartialPass:
     """One pass with the patches `rows` (n,) of `frames` token frames, over what is kept of all others.
 
     `groups`: per layer, which patches (frames * N,) see each other: those of one number; None for all.
@@ -63,7 +63,7 @@ class Partial:
     groups: Mapping[nn.Module, Tensor | None]
     seen: dict[nn.Module, Pair] = field(default_factory=dict)
 
-    def take(
+    def select(
         self, layer: nn.Module, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """What is attended over: every patch, these as they are now; and (n, frames * N) which of them are seen."""
@@ -94,12 +94,12 @@ def attend(  # noqa: PLR0913 - as the library calls it
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    regions: Whole | Partial | None = None,
+    regions: FullPass | PartialPass | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention without a causal order, (B, heads, n, D) -> (B, n, heads, D); `regions` says over what."""
     mask = attention_mask
     if regions is not None:
-        key, value, mask = regions.take(module, key, value)
+        key, value, mask = regions.select(module, key, value)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return out.transpose(1, 2), None

@@ -19,8 +19,8 @@ class Fifo:
         return oldest_first(held, torch.ones(len(held), dtype=torch.bool), drop=drop)
 
 
-def oldest_first(held: Held, stays: Tensor, *, drop: int) -> Tensor:
-    """`stays` (N,) bool without its oldest frames, so many that at least `drop` of all tokens go."""
-    left = stays.nonzero()[:, 0]
+def oldest_first(held: Held, keep: Tensor, *, drop: int) -> Tensor:
+    """`keep` (N,) bool without its oldest frames, so many that at least `drop` of all tokens go."""
+    left = keep.nonzero()[:, 0]
     missing = drop - (len(held) - len(left))
-    return stays if missing <= 0 else stays & (held.frames > held.frames[left[missing - 1]])
+    return keep if missing <= 0 else keep & (held.frames > held.frames[left[missing - 1]])

@@ -1,4 +1,4 @@
-"""Least recently seen first: what is still in view stays, however early it came; what left long ago goes."""
+"""Least recently seen first: what is still in view keep, however early it came; what left long ago goes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ class LeastRecentlySeen:
     def __call__(self, held: Held, *, drop: int) -> Tensor:
         """All but the `drop` tokens that nothing has shown for the longest time."""
         order = torch.argsort(held.last_seen, stable=True)
-        stays = torch.ones(len(held), dtype=torch.bool)
-        stays[order[:drop]] = False
-        return stays
+        keep = torch.ones(len(held), dtype=torch.bool)
+        keep[order[:drop]] = False
+        return keep

@@ -42,13 +42,13 @@ class Tiered:
         count = int(ages[-1]) + 1
         middle = ages < count - round(count * self.recent)
         oldest = ages < count - round(count * (self.recent + self.coarse))
-        places = held.boxes[:, 1:3] // self.cell
-        width = int(places[:, 1].max()) + 1
-        coarse = ages * (int(places[:, 0].max()) + 1) * width + places[:, 0] * width + places[:, 1]
-        stays = ~middle | _largest(held, coarse)
-        if int((~stays).sum()) < drop:
-            stays &= ~oldest | _largest(held, ages)
-        return oldest_first(held, stays, drop=drop)
+        cells = held.boxes[:, 1:3] // self.cell
+        width = int(cells[:, 1].max()) + 1
+        coarse = ages * (int(cells[:, 0].max()) + 1) * width + cells[:, 0] * width + cells[:, 1]
+        keep = ~middle | _largest(held, coarse)
+        if int((~keep).sum()) < drop:
+            keep &= ~oldest | _largest(held, ages)
+        return oldest_first(held, keep, drop=drop)
 
 
 def _largest(held: Held, groups: Tensor) -> Tensor:

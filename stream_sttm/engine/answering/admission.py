@@ -10,7 +10,7 @@ from stream_sttm.types import Question
 
 
 def check(
-    question: Question, *, forms: AnswerFormats, plan: MemoryPlan, limits: AnsweringSettings
+    question: Question, *, formats: AnswerFormats, plan: MemoryPlan, limits: AnsweringSettings
 ) -> None:
     """Raise QuestionRejected for a question that is empty or too long, and where there can be no answer to it."""
     if not question.text.strip():
@@ -19,13 +19,13 @@ def check(
         raise QuestionRejected(
             f"the question has {len(question.text)} characters; at most {limits.max_question_chars} are taken"
         )
-    forms.check(question.form)
+    formats.check(question.form)
     if question.recall == "always" and plan.recall is None:
         raise QuestionRejected(
             "the question is to recall what has left the memory, but nothing of that is kept; "
             "set memory.recall.when to auto or always"
         )
-    tokens = len(forms.prompt(question)) + question.max_new_tokens
+    tokens = len(formats.prompt(question)) + question.max_new_tokens
     if tokens > plan.question_tokens:
         raise QuestionRejected(
             f"the question and the longest answer to it have {tokens} tokens; "

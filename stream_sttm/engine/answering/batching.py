@@ -1,6 +1,6 @@
-"""How questions of one stream that look at the same become batches: most of them one, each that looks back its own.
+"""How questions of one stream that look at the same become batches: most of them one, each that looks back its context.
 
-What a question recalls is its own, so it gets a view of its own, made in a step of its own; all others share one.
+What a question recalls is its context, so it gets a view of its context, made in a step of its context; all others share one.
 Who asks of the last seconds alone is shown nothing older.
 """
 
@@ -20,7 +20,7 @@ from stream_sttm.types import Question
 
 
 def make_batches(
-    model: VideoLLM, session: StreamSession, questions: Sequence[Question], known: AnswerFormats
+    model: VideoLLM, session: StreamSession, questions: Sequence[Question], formats: AnswerFormats
 ) -> list[AnswerBatch]:
     """At least one batch, from the memory as it is now, for questions that agree in their `look`."""
     window_s, fresh_frames = questions[0].look
@@ -28,43 +28,45 @@ def make_batches(
     is_plain = window_s is not None or all(question.recall == "never" for question in questions)
     past = None if is_plain else recall_context(session, view)
     if past is None:
-        return [AnswerBatch(model, view, questions, known)]
-    back = [question for question in questions if past.recall_mode(question) == "always"]
-    here = [question for question in questions if past.recall_mode(question) != "always"]
-    may_turn = any(past.recall_mode(question) == "auto" for question in here)
-    batches = _looking_back(model, past, back, known)
-    if here:
-        own = past if may_turn else None
-        batches.insert(0, AnswerBatch(model, view, here, known, past=own))
+        return [AnswerBatch(model, view, questions, formats)]
+    lookback = [question for question in questions if past.recall_mode(question) == "always"]
+    direct = [question for question in questions if past.recall_mode(question) != "always"]
+    may_look_back = any(past.recall_mode(question) == "auto" for question in direct)
+    batches = _lookback_batches(model, past, lookback, formats)
+    if direct:
+        context = past if may_look_back else None
+        batches.insert(0, AnswerBatch(model, view, direct, formats, past=context))
     return batches
 
 
-def split_lookback(model: VideoLLM, batch: AnswerBatch, known: AnswerFormats) -> list[AnswerBatch]:
+def split_lookback(
+    model: VideoLLM, batch: AnswerBatch, formats: AnswerFormats
+) -> list[AnswerBatch]:
     """Batches for the questions of a batch that turned out to look back."""
     if batch.past is None:
         return []
-    more = _looking_back(model, batch.past, batch.looking_back, known)
+    batches = _lookback_batches(model, batch.past, batch.looking_back, formats)
     batch.looking_back = []
-    return more
+    return batches
 
 
-def _looking_back(
-    model: VideoLLM, past: RecallContext, questions: Sequence[Question], known: AnswerFormats
+def _lookback_batches(
+    model: VideoLLM, past: RecallContext, questions: Sequence[Question], formats: AnswerFormats
 ) -> list[AnswerBatch]:
     batches = []
     for question in questions:
-        before = _retold(past, question, known)
-        batch = AnswerBatch(model, past.view, [question], known, before=before)
-        batch.opening = partial(past.recalled, question)
+        history = _history_for(past, question, formats)
+        batch = AnswerBatch(model, past.view, [question], formats, history=history)
+        batch.make_view = partial(past.recalled, question)
         batches.append(batch)
     return batches
 
 
-def _retold(past: RecallContext, question: Question, known: AnswerFormats) -> str:
-    """The newest earlier answers that a question has room for; its own are left out, or it would agree with itself."""
+def _history_for(past: RecallContext, question: Question, formats: AnswerFormats) -> str:
+    """The newest earlier answers that a question has room for; its context are left out, or it would agree with itself."""
     others = [event for event in past.events if event.query != question.query]
     for count in range(min(past.plan.log, len(others)), 0, -1):
-        before = history_prompt(others[-count:], now=past.view.span[1])
-        if len(known.prompt(question, before)) + question.max_new_tokens <= past.text_room:
-            return before
+        history = history_prompt(others[-count:], now=past.view.span[1])
+        if len(formats.prompt(question, history)) + question.max_new_tokens <= past.text_room:
+            return history
     return ""

@@ -24,7 +24,7 @@ from stream_sttm.types import AnswerType, Form, Question, Structured
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_WORDS = [
+_NUMBER_WORDS = [
     "zero",
     "one",
     "two",
@@ -39,10 +39,10 @@ _WORDS = [
     "eleven",
     "twelve",
 ]
-_SPELT = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in _WORDS)
-_NUMBER = rf" ?(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{_SPELT})"
+_SPELT_NUMBERS = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in _NUMBER_WORDS)
+_NUMBER = rf" ?(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{_SPELT_NUMBERS})"
 _YES_NO = {"yes": True, "no": False}
-_TOLD = {
+_INSTRUCTIONS = {
     AnswerType.YES_NO: "Answer yes or no.",
     AnswerType.CHOICE: "Answer with one of: {choices}.",
     AnswerType.NUMBER: "Answer with a number only.",
@@ -66,7 +66,7 @@ class Options:
     """All of them, and whether the first token alone tells which is said."""
 
     options: tuple[Option, ...]
-    are_told_apart: bool
+    differ_in_first_token: bool
 
     @cached_property
     def firsts(self) -> tuple[Tensor, Tensor]:
@@ -95,11 +95,13 @@ class Grammar:
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return torch.from_numpy(bits[: self._vocabulary].astype(bool))
 
-    def take(self, token: int) -> bool:
+    def accept(self, token: int) -> bool:
         """Say `token`; True where nothing can follow it."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise ModelError(f"the grammar of an answer failed: {_line(self._matcher.get_error())}")
+            raise ModelError(
+                f"the grammar of an answer failed: {_first_line(self._matcher.get_error())}"
+            )
         return bool(self._matcher.is_stopped())
 
 
@@ -109,24 +111,28 @@ class AnswerFormats:
     def __init__(self, model: VideoLLM) -> None:
         self._model = model
         self._compiled = lru_cache(_SCHEMAS_KEPT)(self._compile)
-        self._options = lru_cache(_SCHEMAS_KEPT)(self._spelt)
-        self._asked = lru_cache(_PROMPTS_KEPT)(model.ask)
+        self._options = lru_cache(_SCHEMAS_KEPT)(self._build_options)
+        self._tokenize = lru_cache(_PROMPTS_KEPT)(model.ask)
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        told = _plain(self._model.tokenizer)
-        return LLTokenizer(told, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos))
+        tokenizer_json = _tokenizer_json(self._model.tokenizer)
+        return LLTokenizer(
+            tokenizer_json, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos)
+        )
 
-    def prompt(self, question: Question, before: str = "") -> Sequence[int]:
+    def prompt(self, question: Question, history: str = "") -> Sequence[int]:
         """The token ids of a question, behind the text `before`; where the model wants it, told its form."""
-        form, text = question.form, f"{before}{question.text.strip()}"
-        told = _TOLD.get(form.type)
-        if told is not None and self._model.tuned.instruct:
-            told = told.format(choices="; ".join(form.choices), schema=form.json_schema or "{}")
-            text = f"{text}\n{told}"
-        return self._asked(text, question.turns)
+        form, text = question.form, f"{history}{question.text.strip()}"
+        instruction = _INSTRUCTIONS.get(form.type)
+        if instruction is not None and self._model.tuned.instruct:
+            instruction = instruction.format(
+                choices="; ".join(form.choices), schema=form.json_schema or "{}"
+            )
+            text = f"{text}\n{instruction}"
+        return self._tokenize(text, question.turns)
 
     def check(self, form: Form) -> None:
         """Raise QuestionRejected where no answer can have this form."""
@@ -156,10 +162,10 @@ class AnswerFormats:
         matcher = None if fault else LLMatcher(self._tokens, grammar)
         fault = fault or (matcher.get_error() if matcher is not None and matcher.is_error() else "")
         if matcher is None or fault:
-            raise QuestionRejected(f"json_schema: no answer can follow it: {_line(fault)}")
+            raise QuestionRejected(f"json_schema: no answer can follow it: {_first_line(fault)}")
         return matcher
 
-    def _spelt(self, texts: tuple[str, ...]) -> Options:
+    def _build_options(self, texts: tuple[str, ...]) -> Options:
         options = tuple(
             Option(text, _YES_NO.get(text, text), self._spellings(text)) for text in texts
         )
@@ -179,7 +185,7 @@ class AnswerFormats:
         return tuple(dict.fromkeys(ids for ids in found if ids))
 
 
-def _plain(tokenizer: Any) -> str:
+def _tokenizer_json(tokenizer: Any) -> str:
     """A tokenizer as JSON that takes text as it stands.
 
     Where a grammar leaves one way to go on, its text is cut into tokens; a normalizer or a space put before it would
@@ -188,13 +194,13 @@ def _plain(tokenizer: Any) -> str:
     backend = copy.copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
-    told = json.loads(backend.to_str())
-    told["normalizer"] = None
-    cutter = told.get("pre_tokenizer") or {}
+    as_dict = json.loads(backend.to_str())
+    as_dict["normalizer"] = None
+    cutter = as_dict.get("pre_tokenizer") or {}
     for part in [cutter, *cutter.get("pretokenizers", [])]:
         if "add_prefix_space" in part:
             part["add_prefix_space"] = False
-    return json.dumps(told)
+    return json.dumps(as_dict)
 
 
 def _json_grammar(schema: str) -> str:
@@ -206,10 +212,10 @@ def _json_grammar(schema: str) -> str:
             schema or '{"type": "object"}', defaults={"whitespace_flexible": False}
         )
     except ValueError as error:
-        raise QuestionRejected(f"json_schema: {_line(str(error))}") from error
+        raise QuestionRejected(f"json_schema: {_first_line(str(error))}") from error
 
 
-def _line(text: str) -> str:
+def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "it is empty")
 
 
@@ -220,8 +226,8 @@ def structured(text: str, form: Form) -> Structured:
         return value
     if form.type is AnswerType.NUMBER:
         word = text.strip().casefold()
-        if word in _WORDS:
-            return _WORDS.index(word)
+        if word in _NUMBER_WORDS:
+            return _NUMBER_WORDS.index(word)
         number = float(word)
         return int(number) if number.is_integer() and "." not in word else number
     return None

@@ -19,7 +19,8 @@ def history_prompt(events: Sequence[PastAnswer], *, now: float) -> str:
     if not events:
         return ""
     lines = [
-        f"- {_when(event, now)}: {_line(event.question)} {_line(event.answer)}" for event in events
+        f"- {_when(event, now)}: {_shorten(event.question)} {_shorten(event.answer)}"
+        for event in events
     ]
     return "\n".join([_HEAD, *lines, "", ""])
 
@@ -35,6 +36,6 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _line(text: str) -> str:
+def _shorten(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"

@@ -38,13 +38,13 @@ class SequenceState:
     ids: list[int] = field(default_factory=list)
     log: float = 0.0
 
-    def chosen(self, weights: Sequence[float], view: View) -> Completion:
+    def complete_choice(self, weights: Sequence[float], view: View) -> Completion:
         """The best of its options, by what each is worth."""
         assert self.options is not None
         confidence, option = max(zip(weights, self.options.options, strict=True), key=itemgetter(0))
         return Completion(self.question, option.text, self._counts(view), option.value, confidence)
 
-    def written(self, model: VideoLLM, view: View, *, is_end: bool) -> Completion:
+    def complete_text(self, model: VideoLLM, view: View, *, is_end: bool) -> Completion:
         """What it has written; `is_end`: of its own will."""
         question, text, tokens = self.question, model.answer(self.ids), self._counts(view)
         if self.grammar is None:

@@ -36,7 +36,7 @@ class FrameHistory:
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
         self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of those that ran
 
-    def take(
+    def append(
         self, features: Tensor, captured: Sequence[float], states: Tensor | None = None
     ) -> None:
         """Count a window's frames (T, H, W, C), captured at those wall clocks, and keep the newest as they are.
@@ -57,9 +57,9 @@ class FrameHistory:
         self._ring.extend(features)
         self._states.extend([] if states is None else states)
 
-    def forget(self, before: int) -> None:
+    def drop_before(self, frame: int) -> None:
         """Let go of all frames before one of them."""
-        while self.records[0].frame < before:
+        while self.records[0].frame < frame:
             self.records.popleft()
 
     def within(self, seconds: float | None) -> list[FrameRecord]:

@@ -1,4 +1,4 @@
-"""Keys or values of one layer, one slot a token: in the model's own numbers, or in 8 bits with a scale each.
+"""Keys or values of one layer, one slot a token: in the model's own values, or in 8 bits with a scale each.
 
 8 bits: every token and head has a scale of its own, its greatest magnitude over the greatest code, so one outlier
 spoils one vector only. Reading gives the model's numbers again. Knows no positions and no layers.
@@ -37,12 +37,12 @@ class KVBuffer:
 
     def __init__(self, shape: CacheShape, count: int) -> None:
         size = (1, shape.kv_heads, count, shape.head_dim)
-        stored, self._most = _CODES.get(shape.format, (shape.dtype, 0.0))
+        stored, self._max_code = _CODES.get(shape.format, (shape.dtype, 0.0))
         self._dtype = shape.dtype
         self._codes = torch.empty(size, dtype=stored, device=shape.device)
         self._scales = (
             torch.empty((*size[:3], 1), dtype=torch.float32, device=shape.device)
-            if self._most
+            if self._max_code
             else None
         )
 
@@ -51,15 +51,15 @@ class KVBuffer:
         """Bytes allocated."""
         return sum(part.nbytes for part in self._parts())
 
-    def write(self, start: int, numbers: Tensor) -> None:
+    def write(self, start: int, values: Tensor) -> None:
         """Put (1, heads, n, D) at slots from `start` on."""
-        here = slice(start, start + numbers.shape[2])
+        here = slice(start, start + values.shape[2])
         if self._scales is None:
-            self._codes[:, :, here] = numbers
+            self._codes[:, :, here] = values
             return
-        numbers = numbers.float()
-        scales = numbers.abs().amax(-1, keepdim=True).div_(self._most).clamp_min_(1e-12)
-        codes = numbers / scales
+        values = values.float()
+        scales = values.abs().amax(-1, keepdim=True).div_(self._max_code).clamp_min_(1e-12)
+        codes = values / scales
         if self._codes.dtype == torch.int8:
             codes = codes.round_()
         self._codes[:, :, here] = codes.to(self._codes.dtype)
@@ -67,7 +67,7 @@ class KVBuffer:
 
     def read(self, end: int) -> Tensor:
         """Slots [0, end) in the model's numbers; a view where they are stored so."""
-        return self.view(end).numbers()
+        return self.view(end).dequantized()
 
     def view(self, end: int) -> KVBufferView:
         """Slots [0, end) as they are now, for as long as nobody writes there."""
@@ -78,7 +78,7 @@ class KVBuffer:
         for part in self._parts():
             part[:, :, start : start + len(rows)] = part[:, :, start + rows]
 
-    def copied(
+    def copy_rows(
         self, into: KVBuffer, kept: Tensor, *, to: int, rerotated: Callable[[Tensor], Tensor] | None
     ) -> None:
         """Write the slots `kept` into others from slot `to` on, `rerotated` on the way; codes are not rounded twice."""
@@ -114,9 +114,9 @@ class KVBufferView:
     end: int
     dtype: torch.dtype
 
-    def numbers(self) -> Tensor:
-        """(1, heads, end, D) in the model's numbers."""
-        return self._decoded(
+    def dequantized(self) -> Tensor:
+        """(1, heads, end, D) in the model's values."""
+        return self._dequantize(
             self.codes[:, :, : self.end],
             None if self.scales is None else self.scales[:, :, : self.end],
         )
@@ -124,9 +124,9 @@ class KVBufferView:
     def at(self, slots: Tensor) -> Tensor:
         """(1, heads, n, D) of some slots."""
         scales = None if self.scales is None else _rows(self.scales, slots)
-        return self._decoded(_rows(self.codes, slots), scales)
+        return self._dequantize(_rows(self.codes, slots), scales)
 
-    def _decoded(self, codes: Tensor, scales: Tensor | None) -> Tensor:
+    def _dequantize(self, codes: Tensor, scales: Tensor | None) -> Tensor:
         if scales is None:
             return codes
         return (codes.float() * scales).to(self.dtype)

@@ -1,7 +1,7 @@
 """The storage of some layers of one length: preallocated keys and values behind a pinned prefix.
 
 Slots [0, pinned) of a buffer are the preamble, the rest are visual tokens in stream order. Written slots never change:
-appends go behind them, eviction and rebasing write new storage, so a view stays what it was until its last reader lets
+appends go behind them, eviction and rebasing write new storage, so a view keep what it was until its last reader lets
 go. Knows no model beyond shapes, and no time.
 
 Positions on the time axis are counted from the stream's start and never wrap; keys are stored `offset` below that,
@@ -34,9 +34,9 @@ class LayerGroup:
         self.first, self.last = first, last
         self.pinned, self.capacity = pinned, capacity
         self._shape = shape
-        self._keys = [self._storage() for _ in range(first, last)]
-        self._values = [self._storage() for _ in range(first, last)]
-        self._masters: list[Tensor] = []
+        self._keys = [self._new_buffer() for _ in range(first, last)]
+        self._values = [self._new_buffer() for _ in range(first, last)]
+        self._pinned_keys: list[Tensor] = []
         self.table = TokenTable.empty()
         self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
         self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
@@ -63,7 +63,7 @@ class LayerGroup:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
-        return sum(slots.nbytes for slots in (*self._keys, *self._values))
+        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
     def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
@@ -76,7 +76,9 @@ class LayerGroup:
     def pin(self) -> None:
         """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
         self.written = self.pinned
-        self._masters = [keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys]
+        self._pinned_keys = [
+            keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys
+        ]
 
     def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
         """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
@@ -96,10 +98,10 @@ class LayerGroup:
         Those that stay are numbered as if the others had never been.
         """
         old = len(self) - newest
-        start, places = self.written - newest, rows.cpu()
+        start, indices = self.written - newest, rows.cpu()
         for stored in (*self._keys, *self._values):
             stored.move(start, rows)
-        new = self.table.at(slice(old, None)).at(places)
+        new = self.table.at(slice(old, None)).at(indices)
         self.table, sizes = self.table.at(slice(old)), self.sizes[old + rows]
         self.emitted -= newest
         self.written = start
@@ -114,7 +116,7 @@ class LayerGroup:
         slots, is_held = self._slots(serials)
         self.sizes.index_add_(0, slots, counts.float() * is_held)
 
-    def see(self, serials: Tensor, frames: Tensor) -> None:
+    def mark_seen(self, serials: Tensor, frames: Tensor) -> None:
         """Note the last frames (K,) that showed what some tokens stand for."""
         slots, is_held = self._slots(serials)
         shown = torch.where(is_held, frames, self.last_seen[slots])
@@ -127,14 +129,14 @@ class LayerGroup:
         slots = slots.clamp(max=self.capacity - 1)
         return slots, is_held & (self._serials[slots] == serials)
 
-    def evict(self, stays: Tensor, turn: Turn, *, origin: int) -> Tensor:
-        """Keep only the visual tokens of `stays` (N,) bool and move the pinned prefix up to `origin` on the time axis.
+    def evict(self, keep: Tensor, turn: Turn, *, origin: int) -> Tensor:
+        """Keep only the visual tokens of `keep` (N,) bool and move the pinned prefix up to `origin` on the time axis.
 
         Returns the serials of the others, on the CPU.
         """
-        gone = self.table.serials[~stays]
-        self._rewrite(stays.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
-        return gone
+        evicted = self.table.serials[~keep]
+        self._rewrite(keep.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
+        return evicted
 
     def rebase(self, turn: Turn) -> None:
         """Store every key as far down as it goes: the pinned prefix returns to position 0."""
@@ -147,14 +149,16 @@ class LayerGroup:
         moved = partial(rerotated, cos=shift[0], sin=shift[1]) if shift else None
         kept = slots.to(self.sizes.device)
         end, first = self.pinned + len(kept), torch.arange(self.pinned, device=kept.device)
-        for place, (keys, values, master) in enumerate(
-            zip(self._keys, self._values, self._masters, strict=True)
+        for index, (keys, values, master) in enumerate(
+            zip(self._keys, self._values, self._pinned_keys, strict=True)
         ):
-            new_keys, new_values = self._storage(), self._storage()
+            new_keys, new_values = self._new_buffer(), self._new_buffer()
             new_keys.write(0, rerotated(master, *prefix))
-            keys.copied(new_keys, kept + self.pinned, to=self.pinned, rerotated=moved)
-            values.copied(new_values, torch.cat([first, kept + self.pinned]), to=0, rerotated=None)
-            self._keys[place], self._values[place] = new_keys, new_values
+            keys.copy_rows(new_keys, kept + self.pinned, to=self.pinned, rerotated=moved)
+            values.copy_rows(
+                new_values, torch.cat([first, kept + self.pinned]), to=0, rerotated=None
+            )
+            self._keys[index], self._values[index] = new_keys, new_values
         for name in _BY_TOKEN:
             old = getattr(self, name)
             fresh = torch.zeros_like(old)
@@ -178,8 +182,8 @@ class LayerGroup:
             "last_seen": self.last_seen[: len(self)].clone(),
             "turns": self.turns[: len(self)].clone(),
         }
-        for name, slots in self._named():
-            tensors |= {f"{name}.{n}": part for n, part in slots.saved(self.written).items()}
+        for name, buffer in self._buffers_by_name():
+            tensors |= {f"{name}.{n}": part for n, part in buffer.saved(self.written).items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -193,17 +197,17 @@ class LayerGroup:
         self.sizes[:held] = tensors["sizes"]
         self.last_seen[:held] = tensors["last_seen"]
         self.turns[:held] = tensors["turns"]
-        for name, slots in self._named():
+        for name, buffer in self._buffers_by_name():
             prefix = f"{name}."
             own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            slots.restore(own, self.written)
+            buffer.restore(own, self.written)
 
-    def _named(self) -> Iterator[tuple[str, KVBuffer]]:
-        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            yield f"keys.{place}", keys
-            yield f"values.{place}", values
+    def _buffers_by_name(self) -> Iterator[tuple[str, KVBuffer]]:
+        for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            yield f"keys.{index}", keys
+            yield f"values.{index}", values
 
-    def _storage(self) -> KVBuffer:
+    def _new_buffer(self) -> KVBuffer:
         return KVBuffer(self._shape, self.pinned + self.capacity)
 
     def view(self, *, length: int, bias: Tensor | None) -> LayerGroupView:

@@ -39,9 +39,9 @@ class Positions:
             return group.emitted + count
         return self._model.own_time(frame, grid, self._step)
 
-    def origin(self, group: LayerGroup, stays: Tensor, grid: Grid, *, frame: int) -> int:
+    def origin(self, group: LayerGroup, keep: Tensor, grid: Grid, *, frame: int) -> int:
         """Where the oldest frame begins of what stays (N,) bool; `frame` is the next to come."""
-        left = group.table.at(stays)
+        left = group.table.at(keep)
         if self._is_contiguous(group):
             return int(left.times[0]) if len(left) else group.emitted
         return self._model.own_time(int(left.frames[0]) if len(left) else frame, grid, self._step)
@@ -64,9 +64,9 @@ class Positions:
             return torch.arange(start, group.origin, device=self._model.device)[None], start
         frames = int(tokens.boxes[-1, 0]) + 1
         start = group.origin - self._model.own_time(frames, grid, self._step)
-        places = self._model.own_positions(tokens, grid, self._step)
-        places[0] += start
-        return places, start
+        position_ids = self._model.own_positions(tokens, grid, self._step)
+        position_ids[0] += start
+        return position_ids, start
 
     def frames_within(self, room: int, grid: Grid) -> int:
         """How many frames, of whatever tokens, take at most `room` positions."""

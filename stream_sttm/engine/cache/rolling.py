@@ -28,12 +28,12 @@ class CacheSnapshot:
     tokens: int
     hidden: int = 0
 
-    def shared(self, layer: int) -> PrefixKV:
+    def prefix_kv(self, layer: int) -> PrefixKV:
         """Keys, values and bias of one layer."""
         group = next(group for group in reversed(self.groups) if layer >= group.first)
         keys, values = group.keys[layer - group.first], group.values[layer - group.first]
-        whole = PrefixKV(keys.numbers(), values.numbers(), group.bias)
-        return whole.behind(self.hidden) if self.hidden else whole
+        whole = PrefixKV(keys.dequantized(), values.dequantized(), group.bias)
+        return whole.skip(self.hidden) if self.hidden else whole
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ class SuffixCache:
         self._values = [torch.empty_like(keys) for keys in self._keys]
         self.length = 0
         # those of its columns that the next ones are shown; None: all
-        self.seen: Tensor | None = None
+        self.visible: Tensor | None = None
         self.bias: dict[int, Tensor] = {}  # by layer, what weighs its columns as a prefix
 
     def update(
@@ -38,9 +38,9 @@ class SuffixCache:
         k, v = self._keys[layer_idx - self._first], self._values[layer_idx - self._first]
         k[:, :, self.length : end] = keys
         v[:, :, self.length : end] = values
-        if self.seen is None:
+        if self.visible is None:
             return k[:, :, :end], v[:, :, :end]
-        seen_keys, seen_values = k[:, :, self.seen], v[:, :, self.seen]
+        seen_keys, seen_values = k[:, :, self.visible], v[:, :, self.visible]
         return torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
 
     def commit(self, count: int) -> None:
@@ -63,11 +63,11 @@ class SuffixCache:
         self._keys = [keys[rows] for keys in self._keys]
         self._values = [values[rows] for values in self._values]
 
-    def shared(self, layer: int) -> PrefixKV:
+    def prefix_kv(self, layer: int) -> PrefixKV:
         """Its only row, as a prefix for others."""
-        place, length = max(0, layer - self._first), self.length if layer >= self._first else 0
+        index, length = max(0, layer - self._first), self.length if layer >= self._first else 0
         return PrefixKV(
-            self._keys[place][:, :, :length],
-            self._values[place][:, :, :length],
+            self._keys[index][:, :, :length],
+            self._values[index][:, :, :length],
             self.bias.get(layer),
         )

@@ -41,7 +41,7 @@ class SavedPast:
     stream: str
     saved_at: float
     fits: Mapping[str, Any]
-    contents: ArchiveSnapshot
+    snapshot: ArchiveSnapshot
 
 
 def path_of(folder: Path, stream: str) -> Path:
@@ -54,21 +54,21 @@ def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
 
     No file is larger than `largest` bytes but one of a single window.
     """
-    home, contents = path_of(folder, saved.stream), saved.contents
-    known = _known(home, contents.id)
-    parts = arranged(contents, known, largest)
+    home, snapshot = path_of(folder, saved.stream), saved.snapshot
+    known = _known(home, snapshot.id)
+    parts = arranged(snapshot, known, largest)
     held: dict[Span, str] = {}
     try:
         for part in parts:
-            held[part] = known.get(part) or _write_part(home, contents, part)
+            held[part] = known.get(part) or _write_part(home, snapshot, part)
         _write_manifest(home, saved, held)
     except (StateError, OSError) as error:
         for part in held:  # room on the disk for others
             if part not in known:
                 with suppress(OSError):
-                    _part(home, contents.id, part).unlink()
-        raise StateError(f"stream {saved.stream!r}: its past {_told(home, error)}") from error
-    _tidy(home, contents.id, held)
+                    _part(home, snapshot.id, part).unlink()
+        raise StateError(f"stream {saved.stream!r}: its past {_error_text(home, error)}") from error
+    _tidy(home, snapshot.id, held)
 
 
 def read(folder: Path, stream: str) -> SavedPast | None:
@@ -83,7 +83,7 @@ def read(folder: Path, stream: str) -> SavedPast | None:
         raise tensor_file.unreadable(home, error) from error
     if saved.stream != stream:
         raise StateError(f"{home}: holds the past of stream {saved.stream!r}")
-    _tidy(home, saved.contents.id, _spans(manifest.about))
+    _tidy(home, saved.snapshot.id, _spans(manifest.about))
     return saved
 
 
@@ -110,14 +110,14 @@ def saved_before(folder: Path, moment: float) -> list[str]:
     return [path.parent.name.removesuffix(_SUFFIX) for path in old]
 
 
-def arranged(contents: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
+def arranged(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
     """How the windows are spread over files: as `known` where that still holds, small new ones put together.
 
     What is new takes in the newest files as long as these are no larger than it, so that each window is written again
     a few times at most, however often and how little is saved.
     """
-    begin, end = contents.begin, contents.begin + len(contents.windows)
-    sums = [0, *accumulate(window.nbytes for window in contents.windows)]
+    begin, end = snapshot.begin, snapshot.begin + len(snapshot.windows)
+    sums = [0, *accumulate(window.nbytes for window in snapshot.windows)]
 
     def size(first: int, last: int) -> int:
         return sums[last - begin] - sums[first - begin]
@@ -173,48 +173,50 @@ def _saved(home: Path, manifest: tensor_file.Content) -> SavedPast:
             raise StateError(f"{path}: is not there, or not what the manifest beside it names")
         here = slice(span[0] - begin, span[1] - begin)
         windows += _windows(part.tensors, counts[here], captured[here])
-    contents = ArchiveSnapshot(
+    snapshot = ArchiveSnapshot(
         id=id_,
-        numbering=SerialLineage.told(about["numbering"]),
+        numbering=SerialLineage.from_dict(about["numbering"]),
         begin=begin,
         windows=tuple(windows),
         firsts=tuple(rows["firsts"].tolist()),
-        events=tuple(PastAnswer(*told) for told in json.loads(rows["events"].numpy().tobytes())),
+        events=tuple(
+            PastAnswer(*fields) for fields in json.loads(rows["events"].numpy().tobytes())
+        ),
     )
-    if not len(windows) == len(contents.firsts) == len(counts):
+    if not len(windows) == len(snapshot.firsts) == len(counts):
         raise ValueError(f"{len(windows)} windows, not {len(counts)}")
-    return SavedPast(str(about["stream"]), float(about["saved_at"]), dict(about["fits"]), contents)
+    return SavedPast(str(about["stream"]), float(about["saved_at"]), dict(about["fits"]), snapshot)
 
 
-def _write_part(home: Path, contents: ArchiveSnapshot, span: Span) -> str:
-    windows = contents.windows[span[0] - contents.begin : span[1] - contents.begin]
+def _write_part(home: Path, snapshot: ArchiveSnapshot, span: Span) -> str:
+    windows = snapshot.windows[span[0] - snapshot.begin : span[1] - snapshot.begin]
     tensors = {
         "features": torch.cat([window.read() for window in windows]),
         "keys": torch.cat([window.keys for window in windows], dim=1),
         "boxes": torch.cat([window.boxes for window in windows]),
         "sizes": torch.cat([window.sizes for window in windows]),
     }
-    return tensor_file.write(_part(home, contents.id, span), {"id": contents.id}, tensors)
+    return tensor_file.write(_part(home, snapshot.id, span), {"id": snapshot.id}, tensors)
 
 
 def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> None:
-    contents = saved.contents
+    snapshot = saved.snapshot
     about = {
         "stream": saved.stream,
         "saved_at": saved.saved_at,
         "fits": dict(saved.fits),
-        "id": contents.id,
-        "numbering": asdict(contents.numbering),
-        "begin": contents.begin,
+        "id": snapshot.id,
+        "numbering": asdict(snapshot.numbering),
+        "begin": snapshot.begin,
         "parts": [[*span, checksum] for span, checksum in held.items()],
     }
-    told = json.dumps([astuple(event) for event in contents.events]).encode()
-    windows = contents.windows
+    text = json.dumps([astuple(event) for event in snapshot.events]).encode()
+    windows = snapshot.windows
     tensors = {
         "counts": torch.tensor([len(window) for window in windows], dtype=torch.int64),
         "captured": torch.tensor([window.captured for window in windows], dtype=torch.float64),
-        "firsts": torch.tensor(contents.firsts, dtype=torch.int64),
-        "events": torch.frombuffer(bytearray(told), dtype=torch.uint8),
+        "firsts": torch.tensor(snapshot.firsts, dtype=torch.int64),
+        "events": torch.frombuffer(bytearray(text), dtype=torch.uint8),
     }
     tensor_file.write(home / _MANIFEST, about, tensors)
 
@@ -245,5 +247,5 @@ def _is_older(path: Path, moment: float) -> bool:
         return False
 
 
-def _told(home: Path, error: Exception) -> str:
+def _error_text(home: Path, error: Exception) -> str:
     return str(error) if isinstance(error, StateError) else f"can't be saved to {home}: {error}"

@@ -69,7 +69,7 @@ def read(folder: Path, stream: str) -> SavedMemory | None:
             float(about["saved_at"]),
             dict(about["fits"]),
             content.tensors,
-            None if numbering is None else SerialLineage.told(numbering),
+            None if numbering is None else SerialLineage.from_dict(numbering),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise tensor_file.unreadable(path, error) from error

@@ -42,9 +42,11 @@ def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        told = json.dumps(about, sort_keys=True)
-        checksum = _checksum(told, held)
-        save_file(held, unfinished, metadata={"version": VERSION, _KEY: told, "checksum": checksum})
+        about_json = json.dumps(about, sort_keys=True)
+        checksum = _checksum(about_json, held)
+        save_file(
+            held, unfinished, metadata={"version": VERSION, _KEY: about_json, "checksum": checksum}
+        )
         _flush(unfinished)
         unfinished.replace(path)
         _flush(path.parent)
@@ -67,11 +69,11 @@ def read(path: Path) -> Content | None:
             if version != VERSION:
                 raise StateError(f"{path}: format version {version!r}, not {VERSION!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        told = metadata[_KEY]
-        checksum = _checksum(told, tensors)
+        about_json = metadata[_KEY]
+        checksum = _checksum(about_json, tensors)
         if metadata.get("checksum") != checksum:
             raise StateError(f"{path}: the checksum is wrong, the file was damaged or changed")
-        return Content(dict(json.loads(told)), tensors, checksum)
+        return Content(dict(json.loads(about_json)), tensors, checksum)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise unreadable(path, error) from error
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.recall.archived import (
-    GONE,
+    NOT_HELD,
     ArchivedClip,
     ArchiveEntry,
     ArchiveSnapshot,
@@ -47,7 +47,7 @@ class Archive:
         self._most_bytes, self._max_age = most_bytes, max_age
         self._windows: deque[ArchivedClip] = deque()
         self._events: deque[PastAnswer] = deque(maxlen=EVENTS)
-        self._shelf = (
+        self._offload = (
             None if folder is None else DiskOffload(folder, segment_bytes=most_bytes // _SEGMENTS)
         )
         self._is_failing = False
@@ -65,7 +65,7 @@ class Archive:
 
     def add(
         self,
-        kept: ArchiveEntry | None,
+        entry: ArchiveEntry | None,
         *,
         first: int,
         captured: tuple[float, float],
@@ -74,33 +74,33 @@ class Archive:
 
         `first` is the serial of the first token.
         """
-        if kept is not None:
-            tokens, keys = kept
-            features = _halves(tokens.features)
+        if entry is not None:
+            tokens, keys = entry
+            features = _to_host(tokens.features)
             boxes, sizes = tokens.boxes.to("cpu", torch.int32), tokens.sizes.to("cpu", torch.int32)
-            window = ArchivedClip(features, _halves(keys), boxes, sizes, captured, first)
+            window = ArchivedClip(features, _to_host(keys), boxes, sizes, captured, first)
             if window.nbytes <= self._most_bytes:
-                window.features = self._shelved(features)
+                window.features = self._offload_features(features)
                 self._windows.append(window)
                 self.nbytes += window.nbytes
         self._trim(captured[1])
 
     def _trim(self, now: float) -> None:
-        while self._windows and self._has_to_go(self._windows[0], now):
+        while self._windows and self._must_drop(self._windows[0], now):
             self.nbytes -= self._windows.popleft().nbytes
             self._begin += 1
         while self._events and self._events[0].until < now - self._max_age:
             self._events.popleft()
 
-    def _has_to_go(self, oldest: ArchivedClip, now: float) -> bool:
+    def _must_drop(self, oldest: ArchivedClip, now: float) -> bool:
         return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
 
-    def _shelved(self, features: Tensor) -> Tensor | OffloadedTensor:
+    def _offload_features(self, features: Tensor) -> Tensor | OffloadedTensor:
         """On disk where that is wanted and works, else as they are."""
-        if self._shelf is None:
+        if self._offload is None:
             return features
         try:
-            shelved = self._shelf.put(features)
+            offloaded = self._offload.put(features)
         except OSError as error:
             if not self._is_failing:  # not again for each window
                 _log.error(
@@ -111,22 +111,22 @@ class Archive:
             self._is_failing = True
             return features
         self._is_failing = False
-        return shelved
+        return offloaded
 
     def restart(self) -> None:
         """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
         self.numbering = SerialLineage()
         for window in self._windows:
-            window.first = GONE
+            window.first = NOT_HELD
 
-    def contents(self) -> ArchiveSnapshot:
+    def snapshot(self) -> ArchiveSnapshot:
         """What it holds now."""
         windows = tuple(self._windows)
         firsts = tuple(window.first for window in windows)
         events = tuple(replace(event) for event in self._events)
         return ArchiveSnapshot(self._id, self.numbering, self._begin, windows, firsts, events)
 
-    def take_back(self, contents: ArchiveSnapshot, *, emitted: int, now: float) -> None:
+    def restore(self, snapshot: ArchiveSnapshot, *, emitted: int, now: float) -> None:
         """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
 
         Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
@@ -134,22 +134,22 @@ class Archive:
         others, so that what was saved before is not taken for what comes. Memory and past are saved one after the
         other: where the service was killed in between, one of them is of before a restart and the other of after it.
         """
-        self._id, self._begin = contents.id, contents.begin
-        common = self.numbering.common(contents.numbering, emitted)
-        for window, first in zip(contents.windows, contents.firsts, strict=True):
+        self._id, self._begin = snapshot.id, snapshot.begin
+        common = self.numbering.common(snapshot.numbering, emitted)
+        for window, first in zip(snapshot.windows, snapshot.firsts, strict=True):
             is_known = first + len(window) <= common
-            features = self._shelved(window.read())
-            window = replace(window, features=features, first=first if is_known else GONE)
+            features = self._offload_features(window.read())
+            window = replace(window, features=features, first=first if is_known else NOT_HELD)
             self._windows.append(window)
             self.nbytes += window.nbytes
             self._trim(now)
-        self._events.extend(contents.events)
+        self._events.extend(snapshot.events)
         self._trim(now)
         self.numbering = SerialLineage(
-            shared={contents.numbering.id: common, self.numbering.id: emitted}
+            shared={snapshot.numbering.id: common, self.numbering.id: emitted}
         )
 
-    def gone(self, held: Tensor) -> EvictedTokens | None:
+    def evicted(self, held: Tensor) -> EvictedTokens | None:
         """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
         windows = tuple(self._windows)
         if not windows:
@@ -158,8 +158,12 @@ class Archive:
         counts = torch.tensor([len(window) for window in windows])
         owner = torch.repeat_interleave(counts)
         row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-        is_gone = (first[owner] == GONE) | ~torch.isin(first[owner] + row, held)
-        return EvictedTokens(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
+        is_evicted = (first[owner] == NOT_HELD) | ~torch.isin(first[owner] + row, held)
+        return (
+            EvictedTokens(windows, owner[is_evicted], row[is_evicted])
+            if bool(is_evicted.any())
+            else None
+        )
 
     def record(self, answer: Answer) -> None:
         """Remember a standing question's answer; one that is as the last was is the same event, and lasts longer."""
@@ -194,7 +198,7 @@ class Archives:
         """A stream's archive, None where it has none so far."""
         return self._archives.get(stream)
 
-    def begun(self, stream: str) -> Archive:
+    def get_or_create(self, stream: str) -> Archive:
         """A stream's archive, an empty one where it had none."""
         archive = self._archives.get(stream)
         if archive is None:
@@ -203,9 +207,9 @@ class Archives:
             )
         return archive
 
-    def of_new_memory(self, stream: str) -> Archive:
+    def for_new_session(self, stream: str) -> Archive:
         """Where a new memory of the stream keeps its past: beside what an earlier one has left, if one has."""
-        archive = self.begun(stream)
+        archive = self.get_or_create(stream)
         archive.restart()
         return archive
 
@@ -220,7 +224,7 @@ class Archives:
         self._archives.pop(stream, None)
 
 
-def _halves(tensor: Tensor) -> Tensor:
+def _to_host(tensor: Tensor) -> Tensor:
     """On the CPU in 16 bits, a copy of its own; magnitudes beyond them are cut."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.to("cpu", copy=True)

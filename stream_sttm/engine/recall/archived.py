@@ -19,7 +19,7 @@ from stream_sttm.visual_tokens import VisualTokens
 ArchiveEntry = tuple[
     VisualTokens, Tensor
 ]  # a window's tokens, and their keys (layers, N, heads, D)
-GONE = -1  # in place of a window's first serial, once its memory was lost and none of its tokens can be held
+NOT_HELD = -1  # in index of a window's first serial, once its memory was lost and none of its tokens can be held
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class SerialLineage:
     shared: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def told(cls, told: Mapping[str, Any]) -> SerialLineage:
+    def from_dict(cls, as_dict: Mapping[str, Any]) -> SerialLineage:
         """What `asdict` once made of one; raises KeyError, TypeError or ValueError where it is none."""
-        shared = dict(told["shared"])
-        return cls(str(told["id"]), {str(id_): int(count) for id_, count in shared.items()})
+        shared = dict(as_dict["shared"])
+        return cls(str(as_dict["id"]), {str(id_): int(count) for id_, count in shared.items()})
 
     def common(self, other: SerialLineage, emitted: int) -> int:
         """How many of the first `emitted` serials mean the same tokens in `other`."""
@@ -104,7 +104,7 @@ class EvictedTokens:
     def keys(self, layer: int) -> Tensor:
         """(N, heads, D) of the so-manieth layer that is kept."""
         wanted = torch.unique(self.owner)
-        parts = [self.windows[place].keys[layer] for place in wanted.tolist()]
+        parts = [self.windows[index].keys[layer] for index in wanted.tolist()]
         starts = torch.tensor([0, *[len(part) for part in parts]]).cumsum(0)
         return torch.cat(parts)[starts[torch.searchsorted(wanted, self.owner)] + self.row]
 

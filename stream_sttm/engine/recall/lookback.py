@@ -35,11 +35,13 @@ class LookbackProbe:
         """(B,) of the attention to visual tokens, the share of those that are not there any more."""
         return self._total / max(1, self._layers)
 
-    def see(self, at: Tensor, counts: Tensor, layer: int, queries: Tensor, scale: float) -> None:
+    def observe(
+        self, at: Tensor, counts: Tensor, layer: int, queries: Tensor, scale: float
+    ) -> None:
         """Take in one layer's `queries` (1, heads, n, D) at columns `at` (B,), of those that `counts` (B,) marks."""
         asked = queries[0][:, at].transpose(0, 1)  # (B, heads, D)
-        memory = self._memory.shared(layer).behind(self._pinned)
-        keys = torch.cat([memory.keys, *(part.shared(layer).keys for part in self._fresh)], 2)[0]
+        memory = self._memory.prefix_kv(layer).skip(self._pinned)
+        keys = torch.cat([memory.keys, *(part.prefix_kv(layer).keys for part in self._fresh)], 2)[0]
         batch, heads, width = asked.shape
         rows = asked.reshape(batch, len(keys), heads // len(keys), width).transpose(0, 1)
         logits = (rows.flatten(1, 2) @ keys.transpose(1, 2)).float() * scale

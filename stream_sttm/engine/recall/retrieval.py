@@ -50,7 +50,7 @@ def unrotated(model: VideoLLM, states: Tensor, positions: Tensor) -> Tensor:
 
 def archive_entry(
     model: VideoLLM,
-    axis: Positions,
+    positions: Positions,
     groups: Sequence[LayerGroup],
     window: tuple[VisualTokens, VisualTokens],
     grid: Grid,
@@ -70,13 +70,13 @@ def archive_entry(
         group = next(group for group in reversed(groups) if layer >= group.first)
         is_merged = group is groups[-1]
         newest, wanted = (tokens, all_rows) if is_merged else (whole, corners)
-        places = axis.position_ids(group, newest, grid, start=group.emitted - len(newest))[
-            :, wanted
-        ]
-        places[0] -= group.offset
+        position_ids = positions.position_ids(
+            group, newest, grid, start=group.emitted - len(newest)
+        )[:, wanted]
+        position_ids[0] -= group.offset
         turned_keys = group.newest(layer, wanted, count=len(newest))
         keys.append(
-            unrotated(model, turned_keys, (places + group.pinned)[:, None])[0].transpose(0, 1)
+            unrotated(model, turned_keys, (position_ids + group.pinned)[:, None])[0].transpose(0, 1)
         )
     if groups[-1].first > 0:
         grids = whole.features.reshape(-1, rows, columns, whole.features.shape[-1])
@@ -100,10 +100,10 @@ class RecallContext:
     stream: str
     model: VideoLLM
     plan: RecallPlan
-    axis: Positions
+    positions: Positions
     grid: Grid
     view: View
-    gone: EvictedTokens
+    evicted: EvictedTokens
     is_now: tuple[Tensor, ...]
     size_bias: float
     events: tuple[PastAnswer, ...]  # answers of when the memory's oldest frame was yet to come
@@ -128,20 +128,20 @@ class RecallContext:
         return replace(view, recall_clock=clock)
 
     def _recalled(self, question: Question) -> View:
-        chosen = self._chosen(self._relevance(question))
-        tokens, spans = self._tokens(chosen)
+        chosen = self._choose_rows(self._relevance(question))
+        tokens, spans = self._read_tokens(chosen)
         if not len(tokens):
             return self.view
         metrics.RECALLED_TOKENS.labels(self.stream).inc(len(tokens))
         with stage("prefill"):
-            part, reach = self._run(tokens)
+            part, reaches = self._run(tokens)
         snapshot: CacheSnapshot = self.view.prefix[0]
         return replace(
             self.view,
             prefix=(part, replace(snapshot, hidden=self._pinned), *self.view.prefix[1:]),
             starts=tuple(
-                (time, place + more)
-                for (time, place), more in zip(self.view.starts, reach, strict=True)
+                (time, index + more)
+                for (time, index), more in zip(self.view.starts, reaches, strict=True)
             ),
             visual=self.view.visual + len(tokens),
             before_merge=self.view.before_merge + int(tokens.sizes.sum()),
@@ -156,10 +156,10 @@ class RecallContext:
     def _relevance(self, question: Question) -> Tensor:
         """(N,) of the attention that the question's words would pay to what is gone, the share of each token."""
         layers = search_layers(self.model)
-        words = self._words(question, layers)
-        total = torch.zeros(len(self.gone))
-        for place, asked in enumerate(words):
-            keys = self.gone.keys(place).float().transpose(0, 1)  # (kv heads, N, D)
+        words = self._query_words(question, layers)
+        total = torch.zeros(len(self.evicted))
+        for index, asked in enumerate(words):
+            keys = self.evicted.keys(index).float().transpose(0, 1)  # (kv heads, N, D)
             heads, width = asked.shape[0] // keys.shape[0], asked.shape[-1]
             asked = asked[:, :: max(1, -(-asked.shape[1] // _WORDS))]
             rows = asked.reshape(keys.shape[0], heads * asked.shape[1], width)
@@ -167,21 +167,21 @@ class RecallContext:
                 total += (piece @ keys.transpose(1, 2)).softmax(-1).sum((0, 1))
         return total
 
-    def _words(self, question: Question, layers: Sequence[int]) -> list[Tensor]:
+    def _query_words(self, question: Question, layers: Sequence[int]) -> list[Tensor]:
         """(heads, words, D) scaled queries of the question alone, turned by no position, at some layers."""
         model = self.model
         # what was said before is heard, but not looked for
-        asked = len(model.ask(question.text))
+        asked_length = len(model.ask(question.text))
         read = model.ask(question.text, question.turns)
         ids = torch.tensor([[*model.preamble(), *read]], device=model.device)
         count = ids.shape[1]
         positions = torch.arange(count, device=model.device).expand(model.axes, 1, -1)
-        heard: dict[int, Tensor] = {}
+        recorded: dict[int, Tensor] = {}
 
-        def hear(layer: int, queries: Tensor, scale: float) -> None:
+        def record(layer: int, queries: Tensor, scale: float) -> None:
             if layer in layers:
-                heard[layer] = (
-                    unrotated(model, queries, positions)[0, :, -asked:].float().cpu() * scale
+                recorded[layer] = (
+                    unrotated(model, queries, positions)[0, :, -asked_length:].float().cpu() * scale
                 )
 
         forward.run_layers(
@@ -191,36 +191,38 @@ class RecallContext:
             positions=positions,
             mask=forward.causal_mask(count, device=model.device),
             cache=SuffixCache(forward.shape_of(model), rows=1, capacity=count),
-            watch=hear,
+            query_hook=record,
         )
-        return [heard[layer] for layer in layers]
+        return [recorded[layer] for layer in layers]
 
-    def _chosen(self, relevance: Tensor) -> list[tuple[int, Tensor]]:
+    def _choose_rows(self, relevance: Tensor) -> list[tuple[int, Tensor]]:
         """Windows in order of time, each with its rows that are wanted, within what may be recalled at once."""
-        gone, windows = self.gone, self.gone.windows
+        evicted, windows = self.evicted, self.evicted.windows
         best = torch.full((len(windows),), -torch.inf)
-        best = best.scatter_reduce(0, gone.owner, relevance, "amax")
-        left, frames = self.plan.tokens, self.axis.frames_within(self.plan.room, self.grid)
+        best = best.scatter_reduce(0, evicted.owner, relevance, "amax")
+        left, frames = self.plan.tokens, self.positions.frames_within(self.plan.room, self.grid)
         chosen = []
-        for place in in_turn(best, [window.captured[1] for window in windows]):
-            here = slice(*torch.searchsorted(gone.owner, torch.tensor([place, place + 1])).tolist())
-            rows = gone.row[here]
+        for index in spread_order(best, [window.captured[1] for window in windows]):
+            in_window = slice(
+                *torch.searchsorted(evicted.owner, torch.tensor([index, index + 1])).tolist()
+            )
+            rows = evicted.row[in_window]
             if len(rows) > left:
-                rows = rows[relevance[here].topk(left).indices].sort().values
-            frames -= len(torch.unique(windows[place].boxes[rows, 0]))
+                rows = rows[relevance[in_window].topk(left).indices].sort().values
+            frames -= len(torch.unique(windows[index].boxes[rows, 0]))
             if not len(rows) or frames < 0:
                 break
             left -= len(rows)
-            chosen.append((place, rows))
+            chosen.append((index, rows))
         return sorted(chosen, key=lambda one: one[0])
 
-    def _tokens(
+    def _read_tokens(
         self, chosen: Sequence[tuple[int, Tensor]]
     ) -> tuple[VisualTokens, list[tuple[float, float]]]:
         """The chosen tokens, their frames numbered one after the other, and when each window was."""
         parts, spans, frames = [], [], 0
-        for place, rows in chosen:
-            window = self.gone.windows[place]
+        for index, rows in chosen:
+            window = self.evicted.windows[index]
             try:
                 tokens = window.tokens(rows)
             except (
@@ -243,18 +245,18 @@ class RecallContext:
         ), spans
 
     def _run(self, tokens: VisualTokens) -> tuple[SuffixCache, list[int]]:
-        """The tokens behind a preamble through all layers, and how far before the memory they reach in each band."""
+        """The tokens behind a preamble through all layers, and how far before the memory they reaches in each band."""
         model, pinned = self.model, self._pinned
-        opening = torch.tensor([model.preamble()], dtype=torch.int64, device=model.device)
-        hidden = torch.cat([model.embed(opening), tokens.features[None]], dim=1)
+        preamble = torch.tensor([model.preamble()], dtype=torch.int64, device=model.device)
+        hidden = torch.cat([model.embed(preamble), tokens.features[None]], dim=1)
         count = hidden.shape[1]
         part = SuffixCache(forward.shape_of(model), rows=1, capacity=count)
         groups, ends = self.view.prefix[0].groups, [*self.view.bounds[1:], len(model.layers)]
         first = torch.arange(pinned, device=model.device).expand(model.axes, -1)
-        reach = []
+        reaches = []
         for group, last in zip(groups, ends, strict=True):
-            places, start = self.axis.before(group, tokens, self.grid)
-            positions = torch.cat([first, places + pinned], dim=1)
+            position_ids, start = self.positions.before(group, tokens, self.grid)
+            positions = torch.cat([first, position_ids + pinned], dim=1)
             positions[0, :pinned] += start
             positions[0] -= group.offset
             mask = self._mask(part, (group.first, last), tokens.sizes)
@@ -266,9 +268,9 @@ class RecallContext:
                 mask=mask,
                 cache=part,
             )
-            reach.append(group.origin - start)
+            reaches.append(group.origin - start)
         part.commit(count)
-        return part, reach
+        return part, reaches
 
     def _mask(self, part: SuffixCache, layers: tuple[int, int], sizes: Tensor) -> Any:
         """Causal, with the weight of merged tokens where the deep layers have one, for this part and its readers."""
@@ -283,14 +285,14 @@ class RecallContext:
         return torch.where(mask, bias, torch.finfo(bias.dtype).min)
 
 
-def in_turn(best: Tensor, at: Sequence[float]) -> Iterator[int]:
+def spread_order(scores: Tensor, times: Sequence[float]) -> Iterator[int]:
     """Places by falling worth without those of -inf; what lies near a better one in time comes after all others."""
-    order = best.argsort(descending=True, stable=True)
+    order = scores.argsort(descending=True, stable=True)
     passed, taken = list[int](), list[float]()
-    for place in order[best[order] > -torch.inf].tolist():
-        if any(abs(at[place] - other) <= SPREAD for other in taken):
-            passed.append(place)
+    for index in order[scores[order] > -torch.inf].tolist():
+        if any(abs(times[index] - other) <= SPREAD for other in taken):
+            passed.append(index)
         else:
-            taken.append(at[place])
-            yield place
+            taken.append(times[index])
+            yield index
     yield from passed
