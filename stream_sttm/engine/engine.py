@@ -1,7 +1,7 @@
-"""Engine: clips and questions in, outcomes out, one bounded step at a time.
+"""The engine: clips and questions in, outcomes out, one bounded step at a time.
 
-Not thread-safe: one thread calls it. `observe` and `ask` only queue; all tensor work happens in `step`. A stream whose
-work fails loses at most its own memory, never another's.
+It is not thread-safe: one thread calls it. `observe` and `ask` only queue. All tensor work happens in `step`. A stream
+whose work fails loses at most its own memory, never another's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One model, one memory per stream."""
+    """One model, and one memory per stream."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Engine:
         self._scheduler = Scheduler(
             max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
         )
-        self._regions: set[str] = set()  # streams of which only what changed is encoded
+        self._regions: set[str] = set()  # streams that encode only what changed
         self._batches: dict[int, AnswerBatch] = {}
         self._formats = AnswerFormats(model)
         self._batch_numbers = itertools.count()
@@ -78,9 +78,9 @@ class Engine:
         return self._scheduler.is_idle
 
     def open(self, stream: str, *, fps: float, regions: bool = False) -> None:
-        """Make a stream known; its memory is allocated with its first clip.
+        """Make a stream known. Its memory is allocated with its first clip.
 
-        `regions`: whether of its clips only what changed is encoded, where the model's family can.
+        With `regions`, only what changed of its clips is encoded, where the model's family can do that.
         """
         self.sessions.open(stream, fps)
         self._regions.discard(stream)
@@ -89,30 +89,33 @@ class Engine:
         session_metrics.begin(stream)
 
     def limit(self, answering: AnsweringSettings) -> None:
-        """Take other limits for questions from now on; those admitted already stay."""
+        """Set other limits for questions from now on. Questions that were admitted already stay."""
         self._limits = answering
         self._scheduler.limit(max_waiting=answering.max_waiting, max_batch=answering.max_batch)
 
     def close(self, stream: str) -> list[Unanswered]:
-        """Forget a stream and free its memory; returns its questions that now get no answer."""
+        """Delete a stream and free its memory. Returns its questions, which now get no answer."""
         self.sessions.close(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.drop_stream(stream)]
 
     def mosaic(self, stream: str) -> Mosaic | None:
-        """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
+        """Return what stands for the stream's newest frame, None where it has no memory. Call it between two steps."""
         session = self.sessions.of(stream)
         return draw_mosaic(session) if session is not None else None
 
     def observe(self, clip: Clip) -> Clip | None:
-        """Queue a clip; returns the stream's oldest waiting clip where that had to go, counted as dropped."""
+        """Queue a clip.
+
+        Returns the stream's oldest waiting clip where that had to make room, and counts it as dropped.
+        """
         skipped = self._scheduler.add_clip(clip, self._clock())
         if skipped is not None:
             metrics.FRAMES_DROPPED.labels(clip.stream, "engine_busy").inc(len(skipped.frames))
         return skipped
 
     def ask(self, question: Question) -> None:
-        """Queue a question; raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
+        """Queue a question. Raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
         try:
             self._admit(question)
         except StreamSTTMError as error:
@@ -131,7 +134,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
-        """Schedule the most pressing piece of work, run it, and return what came of it; empty where nothing waits."""
+        """Schedule the most pressing piece of work, run it and collect its outcomes.
+
+        Returns none where nothing waits.
+        """
         now = self._clock()
         outcomes = self._reject_expired(now)
         work = self._scheduler.next(now)
@@ -143,7 +149,7 @@ class Engine:
         return outcomes
 
     def _reject_expired(self, now: float) -> list[Outcome]:
-        """Return an outcome for each question that has waited too long; it is taken out of the queue."""
+        """Remove the questions that have waited too long. Returns an outcome for each."""
         timeout = self._limits.timeout
         return [
             Unanswered(question, QuestionExpired(f"not answered within {timeout:g} s"))
@@ -151,13 +157,13 @@ class Engine:
         ]
 
     def _show_queues(self) -> None:
-        """Set the metrics of a step that has run: when that was, and how much still waits."""
+        """Set the metrics of a finished step: its time, and how much still waits."""
         metrics.ENGINE_LAST_STEP.set(self._clock())
         metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
 
     def _run_safely(self, work: Work) -> Sequence[Outcome]:
-        """Run a piece of work; where it fails, recover and return what is lost by it."""
+        """Run a piece of work. Where it fails, recover and return what is lost by it."""
         try:
             return self._run(work)
         except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
@@ -177,7 +183,7 @@ class Engine:
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
         session = self.sessions.of(stream) or self.sessions.create(stream)
-        # the clip that this one is said to look like may have been dropped on its way
+        # the clip that this one repeats may have been dropped on its way
         is_known = clip.same_as is not None and clip.same_as == session.shows
         is_same = clip.same_as is not None and clip.changed is None
         times, encoded = self._token_times(clip), 0
@@ -194,7 +200,7 @@ class Engine:
         return Observed(clip, done.before_merge, done.after_merge)
 
     def _token_times(self, clip: Clip) -> list[float]:
-        """Wall clock of each token frame: of its newest picture."""
+        """Return the wall clock of each token frame, which is that of its newest picture."""
         captured = [frame.captured_at for frame in clip.frames]
         group = self.model.frames_per_token
         return [
@@ -203,24 +209,24 @@ class Engine:
         ]
 
     def _encode(self, clip: Clip, session: StreamSession | None) -> vision.EncodedClip:
-        """The clip's features; of its stream's `session`, if any, what has not changed may be reused."""
+        """Encode a clip. What has not changed since the newest features of `session`, if given, may be reused."""
         if clip.stream not in self._regions:
             return vision.encode_all(self.model, clip)
         kept, grid = (session.tower_state, session.grid) if session is not None else (None, (0, 0))
         return vision.encode_changed(self.model, clip, kept, grid)
 
     def _start_batches(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
-        """Make batches of a stream's questions, and run the first step of the first one."""
+        """Make batches of a stream's questions and run the first step of the first batch."""
         session = self.sessions.of(stream)
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
         batches = make_batches(self.model, session, questions, self._formats)
         first, *_ = [self._register(batch) for batch in batches]
-        return self._run_safely(Decode(first))  # what fails of it is that batch's alone
+        return self._run_safely(Decode(first))  # a failure concerns this batch alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
-        """Run one step of a batch, and start batches for its questions that turned out to look back."""
+        """Run one step of a batch. Its questions that turned out to look back become batches of their own."""
         batch = self._batches[number]
         finished = batch.step()
         for lookback_batch in split_lookback(self.model, batch, self._formats):
@@ -228,14 +234,17 @@ class Engine:
         return self._collect_answers(number, finished)
 
     def _register(self, batch: AnswerBatch) -> int:
-        """Have a batch scheduled; returns its number."""
+        """Give a batch a number and have it scheduled. Returns the number."""
         number = next(self._batch_numbers)
         self._batches[number] = batch
         self._scheduler.add_batch(number)
         return number
 
     def _collect_answers(self, number: int, finished: Sequence[Completion]) -> list[Outcome]:
-        """Return the partial texts of a batch and the answers that it finished; a batch that is done is removed."""
+        """Return a batch's partial texts and the answers that are finished.
+
+        Remove the batch where no question is left.
+        """
         batch = self._batches[number]
         outcomes: list[Outcome] = [Progress(*partial) for partial in batch.partial_texts()]
         if not batch.questions:
@@ -264,9 +273,10 @@ class Engine:
         return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
-        """Clean up after a failed piece of work: a stream's memory starts anew, or a batch is removed.
+        """Clean up after a failed piece of work.
 
-        Returns an outcome for the lost clip, or for each question that now gets no answer.
+        A stream whose clip failed starts with a new memory, and a batch that failed is removed. Returns an outcome for
+        the lost clip, or for each question that gets no answer.
         """
         failure = _as_failure(work, error)
         match work:
@@ -292,7 +302,7 @@ class Engine:
 
 
 def _as_failure(work: Work, error: Exception) -> StreamSTTMError:
-    """Return an error as one of our own; memory of the device that can be freed is freed."""
+    """Return an error as one of our own. Free the device's unused memory where the error is that it ran out."""
     if isinstance(error, torch.OutOfMemoryError):
         metrics.OOM_RECOVERIES.inc()
         torch.cuda.empty_cache()

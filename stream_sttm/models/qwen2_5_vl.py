@@ -1,7 +1,7 @@
 """Qwen2.5-VL: dynamic resolution, two frames to a token, three position axes. https://arxiv.org/abs/2502.13923
 
-Time, height and width rotate separate parts of a head (multi-axis rotary embedding). Only the time axis grows with
-the stream, so only it is ever moved.
+Time, height and width rotate separate parts of a head (multi-axis rotary embedding). Only the time axis grows with the
+stream, so only it is ever moved.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from stream_sttm.models.preprocess import CLIP, fit, normalize, patchify, resize
 from stream_sttm.models.regions import FullPass, PartialPass, TowerState
 from stream_sttm.visual_tokens import VisualTokens
 
-_LEAST_PIXELS, _MOST_PIXELS = (
-    128 * 28 * 28,
-    768 * 28 * 28,
-)  # per frame, as the family's video processor
+# Per frame, as in the family's video processor.
+_LEAST_PIXELS, _MOST_PIXELS = 128 * 28 * 28, 768 * 28 * 28
 
 
 class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
@@ -40,7 +38,7 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         model.set_attn_implementation({"vision_config": regions.NAME})
 
     def preprocess(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, 3, H, W) uint8 -> patches and their grid, at a size near the frame's own."""
+        """Return patches of (T, 3, H, W) uint8 and their grid, at a size near the frame's own."""
         vision = self.config.vision_config
         factor = vision.patch_size * vision.spatial_merge_size
         size = self.processor.get("size") or {}
@@ -61,7 +59,7 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return patches.to(self.dtype), grid
 
     def encode(self, pixels: tuple[Tensor, Tensor]) -> Tensor:
-        """Patches and grid -> (T / 2, H, W, C)."""
+        """Encode patches and grid. Returns (T / 2, H, W, C)."""
         patches, grid = pixels
         out: Any = self.core.get_video_features(patches, grid)
         features = out.pooler_output if hasattr(out, "pooler_output") else out
@@ -72,7 +70,7 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
     def encode_regions(
         self, pixels: tuple[Tensor, Tensor], changed: Tensor | None, kept: TowerState | None
     ) -> tuple[Tensor, TowerState]:
-        """As every family's; keeps the tower's keys and values of one token frame."""
+        """Encode only the changed cells, as in every family. Keeps the tower's keys and values of one token frame."""
         patches, grid = pixels
         times, height, width = grid[0].tolist()
         merge = self.config.vision_config.spatial_merge_size
@@ -107,7 +105,7 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return features, TowerState(features[-1].clone(), part.seen)
 
     def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """The cells (N,) in the order of their windows, and where each window ends, in patches."""
+        """Return the cells (N,) in the order of their windows, and where each window ends, in patches."""
         vision = self.config.vision_config
         order, ends = get_vision_window_index(
             grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
@@ -115,7 +113,9 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return order.to(grid.device), ends[1:]
 
     def _groups(self, grid: Tensor, ends: Tensor) -> dict[nn.Module, Tensor | None]:
-        """By attention layer, which patches, in the tower's own order, see each other: a window's, or a frame's."""
+        """Return by attention layer which patches, in the tower's own order, see each other: a window's, or a
+        frame's.
+        """
         times, height, width = grid[0].tolist()
         patches = torch.arange(times * height * width, device=grid.device)
         frame = None if times == 1 else patches // (height * width)
@@ -129,22 +129,22 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         }
 
     def own_positions(self, tokens: VisualTokens, grid: tuple[int, int], step: float) -> Tensor:
-        """(3, N): time in steps, row, column of the box's first cell."""
+        """Return (3, N): time in steps, row and column of the box's first cell."""
         del grid
         time = (tokens.boxes[:, 0].double() * step).long()
         return torch.stack([time, tokens.boxes[:, 1], tokens.boxes[:, 2]])
 
     def own_time(self, frame: int, grid: tuple[int, int], step: float) -> int:
-        """Time in steps, cut to a whole number."""
+        """Return time in steps, cut to a whole number."""
         del grid
         return int(frame * step)
 
     def text_start(self, frames: int, grid: tuple[int, int], step: float, origin: int) -> int:
-        """One past the largest position on any axis, as the family was trained."""
+        """Return one past the largest position on any axis, as the family was trained."""
         return max(self.own_time(frames - 1, grid, step) + 1, origin + max(grid))
 
     def step(self, fps: float) -> float:
-        """`tokens_per_second` of the checkpoint times the seconds between two token frames."""
+        """Return `tokens_per_second` of the checkpoint times the seconds between two token frames."""
         vision = self.config.vision_config
         return float(vision.tokens_per_second * vision.temporal_patch_size / fps)
 

@@ -162,7 +162,7 @@ def test_a_clip_whose_original_was_dropped_on_its_way_is_encoded_and_stands_in_f
 
 
 def _pictures(index: int, *, changed: bool) -> Clip:
-    """A window of a still picture, or of one with a bright spot in it, marked as the gate does."""
+    """Return a window of a still picture, or of one with a bright spot in it, marked as the gate does."""
     plain = _clip("door", index)
     image = plain.frames[0].image.copy()
     if changed:

@@ -1,4 +1,4 @@
-"""Which questions are taken at all: what a model has room for and the configuration allows. Knows no stream."""
+"""Which questions are admitted: what a model has room for and the configuration allows. Knows no stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_sttm.types import Question
 def check(
     question: Question, *, formats: AnswerFormats, plan: MemoryPlan, limits: AnsweringSettings
 ) -> None:
-    """Raise QuestionRejected for a question that is empty or too long, and where there can be no answer to it."""
+    """Raise QuestionRejected for a question that is empty or too long, or that can't have an answer of its format."""
     if not question.text.strip():
         raise QuestionRejected("the question is empty")
     if len(question.text) > limits.max_question_chars:

@@ -1,10 +1,10 @@
 """Several questions of one stream, answered together: one shared prefix, one batch, greedy decoding.
 
-A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Questions
-are read as one tree, in pieces of PIECE tokens, so that a long one keeps other streams waiting no longer than a short
-one; answers are written row by row, behind padding that is masked and that positions skip. Those that turn out to look
-back are set aside, to be asked again of a view that shows them more of the past. What may be said is decided in
-forms.py. Knows no queue and no clock.
+A batch holds the view that it was asked of, so later appends, evictions and rebasing change nothing for it. Questions
+are read as one tree, in pieces of PIECE tokens, so a long question delays other streams no longer than a short one.
+Answers are written row by row, behind padding that is masked and that positions skip. Questions that turn out to look
+back leave the batch, to be asked again with a view that shows more of the past. What a token may be is decided in
+formats.py. Knows no queue and no clock.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ PIECE = 512  # tokens of all questions together that one step reads
 
 
 class AnswerBatch:
-    """Questions that are being answered from one view.
+    """Questions that are answered from one view.
 
-    `past`: what those among them may recall that are to do so if they look back; `before`: text that each of them is
-    asked behind; `opening`: what makes another view of the given one, as a step of its own. Room on the device is taken
-    at the beginning of a step, so that making a batch can't fail for want of it, nor does an answer go with it.
+    - `past`: what those questions may recall that are to do so if they look back. None where none may.
+    - `history`: text that is put before each question.
+    - `make_view`: set where the view is yet to be made from the given one, which is then the first step.
+
+    Memory on the device is allocated at the beginning of a step. So making a batch can't run out of it, and no answer
+    of another batch is lost with it.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class AnswerBatch:
         history: str = "",
     ) -> None:
         self.view = view
-        self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
+        self.looking_back: list[Question] = []  # left the batch, to be asked with more of the past
         self.past = past
         self.make_view: Callable[[], View] | None = None
         self._probe: LookbackProbe | None = None
@@ -68,25 +71,28 @@ class AnswerBatch:
             for question, ids in zip(questions, prompts, strict=True)
         ]
         self._tree = PromptTree(prompts)
-        self._paths = self._tree.paths  # of each row
+        self._paths = self._tree.paths  # by row
         self._is_allocated = self._is_prefilled = self._is_decoding = False
-        self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
+        self._last = torch.empty(0)  # (B, C), hidden states of each question's last token
         self._next = torch.empty(0)
 
     @property
     def questions(self) -> list[Question]:
-        """Those without an answer so far."""
+        """The questions without an answer so far."""
         return [row.question for row in self._rows]
 
     def partial_texts(self) -> list[tuple[Question, str]]:
-        """Streamed answers that are being written, and their words so far."""
+        """Return the streamed questions whose answers are being written, each with its text so far."""
         writing = [row for row in self._rows if row.ids and row.question.is_streamed]
         # the bytes of a character may come one by one
         texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
         return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
 
     def step(self) -> list[Completion]:
-        """Read the next piece of the questions, or write one more token for each; returns those answered now."""
+        """Read the next piece of the questions, or write one more token for each.
+
+        Returns the answers that are finished now.
+        """
         if self.make_view is not None:
             self.view, self.make_view = self.make_view(), None
             return []
@@ -99,12 +105,13 @@ class AnswerBatch:
             return self._decode()
 
     def _allocate(self) -> None:
-        """Take the room that the questions need."""
+        """Allocate the cache that reading the questions needs."""
         self._probe = self.past.probe(len(self._rows)) if self.past is not None else None
         self._suffix = SuffixCache(forward.shape_of(self._model), rows=1, capacity=len(self._tree))
         self._is_allocated = True
 
     def _decode(self) -> list[Completion]:
+        """Run the newest token of each row and choose the next. Returns the answers that are finished now."""
         if not self._is_decoding:
             self._begin_decoding()
         behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
@@ -115,6 +122,10 @@ class AnswerBatch:
         return self._choose_tokens(hidden[:, -1])
 
     def _prefill(self) -> list[Completion]:
+        """Read the next piece of the prompts. After the last piece, choose each answer's first token.
+
+        Returns the answers that are finished by it.
+        """
         start, model = self._suffix.length, self._model
         end = min(len(self._tree), start + PIECE)
         piece = self._tree.piece(start, end, len(model.layers), model.device)
@@ -139,7 +150,7 @@ class AnswerBatch:
         return self._choose_tokens(self._last) if self._rows else []
 
     def _begin_decoding(self) -> None:
-        """Give each question keys and values of its own, with room for its answer."""
+        """Give each question its own keys and values, with room for its answer."""
         device = self._model.device
         longest = max(len(path) for path in self._paths)
         room = max(question.max_new_tokens for question in self.questions)
@@ -152,7 +163,7 @@ class AnswerBatch:
         self._is_decoding = True
 
     def _split_lookback(self) -> None:
-        """Go on without the questions that may look back and do."""
+        """Move the questions that may look back, and do, to `looking_back`."""
         if self.past is None or self._probe is None:
             return
         kept = []
@@ -175,13 +186,13 @@ class AnswerBatch:
         query_hook: QueryHook | None = None,
         prefix_queries: Sequence[PrefixQueries | None] = (),
     ) -> Tensor:
-        """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
+        """Run token ids (B, N), at `steps` behind the start of the text, through all layers. Returns (B, N, C)."""
         model, view = self._model, self.view
         hidden = model.embed(ids)
         ends = [*view.bounds[1:], len(model.layers)]
-        for (time, index), first, last in zip(view.starts, view.bounds, ends, strict=True):
-            axes = [time, *[index] * (model.axes - 1)]
-            positions = torch.stack([steps + start for start in axes])
+        for (time, others), first, last in zip(view.starts, view.bounds, ends, strict=True):
+            starts = [time, *[others] * (model.axes - 1)]
+            positions = torch.stack([steps + start for start in starts])
             hidden = forward.run_layers(
                 model,
                 hidden,
@@ -197,7 +208,7 @@ class AnswerBatch:
         return hidden
 
     def _choose_tokens(self, hidden: Tensor) -> list[Completion]:
-        """Choose each row's next token, and set aside the rows that are done."""
+        """Choose each row's next token. Returns the answers that are finished by it, and removes their rows."""
         logits = self._model.logits(hidden)
         for index, row in enumerate(self._rows):
             if row.grammar is not None:
@@ -207,7 +218,7 @@ class AnswerBatch:
         logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
         weights = self._option_probabilities(logits)
         finished, open_rows = [], []
-        # The one place where answering waits for the device: which rows are done decides what runs next.
+        # Only here does answering wait for the device: which rows are finished decides what runs next.
         for index, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
             if index in weights:
                 finished.append(row.complete_choice(weights[index], self.view))
@@ -226,7 +237,7 @@ class AnswerBatch:
         return finished
 
     def _keep_rows(self, indices: list[int]) -> None:
-        """Go on with some rows only."""
+        """Keep only the rows with these indices."""
         if self._is_decoding and 0 < len(indices) < len(self._rows):
             rows = torch.tensor(indices, device=self._model.device)
             self._suffix.keep_rows(rows)
@@ -235,7 +246,10 @@ class AnswerBatch:
         self._paths = [self._paths[index] for index in indices]
 
     def _option_probabilities(self, logits: Tensor) -> dict[int, list[float]]:
-        """By index, for rows that choose: what each option is worth, from the first token's logits (B, V)."""
+        """Return the probability of each option, by row index, for rows that choose one.
+
+        Logits (B, V) are the first token's.
+        """
         rows_of: dict[int, list[int]] = {}
         for index, row in enumerate(self._rows):
             if row.options is not None:
@@ -255,7 +269,7 @@ class AnswerBatch:
         return weights
 
     def _option_scores(self, options: Options, index: int, logits: Tensor) -> Tensor:
-        """(options,) log-probability of each to the end of the answer, in one more pass; (V,) the first token's."""
+        """Return (options,) log-probabilities of whole answers, by one more pass. Logits (V,) are the first token's."""
         begun = logits.tolist()
         spellings = [
             max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options
@@ -270,7 +284,7 @@ class AnswerBatch:
         return logits[torch.tensor([ids[0] for ids in spellings], device=logits.device)] + rest
 
     def _continuation_scores(self, index: int, spellings: Sequence[Sequence[int]]) -> Tensor:
-        """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""
+        """Return (R,) log-probabilities that an answer with this first token continues so to its end."""
         device, path = self._model.device, torch.tensor(self._paths[index])
         rows, longest, length = len(spellings), max(len(ids) for ids in spellings), len(path)
         suffix = self._suffix.expand(path.to(device).expand(rows, -1), room=longest)

@@ -1,7 +1,7 @@
-"""How questions of one stream that look at the same become batches: most of them one, each that looks back its context.
+"""How questions of one stream that look at the same become batches.
 
-What a question recalls is its context, so it gets a view of its context, made in a step of its context; all others share one.
-Who asks of the last seconds alone is shown nothing older.
+What a question recalls is its own. So each question that looks back gets a batch of its own, whose view is made in its
+first step. All others share one batch. A question about the last seconds alone is shown nothing older.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stream_sttm.types import Question
 def make_batches(
     model: VideoLLM, session: StreamSession, questions: Sequence[Question], formats: AnswerFormats
 ) -> list[AnswerBatch]:
-    """At least one batch, from the memory as it is now, for questions that agree in their `look`."""
+    """Return at least one batch, from the memory as it is now, for questions that agree in their `look`."""
     window_s, fresh_frames = questions[0].look
     view = take_view(session, window_s, fresh_frames)
     is_plain = window_s is not None or all(question.recall == "never" for question in questions)
@@ -42,7 +42,7 @@ def make_batches(
 def split_lookback(
     model: VideoLLM, batch: AnswerBatch, formats: AnswerFormats
 ) -> list[AnswerBatch]:
-    """Batches for the questions of a batch that turned out to look back."""
+    """Return batches for the questions of a batch that turned out to look back."""
     if batch.past is None:
         return []
     batches = _lookback_batches(model, batch.past, batch.looking_back, formats)
@@ -53,6 +53,7 @@ def split_lookback(
 def _lookback_batches(
     model: VideoLLM, past: RecallContext, questions: Sequence[Question], formats: AnswerFormats
 ) -> list[AnswerBatch]:
+    """Return a batch for each question, with a view that is yet to be made."""
     batches = []
     for question in questions:
         history = _history_for(past, question, formats)
@@ -63,7 +64,10 @@ def _lookback_batches(
 
 
 def _history_for(past: RecallContext, question: Question, formats: AnswerFormats) -> str:
-    """The newest earlier answers that a question has room for; its context are left out, or it would agree with itself."""
+    """Return the newest earlier answers that a question has room for, as text.
+
+    The question's own earlier answers are left out, or it would agree with itself.
+    """
     others = [event for event in past.events if event.query != question.query]
     for count in range(min(past.plan.log, len(others)), 0, -1):
         history = history_prompt(others[-count:], now=past.view.span[1])

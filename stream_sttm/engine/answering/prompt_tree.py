@@ -1,7 +1,7 @@
-"""Several prompts read as one tree: tokens with the same text before them are one token, read once for all.
+"""Several prompts read as one tree: tokens with the same text before them are one node, read once for all.
 
-A token's state behind any layer is a function of the memory and of the prompt up to it, so prompts that begin alike,
-as every chat template has them, share their beginnings; and nothing is padded. Tree attention as in SpecInfer
+A token's state behind any layer is a function of the memory and of the prompt up to it. So prompts that begin alike
+share their beginnings, as all do with a chat template, and nothing is padded. Tree attention as in SpecInfer
 (https://arxiv.org/abs/2305.09781), for questions in place of guesses. Knows no cache and no model.
 """
 
@@ -18,11 +18,14 @@ from stream_sttm.engine.attention import PrefixQueries
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Nodes [start, end) of a tree, to be read in one step; n of them, B prompts.
+    """The n nodes [start, end) of a tree of B prompts, to be read in one step.
 
-    `ids` and `depths` (n,); `before` (M,) earlier nodes that any of them stands behind; `sees` (n, M + n), which of
-    those and of one another each stands behind; `last` (B,) where in the piece each prompt's last token is, 0 where it
-    is in another one, and `ends` (B,) whether it is here; `prefix_queries`, by layer, who looks at the memory.
+    - `ids` and `depths` (n,): their token ids, and their depths in the tree.
+    - `before` (M,): earlier nodes that any of them stands behind.
+    - `sees` (n, M + n): which of those and of one another each node stands behind.
+    - `last` (B,): where in the piece each prompt's last token is, 0 where it is in another piece.
+    - `ends` (B,): whether the prompt's last token is in this piece.
+    - `prefix_queries`: by layer, which nodes attend to the memory.
     """
 
     ids: Tensor
@@ -35,10 +38,10 @@ class Piece:
 
 
 class PromptTree:
-    """Prompts of one batch; nodes are numbered so that each comes after those it stands behind."""
+    """The prompts of one batch. Nodes are numbered so that each comes after those that it stands behind."""
 
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        nodes_by_edge: dict[tuple[int, int], int] = {}  # by the node before and the token
+        nodes_by_edge: dict[tuple[int, int], int] = {}  # by parent node and token
         self._ids: list[int] = []
         self._starts: list[int] = []  # how many nodes there were before each prompt
         self.paths: list[list[int]] = []  # of each prompt, its nodes from the first to the last
@@ -57,7 +60,7 @@ class PromptTree:
         return len(self._ids)
 
     def piece(self, start: int, end: int, layers: int, device: torch.device) -> Piece:
-        """What it takes to read nodes [start, end) in a model of so many layers."""
+        """Return what it takes to read nodes [start, end) in a model of so many layers."""
         nodes, branches = range(start, end), list(self._branches(start, end))
         depths = [depth for first, _, path in branches for depth in range(first, len(path))]
         before = sorted(
@@ -74,8 +77,8 @@ class PromptTree:
             path[-1] - start if here else 0 for path, here in zip(self.paths, ends, strict=True)
         ]
         ids = self._ids[start:end]
-        # To the first layer a token is itself and its place, whatever stands before it; behind the last one nothing is
-        # read but the ends of the prompts.
+        # In the first layer a token's query depends on the token and its depth alone. Behind the last layer only the
+        # ends of the prompts are read.
         ids_at_depths = list(zip(ids, depths, strict=True))
         prefix_queries = (
             _unique_queries(ids_at_depths, device),
@@ -93,7 +96,9 @@ class PromptTree:
         )
 
     def _branches(self, start: int, end: int) -> Iterator[tuple[int, int, list[int]]]:
-        """What each prompt adds to nodes [start, end): from which depth on, in which row, and its path so far."""
+        """Yield what each prompt adds to nodes [start, end): its first depth there, its row in the piece, and its
+        path so far.
+        """
         behind = [*self._starts[1:], len(self)]
         for path, begin, stop in zip(self.paths, self._starts, behind, strict=True):
             low, high = max(begin, start), min(stop, end)
@@ -103,7 +108,7 @@ class PromptTree:
 
 
 def _unique_queries(tokens: Sequence[Hashable], device: torch.device) -> PrefixQueries | None:
-    """Of tokens that are alike one indices for all; None where no two are."""
+    """Return queries of which one attends for all equal tokens, None where no two are equal."""
     first: dict[Hashable, int] = {}
     of = [first.setdefault(token, len(first)) for token in tokens]
     if len(first) == len(tokens):
@@ -113,7 +118,7 @@ def _unique_queries(tokens: Sequence[Hashable], device: torch.device) -> PrefixQ
 
 
 def _last_queries(tokens: Sequence[int], count: int, device: torch.device) -> PrefixQueries:
-    """Of `count` tokens only these ask; what the others take does not matter."""
+    """Return queries where only these of `count` tokens attend. What the others take does not matter."""
     indices = sorted(set(tokens))
     of = [0] * count
     for number, index in enumerate(indices):

@@ -1,11 +1,11 @@
-"""The storage of some layers of one length: preallocated keys and values behind a pinned prefix.
+"""A layer group: layers whose caches have the same length, as in vLLM's KV cache groups.
 
-Slots [0, pinned) of a buffer are the preamble, the rest are visual tokens in stream order. Written slots never change:
-appends go behind them, eviction and rebasing write new storage, so a view keep what it was until its last reader lets
-go. Knows no model beyond shapes, and no time.
+The buffers are preallocated. Their slots [0, pinned) hold the preamble, the rest hold visual tokens in stream order.
+Slots that are written never change. Appends go behind them, eviction and rebasing write new buffers. So a view stays as
+it is until its last reader drops it. Knows no model beyond shapes, and no time.
 
-Positions on the time axis are counted from the stream's start and never wrap; keys are stored `offset` below that,
-and `rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
+Positions on the time axis are counted from the stream's start and never wrap. Keys are stored `offset` below that, and
+`rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BY_TOKEN = ("sizes", "last_seen", "turns", "_serials")
 
 
 class LayerGroup:
-    """The storage of layers [first, last), all of one length."""
+    """The keys and values of layers [first, last), all of one length."""
 
     def __init__(
         self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int
@@ -52,12 +52,12 @@ class LayerGroup:
 
     @property
     def evicted(self) -> int:
-        """Visual tokens that were here once and are not any more."""
+        """How many visual tokens have been evicted so far."""
         return self.emitted - len(self)
 
     @property
     def room(self) -> int:
-        """Visual tokens that fit without eviction."""
+        """How many visual tokens fit without eviction."""
         return self.capacity - len(self)
 
     @property
@@ -66,7 +66,10 @@ class LayerGroup:
         return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
     def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
+        """Write keys and values (1, heads, n, D) behind the committed tokens.
+
+        Returns all of them up to there, to attend over.
+        """
         end = self.written + keys.shape[2]
         k, v = self._keys[layer - self.first], self._values[layer - self.first]
         k.write(self.written, keys)
@@ -74,14 +77,17 @@ class LayerGroup:
         return k.read(end), v.read(end)
 
     def pin(self) -> None:
-        """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
+        """Make the tokens just written the pinned prefix.
+
+        Its keys are kept in float32, so that moving it adds up no errors.
+        """
         self.written = self.pinned
         self._pinned_keys = [
             keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys
         ]
 
     def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
-        """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
+        """Make the tokens just written visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
         start, end = len(self), len(self) + len(boxes)
         serials = torch.arange(self.emitted, self.emitted + len(boxes))
         self.sizes[start:end] = sizes
@@ -93,9 +99,9 @@ class LayerGroup:
         self.written += len(boxes)
 
     def keep(self, rows: Tensor, *, newest: int) -> None:
-        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others.
+        """Keep only `rows` (K,), ascending, of the `newest` visual tokens. Call it before anyone has seen the others.
 
-        Those that stay are numbered as if the others had never been.
+        The tokens that stay are numbered as if the others had never been there.
         """
         old = len(self) - newest
         start, indices = self.written - newest, rows.cpu()
@@ -108,29 +114,29 @@ class LayerGroup:
         self.commit(new.boxes.to(sizes.device), new.times, sizes)
 
     def newest(self, layer: int, rows: Tensor, *, count: int) -> Tensor:
-        """(1, heads, K, D): one layer's keys of `rows` (K,) among the `count` newest visual tokens."""
+        """Return one layer's keys (1, heads, K, D) for `rows` (K,) among the `count` newest visual tokens."""
         return self._keys[layer - self.first].view(self.written).at(self.written - count + rows)
 
     def absorb(self, serials: Tensor, counts: Tensor) -> None:
-        """Let tokens stand for `counts` more cells; those that are gone are left out."""
+        """Let tokens stand for `counts` more cells. Tokens that were evicted are left out."""
         slots, is_held = self._slots(serials)
         self.sizes.index_add_(0, slots, counts.float() * is_held)
 
     def mark_seen(self, serials: Tensor, frames: Tensor) -> None:
-        """Note the last frames (K,) that showed what some tokens stand for."""
+        """Set the last frames (K,) that showed what the tokens `serials` (K,) stand for."""
         slots, is_held = self._slots(serials)
         shown = torch.where(is_held, frames, self.last_seen[slots])
         self.last_seen.scatter_reduce_(0, slots, shown, "amax")
 
     def _slots(self, serials: Tensor) -> tuple[Tensor, Tensor]:
-        """Where tokens stand, and whether they do at all (else any slot)."""
+        """Return the rows (K,) of tokens, and whether each is still held. A token that is not gets any row."""
         slots = torch.searchsorted(self._serials[: len(self)], serials)
         is_held = slots < len(self)
         slots = slots.clamp(max=self.capacity - 1)
         return slots, is_held & (self._serials[slots] == serials)
 
     def evict(self, keep: Tensor, turn: Turn, *, origin: int) -> Tensor:
-        """Keep only the visual tokens of `keep` (N,) bool and move the pinned prefix up to `origin` on the time axis.
+        """Keep only the visual tokens of `keep` (N,) bool, and move the pinned prefix up to `origin` on the time axis.
 
         Returns the serials of the others, on the CPU.
         """
@@ -139,11 +145,12 @@ class LayerGroup:
         return evicted
 
     def rebase(self, turn: Turn) -> None:
-        """Store every key as far down as it goes: the pinned prefix returns to position 0."""
+        """Move all stored keys down, so that the pinned prefix is at position 0 again."""
         slots = torch.arange(len(self))
         self._rewrite(slots, turn, origin=self.origin, offset=self.origin)
 
     def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
+        """Copy the visual tokens of some rows to new buffers, with keys that are rotated for a new offset."""
         prefix = turn(origin - offset)
         shift = turn(self.offset - offset) if offset != self.offset else None
         moved = partial(rerotated, cos=shift[0], sin=shift[1]) if shift else None
@@ -171,7 +178,7 @@ class LayerGroup:
         self.origin, self.offset = origin, offset
 
     def saved(self) -> dict[str, Tensor]:
-        """Everything held, for `restore`; later appends, evictions and rebasing leave it alone."""
+        """Return everything as tensors for `restore`. Later appends, evictions and rebasing do not change them."""
         counts = torch.tensor([self.emitted, self.origin, self.offset])
         tensors = {
             "counts": counts,
@@ -187,7 +194,10 @@ class LayerGroup:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what was saved; raises KeyError or RuntimeError where something is missing or of another shape."""
+        """Fill an empty group from saved tensors.
+
+        Raises KeyError or RuntimeError where one is missing or has another shape.
+        """
         self.emitted, self.origin, self.offset = tensors["counts"].tolist()
         serials, boxes, times = (tensors[name] for name in ("serials", "boxes", "times"))
         self.table = TokenTable(serials, boxes, times)
@@ -203,6 +213,7 @@ class LayerGroup:
             buffer.restore(own, self.written)
 
     def _buffers_by_name(self) -> Iterator[tuple[str, KVBuffer]]:
+        """Yield every buffer and its name in saved files."""
         for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             yield f"keys.{index}", keys
             yield f"values.{index}", values
@@ -211,7 +222,7 @@ class LayerGroup:
         return KVBuffer(self._shape, self.pinned + self.capacity)
 
     def view(self, *, length: int, bias: Tensor | None) -> LayerGroupView:
-        """The first `length` visual tokens (and the prefix) as they are now."""
+        """Return a view of the prefix and the first `length` visual tokens."""
         end = self.pinned + length
         return LayerGroupView(
             first=self.first,
@@ -226,7 +237,7 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True)
 class LayerGroupView:
-    """A band at one moment; later appends, evictions and rebasing leave it alone."""
+    """A layer group at one moment. Later appends, evictions and rebasing do not change it."""
 
     first: int
     keys: list[KVBufferView]

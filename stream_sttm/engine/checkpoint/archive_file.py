@@ -1,8 +1,9 @@
-"""A stream's past on disk: a small manifest, and the files of windows that it names, each written once.
+"""A stream's archive on disk: a small manifest, and the files of windows that it names, each written once.
 
-A save adds what is new and takes out what has gone: the newest files are put together as long as they are small, the
-oldest is written anew without what has left it, all others stay. The manifest comes last; what it does not name is
-nothing. So a crash loses at most what came after the last save, and the disk holds no more than the archive does.
+A save adds new windows and removes dropped ones. The newest files are put together as long as they are small. The
+oldest one is written again without the windows that were dropped. All others stay. The manifest comes last, and a file
+that it does not name is ignored. So a crash loses at most what came after the last save, and the disk holds no more
+than the archive does.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from stream_sttm.engine.recall.archived import (
 )
 from stream_sttm.errors import StateError
 
-LARGEST = 8 << 20  # bytes that are written anew at most for one window that came or went
+LARGEST = 8 << 20  # bytes that are rewritten at most when one window is added or dropped
 _SUFFIX, _REFUSED = ".past", ".past-refused"
 _MANIFEST = f"manifest{tensor_file.SUFFIX}"
-Span = tuple[int, int]  # numbers of windows, from the first to behind the last
+Span = tuple[int, int]  # numbers of windows, end-exclusive
 
 
 @dataclass(frozen=True, slots=True)
 class SavedPast:
-    """An archive at `saved_at` (wall clock); `fits` names all that must be the same where it is to live on."""
+    """An archive at `saved_at` (wall clock). `fits` holds all that must be the same where it is restored."""
 
     stream: str
     saved_at: float
@@ -45,14 +46,14 @@ class SavedPast:
 
 
 def path_of(folder: Path, stream: str) -> Path:
-    """Where a stream's past is kept."""
+    """Return the folder of a stream's archive."""
     return folder / f"{stream}{_SUFFIX}"
 
 
 def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
-    """Have the disk hold the past as it is; raises StateError where it won't take it, and leaves the last one then.
+    """Write the archive to disk. Raises StateError where that fails, and leaves the last one as it was.
 
-    No file is larger than `largest` bytes but one of a single window.
+    No file is larger than `largest` bytes, except one with a single window.
     """
     home, snapshot = path_of(folder, saved.stream), saved.snapshot
     known = _known(home, snapshot.id)
@@ -63,7 +64,7 @@ def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
             held[part] = known.get(part) or _write_part(home, snapshot, part)
         _write_manifest(home, saved, held)
     except (StateError, OSError) as error:
-        for part in held:  # room on the disk for others
+        for part in held:  # free the disk for others
             if part not in known:
                 with suppress(OSError):
                     _part(home, snapshot.id, part).unlink()
@@ -72,7 +73,10 @@ def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
 
 
 def read(folder: Path, stream: str) -> SavedPast | None:
-    """What was saved last, None if nothing was; raises StateError where any of it is damaged or another's."""
+    """Return what was saved last, None if nothing was.
+
+    Raises StateError where a part is damaged or another stream's.
+    """
     home = path_of(folder, stream)
     manifest = tensor_file.read(home / _MANIFEST)
     if manifest is None:
@@ -88,7 +92,12 @@ def read(folder: Path, stream: str) -> SavedPast | None:
 
 
 def set_aside(folder: Path, stream: str) -> Path:
-    """Rename what was refused, so that it is neither read again nor overwritten; the last one refused stays."""
+    """Rename an archive that was refused, so that it is neither read again nor overwritten.
+
+    Replaces an earlier such one.
+
+    Returns the new path.
+    """
     home = path_of(folder, stream)
     aside = home.with_suffix(_REFUSED)
     if aside.exists():
@@ -97,7 +106,7 @@ def set_aside(folder: Path, stream: str) -> Path:
 
 
 def remove(folder: Path, stream: str) -> None:
-    """Leave nothing of a stream's past; raises OSError where that can't be had."""
+    """Delete all that is saved of a stream's archive. Raises OSError where that fails."""
     home = path_of(folder, stream)
     for path in (home, home.with_suffix(_REFUSED)):
         with suppress(FileNotFoundError):
@@ -105,16 +114,17 @@ def remove(folder: Path, stream: str) -> None:
 
 
 def saved_before(folder: Path, moment: float) -> list[str]:
-    """The streams whose past was saved last before a moment (wall clock)."""
+    """Return the streams whose archive was last saved before a moment (wall clock)."""
     old = [path for path in folder.glob(f"*{_SUFFIX}/{_MANIFEST}") if _is_older(path, moment)]
     return [path.parent.name.removesuffix(_SUFFIX) for path in old]
 
 
 def arranged(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
-    """How the windows are spread over files: as `known` where that still holds, small new ones put together.
+    """Return how the windows are spread over files: as `known` where that still holds, with small new ones put
+    together.
 
-    What is new takes in the newest files as long as these are no larger than it, so that each window is written again
-    a few times at most, however often and how little is saved.
+    New windows take in the newest files as long as these are no larger than they are. So each window is written again a
+    few times at most, however often and how little is saved.
     """
     begin, end = snapshot.begin, snapshot.begin + len(snapshot.windows)
     sums = [0, *accumulate(window.nbytes for window in snapshot.windows)]
@@ -141,7 +151,7 @@ def arranged(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int)
 
 
 def _known(home: Path, id_: str) -> dict[Span, str]:
-    """The files of an archive that the disk holds already, and their checksums."""
+    """Return the files of an archive that are already on disk, with their checksums."""
     try:
         manifest = tensor_file.read(home / _MANIFEST)
     except StateError:
@@ -161,7 +171,7 @@ def _part(home: Path, id_: str, span: Span) -> Path:
 
 
 def _saved(home: Path, manifest: tensor_file.Content) -> SavedPast:
-    """What a manifest and its files say; raises StateError for a file that is damaged or missing."""
+    """Return what a manifest and its files hold. Raises StateError for a file that is damaged or missing."""
     about, rows = manifest.about, manifest.tensors
     id_, begin = str(about["id"]), int(about["begin"])
     counts, captured = rows["counts"].tolist(), rows["captured"].tolist()
@@ -224,7 +234,7 @@ def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> N
 def _windows(
     part: Mapping[str, Tensor], counts: list[int], captured: Sequence[tuple[float, float]]
 ) -> Iterator[ArchivedClip]:
-    """The windows of one file; raises KeyError, ValueError or RuntimeError where they are not whole."""
+    """Yield the windows of one file. Raises KeyError, ValueError or RuntimeError where they are not complete."""
     rows = (torch.split(part[name], counts) for name in ("features", "boxes", "sizes"))
     keys = torch.split(part["keys"], counts, dim=1)
     for features, boxes, sizes, key, span in zip(*rows, keys, captured, strict=True):
@@ -232,7 +242,7 @@ def _windows(
 
 
 def _tidy(home: Path, id_: str, held: Iterable[Span]) -> None:
-    """Remove what the manifest does not name; what can't be removed now is tried again with the next save."""
+    """Delete the files that the manifest does not name. What can't be deleted now is tried again with the next save."""
     wanted = {_MANIFEST, *(_part(home, id_, span).name for span in held)}
     with suppress(OSError):
         for path in home.iterdir():

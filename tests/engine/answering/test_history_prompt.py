@@ -55,7 +55,7 @@ def _watched(model: VideoLLM, log: int) -> Engine:
 def _asked(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, recall: Recall, query: str | None = None
 ) -> tuple[str, Answer]:
-    """The words that the model read last, and its answer."""
+    """Return the words that the model read last, and its answer."""
     read, forms = list[str](), engine._formats
     asked = forms._tokenize
     monkeypatch.setattr(forms, "_tokenize", lambda text, turns=(): read.append(text) or asked(text, turns))  # type: ignore[func-returns-value]  # fmt: skip

@@ -324,7 +324,7 @@ def test_another_archive_of_the_stream_leaves_nothing_of_the_one_before(tmp_path
 
 @contextmanager
 def _full_disk(most: int) -> Iterator[None]:
-    """A limit on file sizes stands for a full disk: the same system call fails."""
+    """Limit the size of files, which stands for a full disk: the same system call fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
