@@ -24,8 +24,8 @@ from stream_sttm.errors import NoVideoYet, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Answer
 
-# Of the plan, what a saved memory does not depend on.
-_FREE_TO_CHANGE = (
+# Fields of the plan that a saved memory does not depend on.
+_NOT_IN_FINGERPRINT = (
     "retention",
     "evict_share",
     "fresh_frames",
@@ -49,7 +49,7 @@ class Sessions:
         self._model, self._plan, self._reducer, self._clock = model, plan, reducer, clock
         self._rates: dict[str, float] = {}  # frames per second
         self._sessions: dict[str, StreamSession] = {}
-        self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
+        self._errors: dict[str, str] = {}  # why a stream has no memory, where it lost it
         recall = plan.recall
         self._archives = (
             None
@@ -71,7 +71,7 @@ class Sessions:
 
     def close(self, stream: str) -> None:
         """Delete a stream, its memory and its past."""
-        for kept in (self._rates, self._sessions, self._lost):
+        for kept in (self._rates, self._sessions, self._errors):
             kept.pop(stream, None)
         if self._archives is not None:
             self._archives.drop(stream)
@@ -92,21 +92,21 @@ class Sessions:
     def put(self, session: StreamSession) -> None:
         """Make `session` its stream's session."""
         self._sessions[session.stream] = session
-        self._lost.pop(session.stream, None)
+        self._errors.pop(session.stream, None)
 
     def drop(self, stream: str, why: str) -> bool:
         """Delete a stream's session. Returns whether this reason differs from the last one."""
         self._sessions.pop(stream, None)
-        is_new = self._lost.get(stream) != why
-        self._lost[stream] = why
+        is_new = self._errors.get(stream) != why
+        self._errors[stream] = why
         return is_new
 
     def check(self, stream: str) -> None:
         """Raise NoVideoYet, with the reason, where a stream has no session to answer from."""
         if stream in self._sessions:
             return
-        if stream in self._lost:
-            raise NoVideoYet(f"nothing to answer from: {self._lost[stream]}")
+        if stream in self._errors:
+            raise NoVideoYet(f"nothing to answer from: {self._errors[stream]}")
         raise NoVideoYet(f"stream {stream!r} has shown no video yet; try again when it is online")
 
     def record(self, answer: Answer) -> None:
@@ -172,7 +172,9 @@ class Sessions:
     def _fits(self, stream: str) -> dict[str, Any]:
         """Return all that must be the same where a saved memory is restored, as values that a file can hold."""
         plan = {
-            name: value for name, value in asdict(self._plan).items() if name not in _FREE_TO_CHANGE
+            name: value
+            for name, value in asdict(self._plan).items()
+            if name not in _NOT_IN_FINGERPRINT
         }
         return {
             "model": self._model.fingerprint,

@@ -239,12 +239,12 @@ class VideoLLM(ABC):
         stay words.
         """
         if not turns:
-            return [*self._opening, *self._words(text), *self._closing]
-        said = [*(part for turn in turns for part in turn), text]
+            return [*self._opening, *self._tokenize(text), *self._closing]
+        texts = [*(part for turn in turns for part in turn), text]
         opening, *between = self._template(len(turns))
         ids = [*self._video_end(), *self._ids(opening)]
-        for words, after in zip(said, between, strict=True):
-            ids += [*self._words(words), *self._ids(after)]
+        for part, after in zip(texts, between, strict=True):
+            ids += [*self._tokenize(part), *self._ids(after)]
         return ids
 
     def answer(self, ids: list[int]) -> str:
@@ -289,7 +289,7 @@ class VideoLLM(ABC):
             )
         return [before, *parts]
 
-    def _words(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         """Return the token ids of plain text."""
         ids: list[int] = self.tokenizer(
             text.strip(), add_special_tokens=False, split_special_tokens=True

@@ -86,9 +86,9 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         order, ends = self._windows(grid)
         indices = changed.to(grid.device).reshape(-1).repeat(times)[order].nonzero()[:, 0]
         cells = order[indices]  # the tower's own order is by window
-        units = torch.arange(merge * merge, device=grid.device)
+        offsets = torch.arange(merge * merge, device=grid.device)
         patch_ids, row_ids = (
-            (of[:, None] * len(units) + units).reshape(-1) for of in (cells, indices)
+            (of[:, None] * len(offsets) + offsets).reshape(-1) for of in (cells, indices)
         )
         part = PartialPass(kept.layers, row_ids, times, self._groups(grid, ends))
         one_sequence = torch.tensor([0, len(patch_ids)], dtype=torch.int32, device=grid.device)

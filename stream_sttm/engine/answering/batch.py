@@ -114,10 +114,12 @@ class AnswerBatch:
         """Run the newest token of each row and choose the next. Returns the answers that are finished now."""
         if not self._is_decoding:
             self._begin_decoding()
-        behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
+        written = torch.tensor(
+            [[len(row.ids) - 1] for row in self._rows], device=self._model.device
+        )
         end = self._suffix.length + 1
-        mask = self._real[:, None, None, :end]
-        steps = self._lengths[:, None] + behind
+        mask = self._is_real[:, None, None, :end]
+        steps = self._lengths[:, None] + written
         hidden = self._run_layers(self._next[:, None], steps, mask, self._suffix)
         return self._choose_tokens(hidden[:, -1])
 
@@ -129,20 +131,20 @@ class AnswerBatch:
         start, model = self._suffix.length, self._model
         end = min(len(self._tree), start + PIECE)
         piece = self._tree.piece(start, end, len(model.layers), model.device)
-        hides = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
-        hides.masked_fill_(~piece.sees, -torch.inf)
+        mask = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
+        mask.masked_fill_(~piece.sees, -torch.inf)
         query_hook = partial(self._probe.observe, piece.last, piece.ends) if self._probe else None
         self._suffix.visible = piece.before
         hidden = self._run_layers(
             piece.ids[None],
             piece.depths[None],
-            hides[None, None],
+            mask[None, None],
             self._suffix,
             query_hook,
             piece.prefix_queries,
         )
-        found = hidden[0, piece.last]
-        self._last = torch.where(piece.ends[:, None], found, self._last) if start else found
+        last = hidden[0, piece.last]
+        self._last = torch.where(piece.ends[:, None], last, self._last) if start else last
         if end < len(self._tree):
             return []
         self._is_prefilled = True
@@ -159,7 +161,7 @@ class AnswerBatch:
         self._lengths = torch.tensor([len(path) for path in self._paths], device=device)
         column = torch.arange(longest + room, device=device)
         # (B, columns), False at padding
-        self._real = (column < self._lengths[:, None]) | (column >= longest)
+        self._is_real = (column < self._lengths[:, None]) | (column >= longest)
         self._is_decoding = True
 
     def _split_lookback(self) -> None:
@@ -241,7 +243,7 @@ class AnswerBatch:
         if self._is_decoding and 0 < len(indices) < len(self._rows):
             rows = torch.tensor(indices, device=self._model.device)
             self._suffix.keep_rows(rows)
-            self._lengths, self._real = self._lengths[rows], self._real[rows]
+            self._lengths, self._is_real = self._lengths[rows], self._is_real[rows]
         self._rows = [self._rows[index] for index in indices]
         self._paths = [self._paths[index] for index in indices]
 
@@ -270,9 +272,10 @@ class AnswerBatch:
 
     def _option_scores(self, options: Options, index: int, logits: Tensor) -> Tensor:
         """Return (options,) log-probabilities of whole answers, by one more pass. Logits (V,) are the first token's."""
-        begun = logits.tolist()
+        first_logits = logits.tolist()
         spellings = [
-            max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options
+            max(option.spellings, key=lambda ids: first_logits[ids[0]])
+            for option in options.options
         ]
         longest = max(len(ids) for ids in spellings)
         rows_at_once = max(1, PIECE // longest)

@@ -195,10 +195,10 @@ class AnswerFormats:
         """
         written = [text, text[:1].upper() + text[1:], text[:1].lower() + text[1:]]
         found = []
-        for words in [*written, *(f" {one}" for one in written)]:
-            ids = self._model.tokenizer(words, add_special_tokens=False, split_special_tokens=True)[
-                "input_ids"
-            ]
+        for spelling in [*written, *(f" {one}" for one in written)]:
+            ids = self._model.tokenizer(
+                spelling, add_special_tokens=False, split_special_tokens=True
+            )["input_ids"]
             found.append(tuple(ids))
         return tuple(dict.fromkeys(ids for ids in found if ids))
 

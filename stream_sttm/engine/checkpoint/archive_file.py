@@ -56,8 +56,8 @@ def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
     No file is larger than `largest` bytes, except one with a single window.
     """
     home, snapshot = path_of(folder, saved.stream), saved.snapshot
-    known = _known(home, snapshot.id)
-    parts = arranged(snapshot, known, largest)
+    known = _files_on_disk(home, snapshot.id)
+    parts = plan_files(snapshot, known, largest)
     held: dict[Span, str] = {}
     try:
         for part in parts:
@@ -67,9 +67,9 @@ def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
         for part in held:  # free the disk for others
             if part not in known:
                 with suppress(OSError):
-                    _part(home, snapshot.id, part).unlink()
+                    _file_of(home, snapshot.id, part).unlink()
         raise StateError(f"stream {saved.stream!r}: its past {_error_text(home, error)}") from error
-    _tidy(home, snapshot.id, held)
+    _delete_unnamed(home, snapshot.id, held)
 
 
 def read(folder: Path, stream: str) -> SavedPast | None:
@@ -82,12 +82,12 @@ def read(folder: Path, stream: str) -> SavedPast | None:
     if manifest is None:
         return None
     try:
-        saved = _saved(home, manifest)
+        saved = _read_past(home, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise tensor_file.unreadable(home, error) from error
     if saved.stream != stream:
         raise StateError(f"{home}: holds the past of stream {saved.stream!r}")
-    _tidy(home, saved.snapshot.id, _spans(manifest.about))
+    _delete_unnamed(home, saved.snapshot.id, _spans(manifest.about))
     return saved
 
 
@@ -99,10 +99,10 @@ def set_aside(folder: Path, stream: str) -> Path:
     Returns the new path.
     """
     home = path_of(folder, stream)
-    aside = home.with_suffix(_REFUSED)
-    if aside.exists():
-        shutil.rmtree(aside)
-    return home.rename(aside)
+    refused = home.with_suffix(_REFUSED)
+    if refused.exists():
+        shutil.rmtree(refused)
+    return home.rename(refused)
 
 
 def remove(folder: Path, stream: str) -> None:
@@ -119,12 +119,12 @@ def saved_before(folder: Path, moment: float) -> list[str]:
     return [path.parent.name.removesuffix(_SUFFIX) for path in old]
 
 
-def arranged(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
-    """Return how the windows are spread over files: as `known` where that still holds, with small new ones put
-    together.
+def plan_files(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
+    """Return how the windows are spread over files.
 
-    New windows take in the newest files as long as these are no larger than they are. So each window is written again a
-    few times at most, however often and how little is saved.
+    Files that are `known` stay as far as they are still valid, and small new ones are put together. New windows take in
+    the newest files as long as these are no larger than they are. So each window is written again a few times at most,
+    however often and how little is saved.
     """
     begin, end = snapshot.begin, snapshot.begin + len(snapshot.windows)
     sums = [0, *accumulate(window.nbytes for window in snapshot.windows)]
@@ -132,14 +132,14 @@ def arranged(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int)
     def size(first: int, last: int) -> int:
         return sums[last - begin] - sums[first - begin]
 
-    stays = sorted(span for span in known if begin <= span[0] and span[1] <= end)
-    new = stays[-1][1] if stays else begin
-    while stays and stays[-1][1] == new and size(*stays[-1]) <= size(new, end):
-        if size(stays[-1][0], end) > largest:
+    unchanged = sorted(span for span in known if begin <= span[0] and span[1] <= end)
+    new = unchanged[-1][1] if unchanged else begin
+    while unchanged and unchanged[-1][1] == new and size(*unchanged[-1]) <= size(new, end):
+        if size(unchanged[-1][0], end) > largest:
             break
-        new = stays.pop()[0]
+        new = unchanged.pop()[0]
     parts, at = list[Span](), begin
-    for first, last in [*stays, (end, end)]:
+    for first, last in [*unchanged, (end, end)]:
         while at < first:
             cut = at + 1
             while cut < first and size(at, cut + 1) <= largest:
@@ -147,10 +147,10 @@ def arranged(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int)
             parts.append((at, cut))
             at = cut
         at = last
-    return sorted([*parts, *stays])
+    return sorted([*parts, *unchanged])
 
 
-def _known(home: Path, id_: str) -> dict[Span, str]:
+def _files_on_disk(home: Path, id_: str) -> dict[Span, str]:
     """Return the files of an archive that are already on disk, with their checksums."""
     try:
         manifest = tensor_file.read(home / _MANIFEST)
@@ -159,25 +159,27 @@ def _known(home: Path, id_: str) -> dict[Span, str]:
     if manifest is None or manifest.about.get("id") != id_:
         return {}
     spans = _spans(manifest.about)
-    return {span: checksum for span, checksum in spans.items() if _part(home, id_, span).exists()}
+    return {
+        span: checksum for span, checksum in spans.items() if _file_of(home, id_, span).exists()
+    }
 
 
 def _spans(about: Mapping[str, Any]) -> dict[Span, str]:
     return {(int(begin), int(end)): str(checksum) for begin, end, checksum in about["parts"]}
 
 
-def _part(home: Path, id_: str, span: Span) -> Path:
+def _file_of(home: Path, id_: str, span: Span) -> Path:
     return home / f"{id_}-{span[0]}-{span[1]}{tensor_file.SUFFIX}"
 
 
-def _saved(home: Path, manifest: tensor_file.Content) -> SavedPast:
+def _read_past(home: Path, manifest: tensor_file.Content) -> SavedPast:
     """Return what a manifest and its files hold. Raises StateError for a file that is damaged or missing."""
     about, rows = manifest.about, manifest.tensors
     id_, begin = str(about["id"]), int(about["begin"])
     counts, captured = rows["counts"].tolist(), rows["captured"].tolist()
     windows: list[ArchivedClip] = []
     for span, checksum in _spans(about).items():
-        path = _part(home, id_, span)
+        path = _file_of(home, id_, span)
         part = tensor_file.read(path)
         if part is None or part.checksum != checksum:
             raise StateError(f"{path}: is not there, or not what the manifest beside it names")
@@ -206,7 +208,7 @@ def _write_part(home: Path, snapshot: ArchiveSnapshot, span: Span) -> str:
         "boxes": torch.cat([window.boxes for window in windows]),
         "sizes": torch.cat([window.sizes for window in windows]),
     }
-    return tensor_file.write(_part(home, snapshot.id, span), {"id": snapshot.id}, tensors)
+    return tensor_file.write(_file_of(home, snapshot.id, span), {"id": snapshot.id}, tensors)
 
 
 def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> None:
@@ -241,9 +243,9 @@ def _windows(
         yield ArchivedClip(features, key, boxes, sizes, (span[0], span[1]), 0)
 
 
-def _tidy(home: Path, id_: str, held: Iterable[Span]) -> None:
+def _delete_unnamed(home: Path, id_: str, held: Iterable[Span]) -> None:
     """Delete the files that the manifest does not name. What can't be deleted now is tried again with the next save."""
-    wanted = {_MANIFEST, *(_part(home, id_, span).name for span in held)}
+    wanted = {_MANIFEST, *(_file_of(home, id_, span).name for span in held)}
     with suppress(OSError):
         for path in home.iterdir():
             if path.name not in wanted:

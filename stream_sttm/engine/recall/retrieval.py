@@ -76,9 +76,11 @@ def archive_entry(
             group, newest, grid, start=group.emitted - len(newest)
         )[:, wanted]
         position_ids[0] -= group.offset
-        turned_keys = group.newest(layer, wanted, count=len(newest))
+        rotated_keys = group.newest(layer, wanted, count=len(newest))
         keys.append(
-            unrotated(model, turned_keys, (position_ids + group.pinned)[:, None])[0].transpose(0, 1)
+            unrotated(model, rotated_keys, (position_ids + group.pinned)[:, None])[0].transpose(
+                0, 1
+            )
         )
     if groups[-1].first > 0:
         grids = whole.features.reshape(-1, rows, columns, whole.features.shape[-1])
@@ -160,10 +162,9 @@ class RecallContext:
     def _relevance(self, question: Question) -> Tensor:
         """Return (N,): the attention that the question's words would pay to each evicted token."""
         layers = search_layers(self.model)
-        words = self._query_words(question, layers)
         total = torch.zeros(len(self.evicted))
-        for layer, queries in enumerate(words):
-            keys = self.evicted.keys(layer).float().transpose(0, 1)  # (kv heads, N, D)
+        for number, queries in enumerate(self._query_words(question, layers)):
+            keys = self.evicted.keys(number).float().transpose(0, 1)  # (kv heads, N, D)
             heads, width = queries.shape[0] // keys.shape[0], queries.shape[-1]
             queries = queries[:, :: max(1, -(-queries.shape[1] // _MOST_WORDS))]
             rows = queries.reshape(keys.shape[0], heads * queries.shape[1], width)
@@ -176,8 +177,8 @@ class RecallContext:
         model = self.model
         # earlier turns are read as context, but only the question itself is searched for
         own_length = len(model.ask(question.text))
-        read = model.ask(question.text, question.turns)
-        ids = torch.tensor([[*model.preamble(), *read]], device=model.device)
+        prompt = model.ask(question.text, question.turns)
+        ids = torch.tensor([[*model.preamble(), *prompt]], device=model.device)
         count = ids.shape[1]
         positions = torch.arange(count, device=model.device).expand(model.axes, 1, -1)
         recorded: dict[int, Tensor] = {}

@@ -71,7 +71,7 @@ def test_copies_and_moves_do_not_round_again(kv: Format) -> None:
     held.write(0, numbers(5))
     kept = torch.tensor([1, 4, 5, 19])
     before = held.view(COUNT).at(kept)
-    held.copied(other, kept, to=2, rerotated=None)
+    held.copy_rows(other, kept, to=2, rerotated=None)
     assert torch.equal(other.view(6).dequantized()[:, :, 2:], before)
     held.move(10, torch.tensor([1, 7]))
     assert torch.equal(held.read(12)[:, :, 10:], slots_of(kv, [11, 17]))

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from stream_sttm.engine.checkpoint.archive_file import (
     SavedPast,
-    arranged,
     path_of,
+    plan_files,
     read,
     remove,
     set_aside,
@@ -126,7 +126,7 @@ def test_what_is_saved_stays_untouched_by_later_saves(tmp_path: Path) -> None:
 def test_files_hold_every_window_once_and_few_are_written_anew(
     steps: list[tuple[int, int]], largest: int
 ) -> None:
-    """Windows of one byte come and go; `arranged` must be a partition into files of at most `largest` bytes."""
+    """Windows of one byte come and go; `plan_files` must be a partition into files of at most `largest` bytes."""
     begin = end = written = 0
     known: dict[tuple[int, int], str] = {}
     for come, go in steps:
@@ -138,7 +138,7 @@ def test_files_hold_every_window_once_and_few_are_written_anew(
         contents = replace(
             window.snapshot(), begin=begin, windows=(one,) * (end - begin), firsts=()
         )
-        parts = arranged(contents, known, largest * one.nbytes)
+        parts = plan_files(contents, known, largest * one.nbytes)
         numbers = [number for part in parts for number in range(*part)]
         assert numbers == list(range(begin, end))
         assert all(0 < last - first <= largest for first, last in parts)
