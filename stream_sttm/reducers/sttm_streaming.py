@@ -67,8 +67,8 @@ class SttmStreaming:
     Parameters
         spatial_threshold (float, -1 to 1, default the model's, else 0.85): a quadtree node splits where its least
             cosine with a child is below it.
-        temporal_threshold (float, -1 to 1, default the model's, else 0.65): least cosine at which a leaf joins the
-            token of its best match in the frame before.
+        temporal_threshold (float, -1 to 1, default the model's, else 0.65): least cosine with its best match in
+            the frame before at which a leaf joins that one's token.
         root_level (int, 0 or more, default 1): how many of the coarsest quadtree levels are left out.
         drift_threshold (float, -1 to 1, default -1): least cosine of a leaf with the token that is to stand for it. -1
             is no guard.

@@ -164,11 +164,9 @@ class Archive:
         owner = torch.repeat_interleave(counts)
         row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
         is_evicted = (first[owner] == NOT_HELD) | ~torch.isin(first[owner] + row, held)
-        return (
-            EvictedTokens(windows, owner[is_evicted], row[is_evicted])
-            if bool(is_evicted.any())
-            else None
-        )
+        if not bool(is_evicted.any()):
+            return None
+        return EvictedTokens(windows, owner[is_evicted], row[is_evicted])
 
     def record(self, answer: Answer) -> None:
         """Add a standing question's answer. One that equals the last is the same event, which then lasts longer."""

@@ -77,11 +77,8 @@ def archive_entry(
         )[:, wanted]
         position_ids[0] -= group.offset
         rotated_keys = group.newest(layer, wanted, count=len(newest))
-        keys.append(
-            unrotated(model, rotated_keys, (position_ids + group.pinned)[:, None])[0].transpose(
-                0, 1
-            )
-        )
+        own_keys = unrotated(model, rotated_keys, (position_ids + group.pinned)[:, None])
+        keys.append(own_keys[0].transpose(0, 1))
     if groups[-1].first > 0:
         grids = whole.features.reshape(-1, rows, columns, whole.features.shape[-1])
         tokens = replace(tokens, features=box_means(grids, tokens.boxes, whole.boxes[0, 0]))
