@@ -10,10 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VisualTokens:
-    """N visual tokens, each standing for a box of grid cells of one frame, in stream order.
+    """N visual tokens in stream order. Each stands for a box of grid cells of one frame.
 
-    `features` (N, C); `boxes` (N, 5) int64 rows (t, y0, x0, y1, x1), end-exclusive, t counting frames from the
-    stream's start; `sizes` (N,) int64, how many grid cells, over all frames, the token stands for.
+    - `features` (N, C).
+    - `boxes` (N, 5) int64: rows (t, y0, x0, y1, x1), end-exclusive, t counts frames from the stream's start.
+    - `sizes` (N,) int64: how many grid cells of all frames the token stands for.
     """
 
     features: Tensor
@@ -25,7 +26,7 @@ class VisualTokens:
 
     @classmethod
     def whole(cls, features: Tensor, *, first_frame: int = 0) -> VisualTokens:
-        """Every cell of (T, H, W, C) features as a token of its own, by frame, then in raster order."""
+        """Return every cell of features (T, H, W, C) as a token of its own, by frame, then in raster order."""
         count, height, width, channels = features.shape
         axes = (torch.arange(side, device=features.device) for side in (count, height, width))
         t, y, x = torch.cartesian_prod(*axes).unbind(1)

@@ -1,1 +1,1 @@
-"""The machine: rolling memories and the answers read from them. Tensors only; time is passed in."""
+"""The engine: rolling memories, and the answers read from them. Tensors only. Time is passed in."""

@@ -1,7 +1,7 @@
 """Attention over shared prefixes: many questions read one memory's keys and values once.
 
-Registered with transformers' public AttentionInterface, so no class is patched. Rows of a batch that share a prefix
-(one stream's questions) multiply against it as one matrix; the parts, prefix and own, are joined by their
+It is registered with transformers' public AttentionInterface, so no class is patched. The rows of a batch that share a
+prefix (one stream's questions) multiply against it as one matrix. The parts, prefix and own, are joined by their
 log-sum-exp, as in Hydragen (https://arxiv.org/abs/2402.05099). Knows neither caches nor models.
 """
 
@@ -25,23 +25,23 @@ _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", 
 
 @dataclass(frozen=True, slots=True)
 class PrefixKV:
-    """Keys and values that every row of a batch sees, for one layer: (1, heads, P, D); `bias` (P,) or None."""
+    """Keys and values (1, heads, P, D) of one layer that every row of a batch sees. `bias` is (P,) or None."""
 
     keys: Tensor
     values: Tensor
     bias: Tensor | None
 
-    def behind(self, count: int) -> PrefixKV:
-        """The same without its first `count`."""
+    def skip(self, count: int) -> PrefixKV:
+        """Return the same without the first `count` tokens."""
         bias = None if self.bias is None else self.bias[count:]
         return PrefixKV(self.keys[:, :, count:], self.values[:, :, count:], bias)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixQueries:
-    """Which tokens of a batch (B, n) look at the prefix: of those that are alike one, for all of them.
+    """Which tokens of a batch (B, n) attend to the prefix. Of equal tokens one attends for all of them.
 
-    `tokens` (U,) places in B * n; `of` (B * n,) whose answer each token takes, a place in `tokens`.
+    `tokens` (U,): indices into B * n. `of` (B * n,): whose output each token takes, an index into `tokens`.
     """
 
     tokens: Tensor
@@ -49,7 +49,7 @@ class PrefixQueries:
 
 
 def register() -> None:
-    """Make `attend` known to transformers under NAME."""
+    """Register `attend` with transformers under NAME."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
@@ -63,57 +63,63 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     prefix: Sequence[Any] = (),
-    watch: QueryHook | None = None,
-    asking: Sequence[PrefixQueries | None] = (),
+    query_hook: QueryHook | None = None,
+    prefix_queries: Sequence[PrefixQueries | None] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
+    """Attend with `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
 
-    `attention_mask` (B or 1, 1, n, m) speaks of the own part only: True or 0 is seen. `prefix` holds views with
-    `shared(layer) -> Shared`; `watch` is shown the queries; `asking` says, layer by layer, which tokens look at the
-    prefix, all where it is None or nothing is said. Returns (B, n, heads, D) and None for the weights.
+    - `attention_mask` (B or 1, 1, n, m): for the own keys only, True or 0 where they are seen.
+    - `prefix`: views with a method `prefix_kv(layer) -> PrefixKV`.
+    - `query_hook`: is called with the layer, the queries and their scale.
+    - `prefix_queries`: layer by layer, which tokens attend to the prefix. All do where it is empty or None.
+
+    Returns (B, n, heads, D), and None for the weights.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if watch is not None:
-        watch(module.layer_idx, query, scale)
-    shared = [view.shared(module.layer_idx) for view in prefix]
-    shared = [part for part in shared if part.keys.shape[2]]
-    if not shared:
+    if query_hook is not None:
+        query_hook(module.layer_idx, query, scale)
+    prefixes = [view.prefix_kv(module.layer_idx) for view in prefix]
+    prefixes = [part for part in prefixes if part.keys.shape[2]]
+    if not prefixes:
         grouped = query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=grouped
         )
         return out.transpose(1, 2), None
-    among = asking[module.layer_idx] if asking else None
-    parts = [_over_shared(query, part, scale, among) for part in shared]
-    parts.append(_over_own(query, key, value, attention_mask, scale))
-    return _joined(parts).to(query.dtype).transpose(1, 2), None
+    queries = prefix_queries[module.layer_idx] if prefix_queries else None
+    parts = [_attend_prefix(query, part, scale, queries) for part in prefixes]
+    parts.append(_attend_own(query, key, value, attention_mask, scale))
+    return _merge_by_lse(parts).to(query.dtype).transpose(1, 2), None
 
 
-def _over_shared(
-    query: Tensor, part: PrefixKV, scale: float, among: PrefixQueries | None
+def _attend_prefix(
+    query: Tensor, part: PrefixKV, scale: float, queries: PrefixQueries | None
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, heads, n, D) and log-sum-exp (B, heads, n, 1), float32: all rows as one matrix per kv head."""
+    """Attend over one prefix, with all rows as one matrix per kv head.
+
+    Returns the output (B, heads, n, D) and its log-sum-exp (B, heads, n, 1), float32.
+    """
     batch, heads, count, width = query.shape
     tokens = query.transpose(0, 1).reshape(heads, batch * count, width)
-    if among is not None:
-        tokens = tokens[:, among.tokens]
+    if queries is not None:
+        tokens = tokens[:, queries.tokens]
     rows = tokens.reshape(1, part.keys.shape[1], -1, width)
     bias = None if part.bias is None else part.bias[None, None, None]
     out, lse = _attention(rows, part.keys, part.values, bias, scale)
     out, lse = out.reshape(*tokens.shape), lse.reshape(*tokens.shape[:2], 1)
-    if among is not None:
-        out, lse = out[:, among.of], lse[:, among.of]
+    if queries is not None:
+        out, lse = out[:, queries.of], lse[:, queries.of]
     return (
         out.reshape(heads, batch, count, width).transpose(0, 1),
         lse.reshape(heads, batch, count, 1).transpose(0, 1),
     )
 
 
-def _over_own(
+def _attend_own(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The same over each row's own keys and values."""
+    """Attend over each row's own keys and values. Returns the same as `_attend_prefix`."""
     batch, heads, count, width = query.shape
     kv_heads = key.shape[1]
     rows = query.reshape(batch, kv_heads, heads // kv_heads * count, width)
@@ -129,9 +135,10 @@ def _over_own(
 def _attention(
     rows: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of (B, kv heads, R, D) over (B, kv heads, m, D) with a `bias` (B or 1, 1, R or 1, m) on its logits.
+    """Attend with rows (B, kv heads, R, D) over (B, kv heads, m, D). Returns the output and its log-sum-exp.
 
-    A CPU's own kernel never holds all logits, and takes a fourth of the time.
+    `bias` (B or 1, 1, R or 1, m) is added to the logits. A CPU's own kernel never holds all logits, and takes a fourth
+    of the time.
     """
     count = rows.shape[2]
     if _FUSED is not None and rows.device.type == "cpu":
@@ -152,7 +159,7 @@ def _attention(
     return out, lse
 
 
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Softmax over all parts from each part's own softmax and log-sum-exp."""
+def _merge_by_lse(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the softmax over all parts, from each part's own softmax and log-sum-exp."""
     total = reduce(torch.logaddexp, (lse for _, lse in parts))
     return reduce(torch.add, (out * (lse - total).exp() for out, lse in parts))

@@ -1,7 +1,7 @@
-"""Engine: clips and questions in, outcomes out, one bounded step at a time.
+"""The engine: clips and questions in, outcomes out, one bounded step at a time.
 
-Not thread-safe: one thread calls it. `observe` and `ask` only queue; all tensor work happens in `step`. A stream whose
-work fails loses at most its own memory, never another's.
+It is not thread-safe: one thread calls it. `observe` and `ask` only queue. All tensor work happens in `step`. A stream
+whose work fails loses at most its own memory, never another's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import torch
 
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One model, one memory per stream."""
+    """One model, and one memory per stream."""
 
     def __init__(
         self,
@@ -64,10 +65,10 @@ class Engine:
         self._scheduler = Scheduler(
             max_waiting=self._limits.max_waiting, max_batch=self._limits.max_batch
         )
-        self._regions: set[str] = set()  # streams of which only what changed is encoded
+        self._regions: set[str] = set()  # streams that encode only what changed
         self._batches: dict[int, AnswerBatch] = {}
-        self._forms = AnswerFormats(model)
-        self._numbers = itertools.count()
+        self._formats = AnswerFormats(model)
+        self._batch_numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
 
@@ -77,9 +78,9 @@ class Engine:
         return self._scheduler.is_idle
 
     def open(self, stream: str, *, fps: float, regions: bool = False) -> None:
-        """Make a stream known; its memory is allocated with its first clip.
+        """Make a stream known. Its memory is allocated with its first clip.
 
-        `regions`: whether of its clips only what changed is encoded, where the model's family can.
+        With `regions`, only what changed of its clips is encoded, where the model's family can do that.
         """
         self.sessions.open(stream, fps)
         self._regions.discard(stream)
@@ -88,30 +89,33 @@ class Engine:
         session_metrics.begin(stream)
 
     def limit(self, answering: AnsweringSettings) -> None:
-        """Take other limits for questions from now on; those admitted already stay."""
+        """Set other limits for questions from now on. Questions that were admitted already stay."""
         self._limits = answering
         self._scheduler.limit(max_waiting=answering.max_waiting, max_batch=answering.max_batch)
 
     def close(self, stream: str) -> list[Unanswered]:
-        """Forget a stream and free its memory; returns its questions that now get no answer."""
+        """Delete a stream and free its memory. Returns its questions, which now get no answer."""
         self.sessions.close(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
-        return [Unanswered(question, error) for question in self._scheduler.forget(stream)]
+        return [Unanswered(question, error) for question in self._scheduler.drop_stream(stream)]
 
     def mosaic(self, stream: str) -> Mosaic | None:
-        """What stands for the stream's newest frame, None where it has no memory; to be called between two steps."""
+        """Return what stands for the stream's newest frame, None where it has no memory. Call it between two steps."""
         session = self.sessions.of(stream)
         return draw_mosaic(session) if session is not None else None
 
     def observe(self, clip: Clip) -> Clip | None:
-        """Queue a clip; returns the stream's oldest waiting clip where that had to go, counted as dropped."""
+        """Queue a clip.
+
+        Returns the stream's oldest waiting clip where that had to make room, and counts it as dropped.
+        """
         skipped = self._scheduler.add_clip(clip, self._clock())
         if skipped is not None:
             metrics.FRAMES_DROPPED.labels(clip.stream, "engine_busy").inc(len(skipped.frames))
         return skipped
 
     def ask(self, question: Question) -> None:
-        """Queue a question; raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
+        """Queue a question. Raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
         try:
             self._admit(question)
         except StreamSTTMError as error:
@@ -124,64 +128,79 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        check(question, forms=self._forms, plan=self.plan, limits=self._limits)
+        check(question, formats=self._formats, plan=self.plan, limits=self._limits)
         self.sessions.check(question.stream)
         self._scheduler.add_question(question)
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
-        """Do the most pressing piece of work, if any, and return what came of it."""
+        """Schedule the most pressing piece of work, run it and collect its outcomes.
+
+        Returns none where nothing waits.
+        """
         now = self._clock()
-        outcomes: list[Outcome] = [
-            Unanswered(q, QuestionExpired(f"not answered within {self._limits.timeout:g} s"))
-            for q in self._scheduler.expired(now, self._limits.timeout)
-        ]
+        outcomes = self._reject_expired(now)
         work = self._scheduler.next(now)
         if work is None:
             return outcomes
         metrics.ENGINE_STEPS.labels(type(work).__name__.lower()).inc()
-        outcomes += self._attempted(work)
+        outcomes += self._run_safely(work)
+        self._show_queues()
+        return outcomes
+
+    def _reject_expired(self, now: float) -> list[Outcome]:
+        """Remove the questions that have waited too long. Returns an outcome for each."""
+        timeout = self._limits.timeout
+        return [
+            Unanswered(question, QuestionExpired(f"not answered within {timeout:g} s"))
+            for question in self._scheduler.take_expired(now, timeout)
+        ]
+
+    def _show_queues(self) -> None:
+        """Set the metrics of a finished step: its time, and how much still waits."""
         metrics.ENGINE_LAST_STEP.set(self._clock())
         metrics.QUEUE_DEPTH.labels("engine_clips").set(self._scheduler.clips_waiting)
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
-        return outcomes
 
-    def _attempted(self, work: Work) -> Sequence[Outcome]:
+    def _run_safely(self, work: Work) -> Sequence[Outcome]:
+        """Run a piece of work. Where it fails, recover and return what is lost by it."""
         try:
-            return self._do(work)
+            return self._run(work)
         except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
             return self._recover(work, error)
 
-    def _do(self, work: Work) -> Sequence[Outcome]:
+    def _run(self, work: Work) -> Sequence[Outcome]:
         match work:
             case Append(clip):
                 return [self._append(clip)]
             case Ask(stream, questions):
-                return self._take_in(stream, questions)
+                return self._start_batches(stream, questions)
             case Decode(number):
                 return self._decode(number)
+            case _:
+                assert_never(work)
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
         session = self.sessions.of(stream) or self.sessions.create(stream)
-        # the clip that this one is said to look like may have been dropped on its way
+        # the clip that this one repeats may have been dropped on its way
         is_known = clip.same_as is not None and clip.same_as == session.shows
         is_same = clip.same_as is not None and clip.changed is None
         times, encoded = self._token_times(clip), 0
         if is_known and is_same and not (clip.wants_whole and session.is_pieced):
             done = session.repeat(times)
         else:
-            seen = self._seen(clip, session if is_known else None)
-            encoded, session.tower_state = seen.encoded, seen.kept
-            done = session.append(seen.features, times)
-            session.is_pieced = encoded < seen.features[..., 0].numel()
+            encoded_clip = self._encode(clip, session if is_known else None)
+            encoded, session.tower_state = encoded_clip.encoded, encoded_clip.kept
+            done = session.append(encoded_clip.features, times)
+            session.is_pieced = encoded < encoded_clip.features[..., 0].numel()
         session.shows = clip.same_as if is_same and not clip.wants_whole else clip.index
         self.sessions.put(session)
         session_metrics.show(session, done, encoded=encoded)
         return Observed(clip, done.before_merge, done.after_merge)
 
     def _token_times(self, clip: Clip) -> list[float]:
-        """Wall clock of each token frame: of its newest picture."""
+        """Return the wall clock of each token frame, which is that of its newest picture."""
         captured = [frame.captured_at for frame in clip.frames]
         group = self.model.frames_per_token
         return [
@@ -189,58 +208,64 @@ class Engine:
             for end in range(group, len(captured) + group, group)
         ]
 
-    def _seen(self, clip: Clip, session: StreamSession | None) -> vision.EncodedClip:
-        """The clip's features; of its stream's `session`, if any, what has not changed may be reused."""
+    def _encode(self, clip: Clip, session: StreamSession | None) -> vision.EncodedClip:
+        """Encode a clip. What has not changed since the newest features of `session`, if given, may be reused."""
         if clip.stream not in self._regions:
             return vision.encode_all(self.model, clip)
         kept, grid = (session.tower_state, session.grid) if session is not None else (None, (0, 0))
         return vision.encode_changed(self.model, clip, kept, grid)
 
-    def _take_in(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
+    def _start_batches(self, stream: str, questions: Sequence[Question]) -> Sequence[Outcome]:
+        """Make batches of a stream's questions and run the first step of the first batch."""
         session = self.sessions.of(stream)
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batches = make_batches(self.model, session, questions, self._forms)
-        first, *_ = [self._opened(batch) for batch in batches]
-        return self._attempted(Decode(first))  # what fails of it is that batch's alone
+        batches = make_batches(self.model, session, questions, self._formats)
+        first, *_ = [self._register(batch) for batch in batches]
+        return self._run_safely(Decode(first))  # a failure concerns this batch alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
+        """Run one step of a batch. Its questions that turned out to look back become batches of their own."""
         batch = self._batches[number]
         finished = batch.step()
-        for more in split_lookback(self.model, batch, self._forms):
-            self._opened(more)
-        return self._answers(number, finished)
+        for lookback_batch in split_lookback(self.model, batch, self._formats):
+            self._register(lookback_batch)
+        return self._collect_answers(number, finished)
 
-    def _opened(self, batch: AnswerBatch) -> int:
-        number = next(self._numbers)
+    def _register(self, batch: AnswerBatch) -> int:
+        """Give a batch a number and have it scheduled. Returns the number."""
+        number = next(self._batch_numbers)
         self._batches[number] = batch
-        self._scheduler.opened(number)
+        self._scheduler.add_batch(number)
         return number
 
-    def _answers(self, number: int, finished: Sequence[Completion]) -> list[Outcome]:
+    def _collect_answers(self, number: int, finished: Sequence[Completion]) -> list[Outcome]:
+        """Return a batch's partial texts and the answers that are finished.
+
+        Remove the batch where no question is left.
+        """
         batch = self._batches[number]
-        outcomes: list[Outcome] = [Progress(*one) for one in batch.partial_texts()]
+        outcomes: list[Outcome] = [Progress(*partial) for partial in batch.partial_texts()]
         if not batch.questions:
             del self._batches[number]
-            self._scheduler.closed(number)
+            self._scheduler.remove_batch(number)
         now = self._clock()
-        for done in finished:
-            if done.error is not None:
-                outcomes.append(Unanswered(done.question, done.error))
+        for completion in finished:
+            question = completion.question
+            if completion.error is not None:
+                outcomes.append(Unanswered(question, completion.error))
                 continue
-            metrics.TIME_TO_ANSWER.labels(done.question.stream).observe(
-                now - done.question.asked_at
-            )
+            metrics.TIME_TO_ANSWER.labels(question.stream).observe(now - question.asked_at)
             answer = Answer(
-                done.question,
-                done.text,
+                question,
+                completion.text,
                 batch.view.span,
-                done.tokens,
+                completion.tokens,
                 self.model.name,
                 now,
-                structured=done.structured,
-                confidence=done.confidence,
+                structured=completion.structured,
+                confidence=completion.confidence,
                 seconds=batch.view.seconds,
             )
             outcomes.append(answer)
@@ -248,19 +273,12 @@ class Engine:
         return outcomes
 
     def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
-        """After a failed piece of work: the stream starts anew, its questions learn why, the others go on."""
-        failure: StreamSTTMError
-        if isinstance(error, torch.OutOfMemoryError):
-            metrics.OOM_RECOVERIES.inc()
-            torch.cuda.empty_cache()
-            failure = OutOfMemory(
-                "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
-            )
-        elif isinstance(error, StreamSTTMError):
-            failure = error
-        else:
-            _log.exception("engine: %s failed", type(work).__name__)
-            failure = ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
+        """Clean up after a failed piece of work.
+
+        A stream whose clip failed starts with a new memory, and a batch that failed is removed. Returns an outcome for
+        the lost clip, or for each question that gets no answer.
+        """
+        failure = _as_failure(work, error)
         match work:
             case Append(clip):
                 if self.sessions.drop(clip.stream, str(failure)):  # not again for each window
@@ -276,6 +294,22 @@ class Engine:
                 return [Unanswered(question, failure) for question in questions]
             case Decode(number):
                 batch = self._batches.pop(number)
-                self._scheduler.closed(number)
+                self._scheduler.remove_batch(number)
                 open_questions = [*batch.questions, *batch.looking_back]
                 return [Unanswered(question, failure) for question in open_questions]
+            case _:
+                assert_never(work)
+
+
+def _as_failure(work: Work, error: Exception) -> StreamSTTMError:
+    """Return an error as one of our own. Free the device's unused memory where the error is that it ran out."""
+    if isinstance(error, torch.OutOfMemoryError):
+        metrics.OOM_RECOVERIES.inc()
+        torch.cuda.empty_cache()
+        return OutOfMemory(
+            "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
+        )
+    if isinstance(error, StreamSTTMError):
+        return error
+    _log.exception("engine: %s failed", type(work).__name__)
+    return ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""The layer loop: transformers' own layers, walked by us, so that bands, merging and shared prefixes need no patch."""
+"""The layer loop. It calls transformers' own layers, so layer groups, merging and shared prefixes need no patch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stream_sttm.models.family import VideoLLM
 
 
 def shape_of(model: VideoLLM, kv: Format = "auto") -> CacheShape:
-    """What a cache for `model` looks like that keeps its numbers in the format `kv`."""
+    """Return the shape of a cache for `model` that stores keys and values in the format `kv`."""
     heads, width = model.kv_shape
     return CacheShape(len(model.layers), heads, width, model.dtype, model.device, kv)
 
@@ -30,14 +30,17 @@ def run_layers(
     mask: Tensor | None,
     cache: Any,
     prefix: Sequence[Any] = (),
-    watch: QueryHook | None = None,
-    asking: Sequence[PrefixQueries | None] = (),
+    query_hook: QueryHook | None = None,
+    prefix_queries: Sequence[PrefixQueries | None] = (),
 ) -> Tensor:
-    """(B, N, C) through layers [first, last) -> (B, N, C).
+    """Run hidden states (B, N, C) through layers [first, last). Returns (B, N, C).
 
-    `positions` (axes, B, N) as stored in the cache; `mask` (B or 1, 1, N, own keys), None for all; `cache` takes each
-    layer's keys and values by `update`; `prefix` holds what every row also sees, `watch` is shown the queries, `asking`
-    says for each of the model's layers which tokens look at the prefix (see attention.attend).
+    - `positions` (axes, B, N): as stored in the cache.
+    - `mask` (B or 1, 1, N, own keys): None where all is seen.
+    - `cache`: takes each layer's keys and values by `update`.
+    - `prefix`: what every row sees besides its own keys.
+    - `query_hook`: is called with the queries of each layer.
+    - `prefix_queries`: for each of the model's layers, which tokens attend to the prefix (see `attention.attend`).
     """
     rotation = model.rotary(hidden, positions)
     for layer in model.layers[layers[0] : layers[1]]:
@@ -48,15 +51,18 @@ def run_layers(
             past_key_values=cache,
             use_cache=True,
             prefix=prefix,
-            watch=watch,
-            asking=asking,
+            query_hook=query_hook,
+            prefix_queries=prefix_queries,
         )
         hidden = out[0] if isinstance(out, tuple) else out
     return hidden
 
 
 def causal_mask(new: int, *, seen: int = 0, device: torch.device) -> Tensor | None:
-    """(1, 1, new, seen + new), True where a token may look: all that was before, itself, nothing after."""
+    """Return a mask (1, 1, new, seen + new), True where a token may attend: to all before it and to itself.
+
+    Returns None for a single new token, which sees everything.
+    """
     if new == 1:
         return None
     return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril_(seen)[None, None]
@@ -71,9 +77,10 @@ def prefill(
     positions: Tensor,
     sizes: Tensor,
 ) -> Tensor:
-    """(1, N, C) visual tokens through one band's layers, written behind its memory (not yet committed).
+    """Run visual tokens (1, N, C) through one group's layers. Returns (1, N, C).
 
-    `positions` (axes, N); `sizes` (N,) weigh the new keys where the cache has a size bias.
+    Their keys and values are written behind the group's tokens, but not yet committed. `positions` is (axes, N).
+    `sizes` (N,) weigh the new keys where the cache has a size bias.
     """
     new, seen = hidden.shape[1], group.written
     mask = causal_mask(new, seen=seen, device=hidden.device)

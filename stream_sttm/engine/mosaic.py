@@ -1,6 +1,6 @@
-"""What stands for a stream's newest frame, tile by tile: the picture that shows how its memory works.
+"""Which token stands for which tile of a stream's newest frame: a picture of how its memory works.
 
-Plain frozen data, no torch, no sockets; ages are seconds before the newest frame.
+Plain frozen data, no torch, no sockets. Ages are seconds before the newest frame.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class TileKind(StrEnum):
-    """What became of a tile: a token of its own, or what an older one stands for, in its place or from elsewhere."""
+    """What stands for a tile: a new token, or an older one, from the same place or from elsewhere."""
 
     NEW = "new"
     KEPT = "kept"
@@ -20,10 +20,10 @@ class TileKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A leaf of the newest frame's quadtree and the token that stands for it.
+    """A leaf of the newest frame's quadtree, and the token that stands for it.
 
-    `box` is (y0, x0, y1, x1) in cells, end-exclusive; `token` counts the stream's tokens; `size` is how many cells,
-    over all frames, that token stands for; `age_s` is of the frame from which it came.
+    `box` is (y0, x0, y1, x1) in cells, end-exclusive. `token` counts the stream's tokens. `size` is how many cells of
+    all frames that token stands for. `age_s` is the age of the token's own frame.
     """
 
     box: tuple[int, int, int, int]
@@ -35,7 +35,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:
-    """The newest frame as its memory holds it; `before` and `after` count the tokens of the whole memory."""
+    """The newest frame as its memory holds it. `before` and `after` count the tokens of the whole memory."""
 
     rows: int
     columns: int
@@ -46,7 +46,7 @@ class Mosaic:
     captured_at: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The one JSON shape of a mosaic."""
+        """Return the mosaic as the JSON object of the HTTP API."""
         return {
             "rows": self.rows,
             "columns": self.columns,

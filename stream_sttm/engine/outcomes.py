@@ -1,4 +1,5 @@
-"""What comes of the engine's work: clips that are remembered or lost, questions that are answered, are being, or not.
+"""Outcomes of the engine's work: clips that are in a memory or lost, and questions with an answer, a part of one, or
+none.
 
 Plain frozen data, no torch, no sockets.
 """
@@ -39,7 +40,7 @@ class Unanswered:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The words of an answer that is still being written, all of them so far."""
+    """The text so far of an answer that is still being written."""
 
     question: Question
     text: str

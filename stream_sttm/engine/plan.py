@@ -1,9 +1,8 @@
-"""How a memory is laid out: the configuration, completed by what the model says serves it best."""
+"""How a memory is laid out: the configuration, completed by the model's own defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +19,11 @@ _RECALL_SHARE = 0.25  # of the horizon, left free for what is recalled
 
 @dataclass(frozen=True, slots=True)
 class RecallPlan:
-    """What a question may bring back: `tokens` at most, on `room` positions that the memory leaves free for them.
+    """What a question may bring back.
 
-    It is told `log` earlier answers at most.
-
-    The archive of a stream holds `most_bytes`, nothing older than `max_age` seconds, in `folder` or on the host.
+    It brings back at most `tokens`, on `room` positions that the memory leaves free for them. At most `log` earlier
+    answers are put before it. A stream's archive holds at most `most_bytes`, and nothing older than `max_age` seconds.
+    It is in `folder`, or in host memory where that is None.
     """
 
     when: Literal["auto", "always"]
@@ -38,10 +37,11 @@ class RecallPlan:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How a memory is laid out; every number resolved, nothing left to a default.
+    """How a memory is laid out. Every number is resolved, nothing is left to a default.
 
-    `horizon`: positions a memory may span; `rebase_at`: position past which stored keys are moved back;
-    `question_tokens`: positions left to a question and its answer, so that nothing stands beyond the model's own.
+    `horizon`: positions that a memory may span. `rebase_at`: position past which stored keys are moved back.
+    `question_tokens`: positions left to a question and its answer, so that nothing stands beyond the model's own
+    positions.
     """
 
     merge_at: int
@@ -61,9 +61,9 @@ class MemoryPlan:
 
 
 def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) -> MemoryPlan:
-    """The memory's layout: the configuration, and the model's own defaults where it is silent.
+    """Return the layout of a memory: the configuration, and the model's own defaults where it is silent.
 
-    Raises ConfigError for a merge layer the model doesn't have or a horizon beyond its positions.
+    Raises ConfigError for a merge layer that the model doesn't have, or a horizon beyond its positions.
     """
     tuned, layers = model.tuned, len(model.layers)
     merge_at = tuned.at_layer if reducer.at_layer is None else reducer.at_layer
@@ -114,12 +114,15 @@ def plan_for(model: VideoLLM, reducer: ReducerSettings, memory: MemorySettings) 
 
 
 def with_room(horizon: int) -> int:
-    """The horizon that leaves a memory `horizon` positions beside those for what is recalled."""
+    """Return the horizon that leaves a memory `horizon` positions beside those for recalled tokens."""
     return -int(-horizon // (1 - _RECALL_SHARE))
 
 
 def _recall_plan(recall: RecallSettings, horizon: int) -> RecallPlan | None:
-    """None where nothing is ever recalled, which then costs nothing: no archive, and the whole horizon."""
+    """Return the plan for recall, None where nothing is ever recalled.
+
+    That costs nothing: no archive, and the whole horizon.
+    """
     if recall.when == "never":
         return None
     return RecallPlan(
@@ -134,16 +137,5 @@ def _recall_plan(recall: RecallSettings, horizon: int) -> RecallPlan | None:
 
 
 def reducer_for(model: VideoLLM, settings: ReducerSettings, rate: float) -> Reducer:
-    """The configured reducer for a stream with `rate` token frames per second."""
-    options = dict(settings.options)
-    if settings.name in ("sttm", "sttm_streaming"):
-        options.setdefault("spatial_threshold", model.tuned.spatial_threshold)
-        options.setdefault("temporal_threshold", model.tuned.temporal_threshold)
-    if seconds := options.get("refresh_every"):
-        options["refresh_every"] = max(1, round(seconds * rate))  # the reducer counts frames
-    budget = options.get("budget")
-    if isinstance(budget, Mapping) and isinstance(budget.get("tokens_per_second"), int | float):
-        budget = dict(budget)
-        budget["tokens_per_frame"] = budget.pop("tokens_per_second") / rate
-        options["budget"] = budget
-    return build_reducer(settings.name, options)
+    """Return the configured reducer for a stream with `rate` token frames per second."""
+    return build_reducer(settings.name, settings.options, tuned=asdict(model.tuned), rate=rate)

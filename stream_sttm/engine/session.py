@@ -100,7 +100,7 @@ class StreamSession:
         tokens, state = self._reduce(states)
         self._run_deep(tokens, grid)
         entry = self._archive_entry(whole, tokens, grid)
-        self.cache.deep.see(*state.last_seen)
+        self.cache.deep.mark_seen(*state.last_seen)
         self._prune_shallow(tokens, count, grid)
         self.reducer_state = state
         self._advance(features, captured, entry, states=states)
@@ -122,7 +122,7 @@ class StreamSession:
             done = self.append(features, captured)
             return replace(done, evicted=done.evicted + evicted, rebased=done.rebased or is_rebased)
         self.cache.deep.absorb(*state.absorbed)
-        self.cache.deep.see(*state.last_seen)
+        self.cache.deep.mark_seen(*state.last_seen)
         self.reducer_state = state
         self._advance(features, captured)
         return Appended(features[..., 0].numel(), 0, evicted, is_rebased)
@@ -237,8 +237,8 @@ class StreamSession:
         states: Tensor | None = None,
     ) -> None:
         """Count frames (T, H, W, C) that are in the memory now, and archive what they brought into it."""
-        self.history.take(features, captured, states)
-        self.history.forget(before=self._oldest_frame())
+        self.history.append(features, captured, states)
+        self.history.drop_before(self._oldest_frame())
         if self.archive is not None:
             first = self.cache.deep.emitted - (0 if entry is None else len(entry[0]))
             self.archive.add(entry, first=first, captured=(captured[0], captured[-1]))

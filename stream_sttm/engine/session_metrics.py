@@ -1,4 +1,4 @@
-"""What the metrics show of a stream's memory after each window, and of the device that holds it."""
+"""The metrics of a stream's memory after each window, and of the device that holds it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stream_sttm.engine.view import Appended
 
 
 def begin(stream: str) -> None:
-    """Show a stream that has done nothing yet, so that a share of nothing is seen as one."""
+    """Create the metrics of a stream that has done nothing yet, so that ratios of zero are defined."""
     for work in ("encoded", "reused"):
         metrics.VISION_TOKENS.labels(stream, work)
     metrics.RECALLED_TOKENS.labels(stream)
 
 
 def show(session: StreamSession, done: Appended, *, encoded: int) -> None:
-    """A window's marks: what it did to its stream's memory, and of how many tokens the vision tower knew nothing."""
+    """Set the metrics of a window: what it did to the memory, and how many of its tokens were `encoded`."""
     stream = session.stream
     metrics.VISION_TOKENS.labels(stream, "encoded").inc(encoded)
     metrics.VISION_TOKENS.labels(stream, "reused").inc(done.before_merge - encoded)

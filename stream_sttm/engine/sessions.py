@@ -1,6 +1,7 @@
-"""Every stream's memory and the past beside it: begun with a first clip, lost where work on it fails, saved, restored.
+"""The sessions of all streams, and the archives beside them.
 
-Called by the engine's thread alone. Knows no clips, no questions and no files.
+A session begins with its stream's first clip and is dropped where work on it fails. It can be saved and restored. Only
+the engine's thread calls this. Knows no clips, no questions and no files.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from stream_sttm.errors import NoVideoYet, StateError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Answer
 
-# Of the plan, what a saved memory does not depend on.
-_FREE_TO_CHANGE = (
+# Fields of the plan that a saved memory does not depend on.
+_NOT_IN_FINGERPRINT = (
     "retention",
     "evict_share",
     "fresh_frames",
@@ -35,7 +36,7 @@ _FREE_TO_CHANGE = (
 
 
 class Sessions:
-    """The memories of all streams that are known, laid out by one plan."""
+    """The memories of all known streams, laid out by one plan."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Sessions:
         self._model, self._plan, self._reducer, self._clock = model, plan, reducer, clock
         self._rates: dict[str, float] = {}  # frames per second
         self._sessions: dict[str, StreamSession] = {}
-        self._lost: dict[str, str] = {}  # why a stream has no memory, where it lost it
+        self._errors: dict[str, str] = {}  # why a stream has no memory, where it lost it
         recall = plan.recall
         self._archives = (
             None
@@ -61,60 +62,63 @@ class Sessions:
 
     @property
     def streams(self) -> list[str]:
-        """The streams that are known, in order of their names."""
+        """The names of the known streams, sorted."""
         return sorted(self._rates)
 
     def open(self, stream: str, fps: float) -> None:
-        """Make a stream known; its memory is allocated with its first clip."""
+        """Make a stream known. Its memory is allocated with its first clip."""
         self._rates[stream] = fps
 
     def close(self, stream: str) -> None:
-        """Forget a stream, its memory and its past."""
-        for kept in (self._rates, self._sessions, self._lost):
+        """Delete a stream, its memory and its past."""
+        for kept in (self._rates, self._sessions, self._errors):
             kept.pop(stream, None)
         if self._archives is not None:
             self._archives.drop(stream)
 
     def of(self, stream: str) -> StreamSession | None:
-        """A stream's memory, None where it has none."""
+        """Return a stream's session, None where it has none."""
         return self._sessions.get(stream)
 
     def create(self, stream: str) -> StreamSession:
-        """An empty memory of a stream, which has it once it is `put`."""
+        """Return an empty session for a stream. It becomes the stream's own by `put`."""
         fps = self._rates.get(stream, 1.0)
         reducer = reducer_for(self._model, self._reducer, fps / self._model.frames_per_token)
         session = StreamSession(self._model, reducer, self._plan, stream=stream, fps=fps)
         if self._archives is not None:
-            session.archive = self._archives.of_new_memory(stream)
+            session.archive = self._archives.for_new_session(stream)
         return session
 
     def put(self, session: StreamSession) -> None:
-        """Take `session` for its stream's memory."""
+        """Make `session` its stream's session."""
         self._sessions[session.stream] = session
-        self._lost.pop(session.stream, None)
+        self._errors.pop(session.stream, None)
 
     def drop(self, stream: str, why: str) -> bool:
-        """Let go of a stream's memory; whether that it fails for this reason is new."""
+        """Delete a stream's session. Returns whether this reason differs from the last one."""
         self._sessions.pop(stream, None)
-        is_new = self._lost.get(stream) != why
-        self._lost[stream] = why
+        is_new = self._errors.get(stream) != why
+        self._errors[stream] = why
         return is_new
 
     def check(self, stream: str) -> None:
-        """Raise NoVideoYet, which says why, where a stream has no memory to answer from."""
+        """Raise NoVideoYet, with the reason, where a stream has no session to answer from."""
         if stream in self._sessions:
             return
-        if stream in self._lost:
-            raise NoVideoYet(f"nothing to answer from: {self._lost[stream]}")
+        if stream in self._errors:
+            raise NoVideoYet(f"nothing to answer from: {self._errors[stream]}")
         raise NoVideoYet(f"stream {stream!r} has shown no video yet; try again when it is online")
 
     def record(self, answer: Answer) -> None:
-        """Remember an answer with its stream's past, where that is kept."""
+        """Add an answer to its stream's archive, where there is one."""
         if self._archives is not None:
             self._archives.record(answer)
 
     def saved(self, stream: str) -> SavedMemory | None:
-        """The stream's memory as it is now, None where it has none; cheap, and no later work changes it."""
+        """Return the stream's memory as it is now, None where it has none.
+
+        It is cheap, and later work does not change it.
+        """
         session = self._sessions.get(stream)
         if session is None:
             return None
@@ -123,7 +127,10 @@ class Sessions:
 
     @torch.inference_mode()
     def restore(self, saved: SavedMemory) -> None:
-        """Go on from a saved memory; raises StateError where it does not fit this model and configuration."""
+        """Make a saved memory its stream's session.
+
+        Raises StateError where it does not fit this model and configuration.
+        """
         why = misfit(saved.fits, self._fits(saved.stream))
         if why is not None:
             raise StateError(why)
@@ -134,38 +141,40 @@ class Sessions:
         self.put(session)
 
     def saved_past(self, stream: str) -> SavedPast | None:
-        """What is kept beside the stream's memory as it is now, None where nothing is; like `saved`."""
+        """Return the stream's archive as it is now, None where it has none. As cheap as `saved`."""
         archive = self._archives.of(stream) if self._archives is not None else None
         if archive is None:
             return None
-        return SavedPast(stream, self._clock(), self._past_fits(), archive.contents())
+        return SavedPast(stream, self._clock(), self._past_fits(), archive.snapshot())
 
     def restore_past(self, saved: SavedPast) -> int:
-        """Keep again what was kept, once the stream's memory is back if it is; raises StateError as `restore` does.
+        """Fill a stream's archive from a saved one. Call it after `restore`, if the memory is restored too.
 
-        Returns how many windows of it are within the bounds of now.
+        Returns how many windows are within today's bounds. Raises StateError as `restore` does.
         """
         why = misfit(saved.fits, self._past_fits())
         if why is not None or self._archives is None:
             raise StateError(why or "nothing of the past is to be kept")
         session = self._sessions.get(saved.stream)
         emitted = 0 if session is None else session.cache.deep.emitted
-        archive = self._archives.begun(saved.stream)
-        archive.take_back(saved.contents, emitted=emitted, now=self._clock())
+        archive = self._archives.get_or_create(saved.stream)
+        archive.restore(saved.snapshot, emitted=emitted, now=self._clock())
         return len(archive)
 
     @property
     def past_age(self) -> float | None:
-        """Seconds for which what leaves a memory is kept, None where nothing is."""
+        """Seconds for which evicted tokens are kept, None where they are not."""
         return None if self._plan.recall is None else self._plan.recall.max_age
 
     def _past_fits(self) -> dict[str, Any]:
         return {"model": self._model.fingerprint, "layers": list(search_layers(self._model))}
 
     def _fits(self, stream: str) -> dict[str, Any]:
-        """What must be the same for a saved memory to live on, in terms that a file can hold."""
+        """Return all that must be the same where a saved memory is restored, as values that a file can hold."""
         plan = {
-            name: value for name, value in asdict(self._plan).items() if name not in _FREE_TO_CHANGE
+            name: value
+            for name, value in asdict(self._plan).items()
+            if name not in _NOT_IN_FINGERPRINT
         }
         return {
             "model": self._model.fingerprint,

@@ -113,7 +113,7 @@ def recall_context(session: StreamSession, view: View) -> RecallContext | None:
     plan, archive = session.plan.recall, session.archive
     if archive is None or plan is None:
         return None
-    evicted = archive.gone(session.cache.deep.table.serials)
+    evicted = archive.evicted(session.cache.deep.table.serials)
     if evicted is None:
         return None
     now = session.history.within(min(NOW, session.span_seconds / 2))[0].frame
@@ -129,10 +129,10 @@ def recall_context(session: StreamSession, view: View) -> RecallContext | None:
         stream=session.stream,
         model=session.model,
         plan=plan,
-        axis=session.positions,
+        positions=session.positions,
         grid=session.grid,
         view=view,
-        gone=evicted,
+        evicted=evicted,
         is_now=tuple(is_now),
         size_bias=session.plan.size_bias,
         events=tuple(archive.events(-inf, view.span[0])) if plan.log else (),

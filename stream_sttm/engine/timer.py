@@ -1,4 +1,4 @@
-"""How long a piece of work took where it ran: on the device, if that runs behind the host, without waiting for it."""
+"""How long a piece of work took on its device. A device that runs behind the host is not waited for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class DeviceTimer:
-    """Takes the time of a `with` body; a device that runs behind the host is asked when it is read, not before."""
+    """Measures a `with` body. A device that runs behind the host is synchronized only when the time is read."""
 
     def __init__(self, device: torch.device) -> None:
         is_behind = device.type == "cuda"
@@ -32,7 +32,7 @@ class DeviceTimer:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the body; 0 where there was none."""
+        """Seconds of the body, 0 where none ran."""
         if not self._events:
             return self._seconds
         begin, end = self._events

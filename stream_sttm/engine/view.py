@@ -1,4 +1,4 @@
-"""What a session says of a window it took in, and what it shows to questions. Plain frozen records."""
+"""What a session reports of a clip, and what it shows to questions. Plain frozen records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Appended:
 class View:
     """A memory at one moment, ready for questions.
 
-    `starts`: per band, where text begins on the time axis and on the other axes, as stored. `visual` tokens are seen
-    in the deep layers; they stand for `before_merge`. `span` is the wall clock of the oldest and the newest frame. Of
-    the visual tokens `recalled` had left the memory and `fresh` are unmerged; the clocks say what it took to show them.
+    `starts`: per layer group, where text begins on the time axis and on the other axes, as stored. `bounds`: the first
+    layer of each group. The deep layers see `visual` tokens, which stand for `before_merge` cells. `span` is the wall
+    clock of the oldest and the newest frame. Of the visual tokens, `recalled` had been evicted and `fresh` are
+    unmerged. The clocks measure how long it took to show these.
     """
 
     prefix: tuple[Any, ...]
@@ -41,6 +42,6 @@ class View:
 
     @property
     def seconds(self) -> Seconds:
-        """What it took to make it, beyond taking the memory as it is; to be asked when it has been answered from."""
+        """How long it took to make the view, beyond a plain snapshot. Read it after the view has been answered from."""
         fresh, recall = self.fresh_clock, self.recall_clock
         return Seconds(fresh.seconds if fresh else 0.0, recall.seconds if recall else 0.0)

@@ -1,4 +1,4 @@
-"""A clip's pictures to features: all of each, or only where something changed since the clip before it."""
+"""From a clip's pictures to features: all of each picture, or only what changed since the clip before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stream_sttm.types import Clip
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """Features (T, H, W, C), of which so many cells were `encoded`; `kept` is what the next clip may build on."""
+    """Features (T, H, W, C), of which `encoded` cells were computed. `kept` is the tower's state for the next clip."""
 
     features: Tensor
     encoded: int
@@ -25,7 +25,7 @@ class EncodedClip:
 
 
 def encode_all(model: VideoLLM, clip: Clip) -> EncodedClip:
-    """Everything, keeping nothing."""
+    """Encode everything, and keep nothing for the next clip."""
     pixels = _pixels(model, clip)
     with metrics.stage("encode"):
         features = model.encode(pixels)
@@ -35,13 +35,15 @@ def encode_all(model: VideoLLM, clip: Clip) -> EncodedClip:
 def encode_changed(
     model: VideoLLM, clip: Clip, kept: Any | None, grid: tuple[int, int]
 ) -> EncodedClip:
-    """What a clip says has changed since the one that `kept`, on a `grid` of cells, is of; None: everything."""
+    """Encode only the cells that a clip marks as changed since the clip that `kept` is of.
+
+    The cells are those of a `grid` (rows, columns). Everything is encoded where `kept` is None.
+    """
     pixels, cells = _pixels(model, clip), None
     if kept is not None and clip.changed is not None:
         blocks = torch.from_numpy(clip.changed.astype(np.float32))[None]
-        cells = (
-            F.adaptive_max_pool2d(blocks, grid)[0] > 0
-        )  # a cell has changed where any block that it meets has
+        # a cell has changed where any block that it overlaps has
+        cells = F.adaptive_max_pool2d(blocks, grid)[0] > 0
     with metrics.stage("encode"):
         features, kept = model.encode_regions(pixels, cells, kept if cells is not None else None)
     encoded = features[..., 0].numel() if cells is None else len(features) * int(cells.sum())

@@ -21,9 +21,9 @@ DEMO = Path(__file__).parent.parent / "demo" / "model"
 
 
 def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> VideoLLM:
-    """The video LLM `name`: "demo", a folder with a checkpoint, or a hub id.
+    """Return the video LLM `name`: "demo", a folder with a checkpoint, or a hub id.
 
-    Raises ModelError where there is no such checkpoint or its weights can't be read, UnsupportedModel where its
+    Raises ModelError where there is no such checkpoint or its weights can't be read. Raises UnsupportedModel where its
     family or layout is not one of ours.
     """
     folder = DEMO if name == "demo" else Path(name).expanduser()
@@ -40,7 +40,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Video
 
 
 def _model_type(source: str) -> str:
-    """The checkpoint's family, from its config alone, before any weight is read."""
+    """Return the checkpoint's family, from its config alone, before any weight is read."""
     from transformers import PretrainedConfig
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():

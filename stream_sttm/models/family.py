@@ -1,7 +1,7 @@
-"""VideoLLM: everything the engine may ask of a model, over transformers' own unpatched classes.
+"""VideoLLM: everything that the engine may ask of a model, over transformers' own unpatched classes.
 
-A family says how frames become features, how a chat is cut into preamble and question, and where tokens sit. It does
-not know caches, merging or streams; the engine walks `layers` itself.
+A family knows how frames become features, how a chat is cut into preamble and question, and where tokens stand. It does
+not know caches, merging or streams. The engine runs `layers` itself.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ _SAMPLED = 64  # values of each weight that a fingerprint looks at, about
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What serves a family, or one checkpoint, best; every value can be set in the configuration instead.
+    """What serves a family, or one checkpoint, best. The configuration can set most of these values instead.
 
-    `positions`: "own" keeps for each visual token the position it would have unmerged, "contiguous" renumbers the
-    survivors. `horizon`: the positions a memory may span. `at_layer`, `size_bias`, `fresh_frames` as in the settings.
-    `instruct`: whether a question is told which form of answer is wanted. `temperature` divides log-probabilities of
-    options before they become a confidence, so that this is as often right as it says (https://arxiv.org/abs/1706.04599).
-    `recall_from`: a question asks of the past that pays at least this share of its attention to what is there no more.
-    A checkpoint may bring its own under the key `stream_sttm` of its config.json.
+    - `spatial_threshold`, `temporal_threshold`: those of the STTM reducers.
+    - `at_layer`, `size_bias`, `fresh_frames`: as in the settings.
+    - `positions`: "own" keeps the position that a visual token would have unmerged, "contiguous" renumbers the
+      survivors.
+    - `horizon`: the positions that a memory may span.
+    - `instruct`: whether a question ends with an instruction about the format of its answer.
+    - `temperature`: divides log-probabilities of options before they become a confidence, so that this is calibrated
+      (https://arxiv.org/abs/1706.04599).
+    - `recall_from`: the least share of its attention that a question about the past pays to what is not visible any
+      more.
+
+    A checkpoint may bring its own values under the key `stream_sttm` of its config.json.
     """
 
     spatial_threshold: float = 0.85
@@ -73,29 +79,29 @@ class VideoLLM(ABC):
 
     @classmethod
     def load(cls, source: str, *, name: str, device: str, dtype: str) -> Self:
-        """Read a checkpoint of this family; raises ModelError or UnsupportedModel."""
+        """Load a checkpoint of this family. Raises ModelError or UnsupportedModel."""
         from safetensors import SafetensorError
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-        place = _device(device)
-        number = _dtype(dtype, place)
+        torch_device = _device(device)
+        torch_dtype = _dtype(dtype, torch_device)
         model: Any
         try:
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=number)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch_dtype)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             first = (
                 str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             )
             raise ModelError(f"model {name!r} can't be loaded: {first}") from error
-        model = model.to(place).eval().requires_grad_(False)
+        model = model.to(torch_device).eval().requires_grad_(False)
         _check_layout(model.model.language_model, name)
         return cls(model, tokenizer, name=name, processor=_processor(source))
 
     # the decoder
 
     def use_attention(self, name: str) -> None:
-        """Have the decoder's layers call the attention function registered with transformers as `name`."""
+        """Let the decoder's layers call the attention function that is registered with transformers as `name`."""
         self._model.set_attn_implementation({"text_config": name})
 
     @property
@@ -106,7 +112,7 @@ class VideoLLM(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this checkpoint, in this number format, from others: names, shapes, some of each weight."""
+        """A hash that tells this checkpoint and dtype from others: of names, shapes, and some values of each weight."""
         digest = hashlib.blake2b(f"{type(self).__name__} {self.dtype}".encode(), digest_size=16)
         for name, weight in self._model.named_parameters():
             digest.update(f"{name} {tuple(weight.shape)}".encode())
@@ -117,7 +123,7 @@ class VideoLLM(ABC):
 
     @property
     def parameters(self) -> int:
-        """Weights of the whole model, vision included."""
+        """How many weights the whole model has, vision included."""
         return sum(weight.numel() for weight in self._model.parameters())
 
     @property
@@ -140,23 +146,25 @@ class VideoLLM(ABC):
         return int(self.text.config.max_position_embeddings)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(B, C) hidden states after the last layer -> (B, vocabulary) logits, float32."""
+        """Return float32 logits (B, vocabulary) of hidden states (B, C) after the last layer."""
         logits: Tensor = self.head(self.text.norm(hidden))
         return logits.float()
 
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each (B, N, D), for `positions` (axes, B, N), in the dtype of `hidden`."""
+        """Return cosine and sine, each (B, N, D), for `positions` (axes, B, N), in the dtype of `hidden`."""
         cos, sin = self.text.rotary_emb(hidden, positions[0] if self.axes == 1 else positions)
         return cos, sin
 
     def turn(self, shift: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (D,), from float64 angles, that move a key by `shift` positions along the time axis."""
+        """Return cosine and sine (D,), from float64 angles, that move a key by `shift` positions along the time
+        axis.
+        """
         angles = shift * self._time_frequencies().to(torch.float64)
         angles = torch.cat([angles, angles])
         return angles.cos().float(), angles.sin().float()
 
     def _time_frequencies(self) -> Tensor:
-        """(D / 2,) radians per position of the time axis, zero where another axis rotates."""
+        """Return (D / 2,) radians per position of the time axis, zero where another axis rotates."""
         frequencies: Tensor = self.text.rotary_emb.inv_freq
         return frequencies
 
@@ -164,19 +172,22 @@ class VideoLLM(ABC):
 
     @abstractmethod
     def preprocess(self, frames: Tensor) -> Any:
-        """(T, 3, H, W) uint8 on the model's device -> whatever `encode` takes."""
+        """Turn frames (T, 3, H, W) uint8, on the model's device, into what `encode` takes."""
 
     @abstractmethod
     def encode(self, pixels: Any) -> Tensor:
-        """Vision tower and projector: features (T', H', W', C), T' = T / frames_per_token rounded up."""
+        """Run vision tower and projector.
+
+        Returns features (T', H', W', C), where T' is T / frames_per_token rounded up.
+        """
 
     def encode_regions(
         self, pixels: Any, changed: Tensor | None, kept: Any | None
     ) -> tuple[Tensor, Any | None]:
-        """As `encode`, but only for the cells `changed` (H', W') of every token frame; the others are as in `kept`.
+        """Encode only the cells `changed` (H', W') of every token frame, and take the others from `kept`.
 
-        `kept` is what the call for the clip before gave beside the features, None where all is to be encoded. A family
-        that can't, like this one, encodes all and keeps nothing.
+        Returns features as `encode` does, and the state that is `kept` for the next clip. All is encoded where `kept`
+        is None. This family can't encode parts: it encodes all and keeps nothing.
         """
         del changed, kept
         return self.encode(pixels), None
@@ -185,72 +196,81 @@ class VideoLLM(ABC):
 
     @abstractmethod
     def own_positions(self, tokens: VisualTokens, grid: tuple[int, int], step: float) -> Tensor:
-        """(axes, N) int64 positions that `tokens` would have unmerged, counted from the first visual token.
+        """Return positions (axes, N) int64 that `tokens` would have unmerged, counted from the first visual token.
 
-        `grid` is a frame's (H', W'); `step` the positions between two frames on the time axis of a multi-axis model.
+        `grid` is a frame's (H', W'). `step` is how many positions two frames are apart on the time axis, for multi-axis
+        models.
         """
 
     @abstractmethod
     def own_time(self, frame: int, grid: tuple[int, int], step: float) -> int:
-        """Where frame number `frame` begins on the time axis, counted from the first visual token."""
+        """Return where frame number `frame` begins on the time axis, counted from the first visual token."""
 
     def text_start(self, frames: int, grid: tuple[int, int], step: float, origin: int) -> int:
-        """Where text goes on the time axis behind `frames` frames, of which the oldest kept begins at `origin`."""
+        """Return where text begins on the time axis behind `frames` frames, of which the oldest kept begins at
+        `origin`.
+        """
         del origin
         return self.own_time(frames, grid, step)
 
     def step(self, fps: float) -> float:
-        """Positions between two token frames of a stream sampled at `fps`; 1 where frames are counted."""
+        """Return how many positions two token frames are apart for a stream sampled at `fps`.
+
+        It is 1 where frames are counted.
+        """
         del fps
         return 1.0
 
     # text
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, N) token ids -> (B, N, C) decoder inputs."""
+        """Return decoder inputs (B, N, C) for token ids (B, N)."""
         embedded: Tensor = self.text.embed_tokens(ids)
         return embedded
 
     def preamble(self) -> list[int]:
-        """Token ids of everything before the first visual token: the pinned prefix."""
+        """Return the token ids of everything before the first visual token, which is the pinned prefix."""
         return list(self._before)
 
     def ask(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Token ids of everything after the last visual token: vision end, question, assistant opening.
+        """Return the token ids of everything after the last visual token: video end, question, assistant header.
 
-        `turns`: questions and answers that went before. All of it is plain text: words that look like special tokens
+        `turns`: earlier questions and their answers. All of it is plain text, so words that look like special tokens
         stay words.
         """
         if not turns:
-            return [*self._opening, *self._words(text), *self._closing]
-        said = [*(part for turn in turns for part in turn), text]
+            return [*self._opening, *self._tokenize(text), *self._closing]
+        texts = [*(part for turn in turns for part in turn), text]
         opening, *between = self._template(len(turns))
         ids = [*self._video_end(), *self._ids(opening)]
-        for words, after in zip(said, between, strict=True):
-            ids += [*self._words(words), *self._ids(after)]
+        for part, after in zip(texts, between, strict=True):
+            ids += [*self._tokenize(part), *self._ids(after)]
         return ids
 
     def answer(self, ids: list[int]) -> str:
-        """The text of an answer's token ids."""
+        """Return the text of an answer's token ids."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
     @property
     @abstractmethod
     def visual_word(self) -> str:
-        """What the chat template writes where the video's tokens go."""
+        """What the chat template writes in place of the video's tokens."""
 
     def _cut_template(self) -> tuple[list[int], list[int], list[int]]:
-        """Token ids before the video, between video and question, and after the question."""
+        """Return token ids before the video, between video and question, and after the question."""
         before, opening, closing = self._chat(0)
         return self._ids(before), [*self._video_end(), *self._ids(opening)], self._ids(closing)
 
     def _template(self, turns: int) -> list[str]:
-        """What the chat template writes behind the video, cut where questions and answers go."""
+        """Return what the chat template writes behind the video, cut where questions and answers go."""
         return self._chat(turns)[1:]
 
     def _chat(self, turns: int) -> list[str]:
-        """A chat with so many turns before its last question, cut at the video and at every text."""
+        """Return a chat with so many turns before its last question, cut at the video and at every text.
+
+        Raises UnsupportedModel where the template does not put the video before the text.
+        """
         content = [{"type": "video"}, {"type": "text", "text": _QUESTION}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         for _ in range(turns):
@@ -269,15 +289,15 @@ class VideoLLM(ABC):
             )
         return [before, *parts]
 
-    def _words(self, text: str) -> list[int]:
-        """Token ids of plain text."""
+    def _tokenize(self, text: str) -> list[int]:
+        """Return the token ids of plain text."""
         ids: list[int] = self.tokenizer(
             text.strip(), add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
         return ids
 
     def _video_end(self) -> list[int]:
-        """Token ids that a family puts right behind the last frame."""
+        """Return the token ids that a family puts right behind the last frame."""
         return []
 
     def _ids(self, text: str) -> list[int]:
@@ -286,7 +306,7 @@ class VideoLLM(ABC):
 
 
 def _tuned(defaults: Defaults, config: Any) -> Defaults:
-    """The family's defaults with what the checkpoint's own config says of them."""
+    """Return the family's defaults, with the values that the checkpoint's own config sets."""
     given = getattr(config, "stream_sttm", None) or {}
     known = {field.name for field in fields(Defaults)}
     if unknown := sorted(set(given) - known):
@@ -296,7 +316,7 @@ def _tuned(defaults: Defaults, config: Any) -> Defaults:
 
 
 def _processor(source: str) -> Mapping[str, Any]:
-    """What the checkpoint says of its pictures (image_mean, image_std, size), empty where it says nothing."""
+    """Return the checkpoint's image settings (image_mean, image_std, size), empty where it has none."""
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
@@ -308,7 +328,7 @@ def _processor(source: str) -> Mapping[str, Any]:
 
 
 def _eos(model: Any) -> frozenset[int]:
-    """Every id that ends an answer."""
+    """Return every token id that ends an answer."""
     ids: set[int] = set()
     for config in (model.generation_config, model.config, model.config.text_config):
         found = getattr(config, "eos_token_id", None)
@@ -336,7 +356,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _check_layout(text: Any, name: str) -> None:
-    """Refuse decoders whose layers our loop would run wrongly."""
+    """Raise UnsupportedModel for decoders whose layers our loop would run wrongly."""
     kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise UnsupportedModel(

@@ -1,6 +1,6 @@
-"""LLaVA-OneVision: SigLIP, projector, 2x pooling, Qwen2; one position axis. https://arxiv.org/abs/2408.03326
+"""LLaVA-OneVision: SigLIP, projector, 2x pooling, Qwen2, one position axis. https://arxiv.org/abs/2408.03326
 
-Every frame is a square grid; the video ends with one learnt `image_newline` vector, which we put at the head of the
+Every frame is a square grid. The video ends with one learnt `image_newline` vector. We put it at the head of the
 question, since a stream has no end.
 """
 
@@ -25,12 +25,12 @@ class LlavaOnevision(VideoLLM):
     )
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """(T, 3, H, W) uint8 -> (T, 3, S, S), S the tower's picture size; not square is squeezed, as in training."""
+        """Resize frames (T, 3, H, W) uint8 to the tower's size (T, 3, S, S), squeezed to a square as in training."""
         side = self.config.vision_config.image_size
         return normalize(resize(frames, side, side), HALF.or_as(self.processor)).to(self.dtype)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(T, 3, S, S) -> (T, H, W, C)."""
+        """Encode (T, 3, S, S). Returns (T, H, W, C)."""
         out: Any = self.core.get_video_features(
             pixels[None],
             vision_feature_layer=self.config.vision_feature_layer,
@@ -45,20 +45,20 @@ class LlavaOnevision(VideoLLM):
         return features.reshape(frames, side, side, -1)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """As every family's, with the video token standing for `image_newline`."""
+        """Return what every family does, with `image_newline` in place of the video token."""
         embedded = super().embed(ids)
         newline = (ids == self.config.video_token_id)[..., None]
         return torch.where(newline, self.core.image_newline.to(embedded.dtype), embedded)
 
     def own_positions(self, tokens: VisualTokens, grid: tuple[int, int], step: float) -> Tensor:
-        """Raster order within a frame, frames one after the other."""
+        """Return raster order within a frame, frames one after the other."""
         del step
         boxes = tokens.boxes
         cells = boxes[:, 0] * (grid[0] * grid[1]) + boxes[:, 1] * grid[1] + boxes[:, 2]
         return cells[None]
 
     def own_time(self, frame: int, grid: tuple[int, int], step: float) -> int:
-        """Frames of H * W positions each."""
+        """Return the position for frames of H * W positions each."""
         del step
         return frame * grid[0] * grid[1]
 

@@ -1,7 +1,7 @@
-"""Camera frames to a vision tower's input, in plain torch on the model's device.
+"""From camera frames to a vision tower's input, in plain torch on the model's device.
 
-Follows the arithmetic of transformers' PIL image processors (bicubic with antialiasing on 8-bit pictures, then scale
-and normalise), and is tested against them. Knows no model; each family says which of these steps it takes.
+Follows the arithmetic of transformers' PIL image processors and is tested against them: bicubic with antialiasing on
+8-bit pictures, then scale and normalise. Knows no model. Each family chooses which steps it takes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from stream_sttm.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class PixelSpec:
-    """Per-channel mean and deviation (of values in 0..1) that a vision tower was trained with."""
+    """Mean and deviation per channel, of values in 0..1, that a vision tower was trained with."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def or_as(self, processor: Mapping[str, Any]) -> PixelSpec:
-        """This spec, or what a checkpoint's processor settings say instead."""
+        """Return the values of a checkpoint's processor settings, else this spec."""
         mean, std = processor.get("image_mean"), processor.get("image_std")
         return PixelSpec(tuple(mean), tuple(std)) if mean and std else self
 
@@ -36,9 +36,9 @@ CLIP = PixelSpec(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
-    """(T, 3, H, W) uint8 -> (T, 3, height, width) float32 in 0..255.
+    """Resize (T, 3, H, W) uint8. Returns (T, 3, height, width) float32 in 0..255.
 
-    Rows first, then columns, each rounded to 8 bit, as Pillow does it.
+    The width is resized first, then the height. Both results are rounded to 8 bit, as Pillow does it.
     """
     pixels = frames.to(torch.float32)
     for size in ((frames.shape[-2], width), (height, width)):
@@ -49,17 +49,17 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 def normalize(pixels: Tensor, spec: PixelSpec) -> Tensor:
-    """(T, 3, H, W) in 0..255 -> the same, scaled to 0..1, less the mean, over the deviation."""
+    """Return pixels (T, 3, H, W) of 0..255, scaled to 0..1, less the mean, over the deviation."""
     mean = torch.tensor(spec.mean, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(spec.std, device=pixels.device).view(3, 1, 1)
     return (pixels / 255 - mean) / std
 
 
 def fit(height: int, width: int, *, factor: int, least: int, most: int) -> tuple[int, int]:
-    """The picture size nearest to (height, width) with sides divisible by `factor` and least..most pixels.
+    """Return the picture size nearest to (height, width) with sides divisible by `factor` and least..most pixels.
 
-    The rule of Qwen2-VL (https://arxiv.org/abs/2409.12191), which keeps the aspect ratio as nearly as it can.
-    Raises ModelError for a picture over 200 times as long as wide, which it is not defined for.
+    The rule of Qwen2-VL (https://arxiv.org/abs/2409.12191), which keeps the aspect ratio as nearly as it can. Raises
+    ModelError for a picture over 200 times as long as wide, which the rule does not cover.
     """
     if max(height, width) > 200 * min(height, width):
         raise ModelError(
@@ -78,9 +78,9 @@ def fit(height: int, width: int, *, factor: int, least: int, most: int) -> tuple
 
 
 def patchify(pixels: Tensor, *, patch: int, merge: int, span: int) -> tuple[Tensor, Tensor]:
-    """(T, 3, H, W) -> flat patches (N, 3 * span * patch * patch) in merge-block order, and their (1, 3) grid.
+    """Return flat patches (N, 3 * span * patch * patch) of (T, 3, H, W) in merge-block order, and their (1, 3) grid.
 
-    `span` frames form one patch in time; a T that `span` does not divide is filled up with its last frame.
+    `span` frames form one patch in time. Where `span` does not divide T, the last frame is repeated.
     """
     if missing := -pixels.shape[0] % span:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])

@@ -1,7 +1,7 @@
 """Qwen2.5-VL: dynamic resolution, two frames to a token, three position axes. https://arxiv.org/abs/2502.13923
 
-Time, height and width rotate separate parts of a head (multi-axis rotary embedding). Only the time axis grows with
-the stream, so only it is ever moved.
+Time, height and width rotate separate parts of a head (multi-axis rotary embedding). Only the time axis grows with the
+stream, so only it is ever moved.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from stream_sttm.models import regions
 from stream_sttm.models.family import Defaults, VideoLLM
 from stream_sttm.models.preprocess import CLIP, fit, normalize, patchify, resize
-from stream_sttm.models.regions import Kept, Partial, Whole
+from stream_sttm.models.regions import FullPass, PartialPass, TowerState
 from stream_sttm.visual_tokens import VisualTokens
 
-_LEAST_PIXELS, _MOST_PIXELS = (
-    128 * 28 * 28,
-    768 * 28 * 28,
-)  # per frame, as the family's video processor
+# Per frame, as in the family's video processor.
+_LEAST_PIXELS, _MOST_PIXELS = 128 * 28 * 28, 768 * 28 * 28
 
 
 class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
@@ -40,7 +38,7 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         model.set_attn_implementation({"vision_config": regions.NAME})
 
     def preprocess(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, 3, H, W) uint8 -> patches and their grid, at a size near the frame's own."""
+        """Return patches of (T, 3, H, W) uint8 and their grid, at a size near the frame's own."""
         vision = self.config.vision_config
         factor = vision.patch_size * vision.spatial_merge_size
         size = self.processor.get("size") or {}
@@ -61,7 +59,7 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return patches.to(self.dtype), grid
 
     def encode(self, pixels: tuple[Tensor, Tensor]) -> Tensor:
-        """Patches and grid -> (T / 2, H, W, C)."""
+        """Encode patches and grid. Returns (T / 2, H, W, C)."""
         patches, grid = pixels
         out: Any = self.core.get_video_features(patches, grid)
         features = out.pooler_output if hasattr(out, "pooler_output") else out
@@ -70,42 +68,44 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return torch.cat(tuple(features)).reshape(times, rows // merge, columns // merge, -1)
 
     def encode_regions(
-        self, pixels: tuple[Tensor, Tensor], changed: Tensor | None, kept: Kept | None
-    ) -> tuple[Tensor, Kept]:
-        """As every family's; keeps the tower's keys and values of one token frame."""
+        self, pixels: tuple[Tensor, Tensor], changed: Tensor | None, kept: TowerState | None
+    ) -> tuple[Tensor, TowerState]:
+        """Encode only the changed cells, as in every family. Keeps the tower's keys and values of one token frame."""
         patches, grid = pixels
         times, height, width = grid[0].tolist()
         merge = self.config.vision_config.spatial_merge_size
         rows, columns = height // merge, width // merge
         if changed is None or kept is None or kept.features.shape[:2] != (rows, columns):
-            whole = Whole()
+            whole = FullPass()
             out: Any = self.core.visual(patches, grid_thw=grid, regions=whole)
             features = out.pooler_output.reshape(times, rows, columns, -1)
-            return features, Kept(features[-1].clone(), whole.newest(height * width))
+            return features, TowerState(features[-1].clone(), whole.newest(height * width))
         features = kept.features.repeat(times, 1, 1, 1)
         if not bool(changed.any()):
             return features, kept
         order, ends = self._windows(grid)
-        places = changed.to(grid.device).reshape(-1).repeat(times)[order].nonzero()[:, 0]
-        cells = order[places]  # the tower's own order is by window
-        units = torch.arange(merge * merge, device=grid.device)
-        mine, own = ((of[:, None] * len(units) + units).reshape(-1) for of in (cells, places))
-        part = Partial(kept.layers, own, times, self._groups(grid, ends))
-        at_once = torch.tensor([0, len(mine)], dtype=torch.int32, device=grid.device)
+        indices = changed.to(grid.device).reshape(-1).repeat(times)[order].nonzero()[:, 0]
+        cells = order[indices]  # the tower's own order is by window
+        offsets = torch.arange(merge * merge, device=grid.device)
+        patch_ids, row_ids = (
+            (of[:, None] * len(offsets) + offsets).reshape(-1) for of in (cells, indices)
+        )
+        part = PartialPass(kept.layers, row_ids, times, self._groups(grid, ends))
+        one_sequence = torch.tensor([0, len(patch_ids)], dtype=torch.int32, device=grid.device)
         out = self.core.visual(
-            patches[mine],
+            patches[patch_ids],
             grid_thw=grid,
-            position_ids=get_vision_position_ids(grid, merge)[mine],
-            cu_seqlens=at_once,
-            cu_window_seqlens=at_once,
+            position_ids=get_vision_position_ids(grid, merge)[patch_ids],
+            cu_seqlens=one_sequence,
+            cu_window_seqlens=one_sequence,
             window_index=torch.arange(len(cells), device=grid.device),
             regions=part,
         )
         features.view(-1, features.shape[-1])[cells] = out.pooler_output
-        return features, Kept(features[-1].clone(), part.seen)
+        return features, TowerState(features[-1].clone(), part.seen)
 
     def _windows(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """The cells (N,) in the order of their windows, and where each window ends, in patches."""
+        """Return the cells (N,) in the order of their windows, and where each window ends, in patches."""
         vision = self.config.vision_config
         order, ends = get_vision_window_index(
             grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
@@ -113,7 +113,9 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         return order.to(grid.device), ends[1:]
 
     def _groups(self, grid: Tensor, ends: Tensor) -> dict[nn.Module, Tensor | None]:
-        """By attention layer, which patches, in the tower's own order, see each other: a window's, or a frame's."""
+        """Return by attention layer which patches, in the tower's own order, see each other: a window's, or a
+        frame's.
+        """
         times, height, width = grid[0].tolist()
         patches = torch.arange(times * height * width, device=grid.device)
         frame = None if times == 1 else patches // (height * width)
@@ -127,22 +129,22 @@ class Qwen2_5VL(VideoLLM):  # noqa: N801 - the family's own name
         }
 
     def own_positions(self, tokens: VisualTokens, grid: tuple[int, int], step: float) -> Tensor:
-        """(3, N): time in steps, row, column of the box's first cell."""
+        """Return (3, N): time in steps, row and column of the box's first cell."""
         del grid
         time = (tokens.boxes[:, 0].double() * step).long()
         return torch.stack([time, tokens.boxes[:, 1], tokens.boxes[:, 2]])
 
     def own_time(self, frame: int, grid: tuple[int, int], step: float) -> int:
-        """Time in steps, cut to a whole number."""
+        """Return time in steps, cut to a whole number."""
         del grid
         return int(frame * step)
 
     def text_start(self, frames: int, grid: tuple[int, int], step: float, origin: int) -> int:
-        """One past the largest position on any axis, as the family was trained."""
+        """Return one past the largest position on any axis, as the family was trained."""
         return max(self.own_time(frames - 1, grid, step) + 1, origin + max(grid))
 
     def step(self, fps: float) -> float:
-        """`tokens_per_second` of the checkpoint times the seconds between two token frames."""
+        """Return `tokens_per_second` of the checkpoint times the seconds between two token frames."""
         vision = self.config.vision_config
         return float(vision.tokens_per_second * vision.temporal_patch_size / fps)
 

@@ -1,9 +1,9 @@
-"""A vision tower that computes only some patches: attention over what the others were in the picture before.
+"""A vision tower that computes only some patches, which attend to all patches of the picture before.
 
-A patch that did not change keeps its keys and values in every layer; those that did are computed anew and look at all.
-Exact for what changed as far as the rest would not have noticed; an approximation, since the rest is not asked. The
-idea of gating by residuals is GRT's (https://arxiv.org/abs/2509.14199), which still runs the tower on every patch.
-Registered through transformers' public AttentionInterface; knows no family.
+A patch that did not change keeps its keys and values in every layer. Those that changed are computed again and attend
+to all. It is an approximation: the patches that did not change are not updated by those that did. The idea of gating by
+residuals is GRT's (https://arxiv.org/abs/2509.14199), which still runs the tower on every patch. Registered through
+transformers' public AttentionInterface. Knows no family.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a tower made of a token frame: features (H, W, C); by attention layer, keys and values (1, heads, N, D)."""
+class TowerState:
+    """A tower's state after a token frame: features (H, W, C), and by attention layer keys and values (1, heads, N,
+    D).
+    """
 
     features: Tensor
     layers: Mapping[nn.Module, Pair]
 
 
 @dataclass(slots=True)
-class Whole:
-    """One pass with every patch; notes each layer's keys and values, in the order in which they come."""
+class FullPass:
+    """One pass with every patch. It records each layer's keys and values in the order in which they come."""
 
     seen: dict[nn.Module, list[Pair]] = field(default_factory=dict)
 
-    def take(self, layer: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """What is attended over: what came."""
+    def select(self, layer: nn.Module, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Record a layer's keys and values. Returns them as what is attended over, and no mask."""
         self.seen.setdefault(layer, []).append((keys, values))
         return keys, values, None
 
     def newest(self, count: int) -> dict[nn.Module, Pair]:
-        """Each layer's last `count` keys and values."""
+        """Return each layer's last `count` keys and values."""
         return {
             layer: (
                 torch.cat([keys for keys, _ in pairs], 2)[:, :, -count:].clone(),
@@ -51,10 +53,11 @@ class Whole:
 
 
 @dataclass(slots=True)
-class Partial:
-    """One pass with the patches `rows` (n,) of `frames` token frames, over what is kept of all others.
+class PartialPass:
+    """One pass with the patches `rows` (n,) of `frames` token frames. All others come from `kept`.
 
-    `groups`: per layer, which patches (frames * N,) see each other: those of one number; None for all.
+    `groups`: per layer, a number for each of the patches (frames * N,). Those with the same number see each other.
+    None: all do.
     """
 
     kept: Mapping[nn.Module, Pair]
@@ -63,17 +66,22 @@ class Partial:
     groups: Mapping[nn.Module, Tensor | None]
     seen: dict[nn.Module, Pair] = field(default_factory=dict)
 
-    def take(
+    def select(
         self, layer: nn.Module, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What is attended over: every patch, these as they are now; and (n, frames * N) which of them are seen."""
+        """Return the keys and values of every patch, with the new ones in place, and a mask (n, frames * N).
+
+        The mask is True where a patch is seen. It is None where all are.
+        """
         parts = []
         for old, new in zip(self.kept[layer], (keys, values), strict=True):
             part = old.repeat(1, 1, self.frames, 1)
             part[:, :, self.rows] = new
             parts.append(part)
         count = self.kept[layer][0].shape[2]
-        newest = [part[:, :, -count:].contiguous() for part in parts]  # holds no other frame's
+        newest = [
+            part[:, :, -count:].contiguous() for part in parts
+        ]  # a copy, so that other frames are freed
         self.seen[layer] = (newest[0], newest[1])
         groups = self.groups[layer]
         mask = None if groups is None else groups[self.rows, None] == groups[None]
@@ -81,7 +89,7 @@ class Partial:
 
 
 def register() -> None:
-    """Make `attend` known to transformers under NAME."""
+    """Register `attend` with transformers under NAME."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
@@ -94,12 +102,12 @@ def attend(  # noqa: PLR0913 - as the library calls it
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    regions: Whole | Partial | None = None,
+    regions: FullPass | PartialPass | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention without a causal order, (B, heads, n, D) -> (B, n, heads, D); `regions` says over what."""
+    """Attend without a causal order, from (B, heads, n, D) to (B, n, heads, D). `regions` selects over what."""
     mask = attention_mask
     if regions is not None:
-        key, value, mask = regions.take(module, key, value)
+        key, value, mask = regions.select(module, key, value)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return out.transpose(1, 2), None

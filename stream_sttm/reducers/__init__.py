@@ -1,4 +1,4 @@
-"""How visual tokens get fewer: one file per published method, found by name. Tensors only, no model, no cache."""
+"""Token reduction: one file per published method, found by name. Tensors only, no model, no cache."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ REDUCERS: dict[str, str] = {
 
 
 class ReducerState(Protocol):
-    """What a reducer carries from one clip of a stream to the next; immutable, owned by the caller.
+    """What a reducer carries from one clip of a stream to the next. It is immutable and owned by the caller.
 
-    One that knows what stands for each part of the last frame may also have `shown`: boxes (M, 4), y0, x0, y1, x1,
-    that tile it, and the serials (M,) of the tokens that stand for them.
+    A state may also have `shown`: boxes (M, 4) and serials (M,). The boxes, y0, x0, y1, x1, tile the last frame. The
+    serials are those of the tokens that stand for them.
     """
 
     @property
@@ -34,45 +34,72 @@ class ReducerState(Protocol):
 
     @property
     def last_seen(self) -> tuple[Tensor, Tensor]:
-        """What stands for something in the last call's frames: serials (K,), and the last such frames (K,)."""
+        """The tokens that stand for something in the last call's frames: serials (K,), and the last such frames
+        (K,).
+        """
         ...
 
-    def expire(self, gone: Tensor) -> ReducerState:
-        """The state after the cache dropped the tokens with the serials `gone` (K,), ascending."""
+    def expire(self, evicted: Tensor) -> ReducerState:
+        """Return the state after the cache evicted the tokens with the serials `evicted` (K,), ascending."""
         ...
 
     def saved(self) -> dict[str, Tensor]:
-        """All that the next call needs, for `restored`."""
+        """Return all that the next call needs, for `restored`."""
         ...
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> ReducerState:
-        """The state that was saved; raises KeyError where something is missing."""
+        """Return the state that was saved. Raises KeyError where something is missing."""
         ...
 
 
 class Reducer(Protocol):
-    """A pure function: same features and state, same result.
+    """A pure function: the same features and state give the same result.
 
-    Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start: the
-    j-th token that a stream ever got has serial j. A state speaks of tokens by serial.
+    Tokens are numbered by a *serial* in the order in which they are emitted, from 0 at the stream's start. The j-th
+    token that a stream ever got has serial j. A state refers to tokens by serial.
 
-    One that merges with what came before may also have `repeated(state, frames)`: the state after so many more frames
-    that show exactly what the last one did, or None where those would give tokens. It saves a still scene all work.
+    A reducer may also have these:
+
+    - `tuned_options`: a tuple of option names. An option that the configuration leaves out takes the model's own
+      default of the same name (see `stream_sttm.models.family.Defaults`), such as `spatial_threshold`.
+    - `timed_options`: a mapping from option names to functions of the configured value and the token frames per second.
+      They return the field's value. So an option can be in seconds where the field counts frames (see
+      `frames.seconds_to_frames`).
+    - `repeated(state, frames)`: a method that returns the state after so many more frames that equal the last one. It
+      returns None where such frames would give tokens. It saves a still scene all work.
     """
 
     @property
     def state(self) -> type[ReducerState]:
-        """What its states are."""
+        """The type of its states."""
         ...
 
     def __call__(self, features: Tensor, state: Any | None = None) -> tuple[VisualTokens, Any]:
-        """(T, H, W, C) features of the next frames of a stream -> the tokens to append, and the next state."""
+        """Reduce features (T, H, W, C) of a stream's next frames. Returns the tokens to append, and the next state."""
         ...
 
 
-def build_reducer(name: str, options: Mapping[str, Any] | None = None) -> Reducer:
-    """The reducer `name` with `options` as its fields; raises ConfigError for an unknown name or option."""
+def build_reducer(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    tuned: Mapping[str, Any] | None = None,
+    rate: float | None = None,
+) -> Reducer:
+    """Return the reducer `name` with `options` as its fields.
+
+    `tuned`: a model's own defaults by name, for the class's `tuned_options` that `options` leave out. `rate`: the
+    stream's token frames per second, for its `timed_options`, which None leaves as they are. Raises ConfigError for an
+    unknown name or option, and for a value that does not fit.
+    """
     cls = registry.find(REDUCERS, GROUP, name, kind="reducer")
-    reducer: Reducer = registry.build(cls, options or {}, kind=f"reducer {name!r}")
+    filled = dict(options or {})
+    for option in getattr(cls, "tuned_options", ()):
+        if tuned is not None and option in tuned:
+            filled.setdefault(option, tuned[option])
+    for option, at_rate in getattr(cls, "timed_options", {}).items():
+        if rate is not None and option in filled:
+            filled[option] = at_rate(filled[option], rate)
+    reducer: Reducer = registry.build(cls, filled, kind=f"reducer {name!r}")
     return reducer

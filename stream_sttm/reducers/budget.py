@@ -1,7 +1,8 @@
-"""How many tokens a window may give, and the thresholds that give so many: read off, never searched for.
+"""How many tokens a window may give, and the thresholds that give so many. They are read off, never searched for.
 
-Every quadtree node has a critical threshold above which it splits, every leaf a similarity below which it stays a token
-of its own. Sorted, both say at once how many tokens any threshold leaves. Knows no stream and no anchors.
+Every quadtree node has a critical threshold above which it splits. Every leaf has a similarity below which it stays a
+token of its own. Sorted, both give at once the count of tokens that any threshold leaves. Knows no stream and no
+anchors.
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ _KINDS = ("tokens_per_second", "tokens_per_frame", "tokens_per_window", "share")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most so many tokens: one of the first four says how many, `share` of all cells.
+    """At most so many tokens. Exactly one of the first four parameters is set.
 
-    `spatial` and `temporal` are the least and the greatest threshold to be used as long as the budget can be held with
-    them: above the greatest things are so alike that they merge although there is room, below the least merging
-    costs too much truth. The budget itself is held in any case.
+    Within `spatial` and `temporal` the thresholds follow from the budget. Above the upper end things are so alike that
+    they merge although there is room. Below the lower end merging costs too much accuracy. The budget itself is held in
+    any case, if need be with thresholds outside of these ranges.
+
+    Parameters
+        tokens_per_second (float, above 0, default None): tokens for each second of the stream.
+        tokens_per_frame (float, above 0, default None): tokens for each token frame.
+        tokens_per_window (float, above 0, default None): tokens for each clip.
+        share (float, above 0, up to 1, default None): share of all cells.
+        spatial (two floats from -1 to 1, the lower first, default 0.5, 0.98): range of the spatial threshold.
+        temporal (two floats from -1 to 1, the lower first, default 0.3, 0.98): range of the temporal threshold.
     """
 
     tokens_per_second: float | None = None
@@ -59,22 +68,41 @@ class Budget:
             object.__setattr__(self, name, ends)
 
     @classmethod
-    def of(cls, told: Any) -> Budget:
-        """A budget from what a configuration says; raises ValueError where that is none."""
-        if isinstance(told, Budget):
-            return told
-        if not isinstance(told, Mapping):
+    def of(cls, given: Any) -> Budget:
+        """Return a budget from what is configured. Raises ValueError where that is none."""
+        if isinstance(given, Budget):
+            return given
+        if not isinstance(given, Mapping):
             raise ValueError(
-                f"budget must be a section with one of {', '.join(_KINDS)}, got {told!r}"
+                f"budget must be a section with one of {', '.join(_KINDS)}, got {given!r}"
             )
         known = [field.name for field in fields(cls)]
-        for name in told:
+        for name in given:
             if name not in known:
                 raise ValueError(f"budget has no key {name!r}; known: {', '.join(known)}")
-        return cls(**told)
+        return cls(**given)
+
+    @staticmethod
+    def at_rate(given: Any, rate: float) -> Any:
+        """Return a configured budget with `tokens_per_second`, if it has any, as `tokens_per_frame`.
+
+        `rate` is in token frames per second. Anything without such a number is returned as it is.
+        """
+        if not isinstance(given, Mapping):
+            return given
+        amount = given.get("tokens_per_second")
+        if not isinstance(amount, int | float):
+            return given
+        others = {name: value for name, value in given.items() if name != "tokens_per_second"}
+        return {**others, "tokens_per_frame": amount / rate}
 
     def tokens(self, first: int, frames: int, cells: int) -> int:
-        """What frames [first, first + frames) of so many cells may give; fractions of a token add up over frames."""
+        """Return how many tokens frames [first, first + frames) of so many cells may give.
+
+        Fractions of a token add up over frames.
+
+        Raises ConfigError where the budget is per second, since it knows no frame rate.
+        """
         if self.tokens_per_window is not None:
             return floor(self.tokens_per_window)
         if self.tokens_per_second is not None:
@@ -84,7 +112,7 @@ class Budget:
 
 
 def leaf_counts(pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-    """Critical thresholds, ascending (K,), and how many leaves there are if the first 0 to K nodes split (K + 1,)."""
+    """Return critical thresholds (K,), ascending, and the count of leaves if the first 0 to K nodes split (K + 1,)."""
     bounds, gains = [], []
     for level, bound in enumerate(pyramid.split_below):
         _, height, width = bound.shape
@@ -101,7 +129,7 @@ def leaf_counts(pyramid: Pyramid) -> tuple[Tensor, Tensor]:
 
 
 def spatial_threshold(pyramid: Pyramid, most: float, *, within: tuple[float, float]) -> float:
-    """The greatest spatial threshold that leaves at most `most` leaves, or the end of `within` next to it."""
+    """Return the greatest spatial threshold that leaves at most `most` leaves, or the end of `within` next to it."""
     critical, counts = leaf_counts(pyramid)
     fitting = int((counts <= most).sum()) - 1  # counts rise: so many nodes may split
     threshold = float(critical[max(0, fitting)]) if fitting < len(critical) else within[1]
@@ -109,7 +137,10 @@ def spatial_threshold(pyramid: Pyramid, most: float, *, within: tuple[float, flo
 
 
 def temporal_threshold(ranks: Tensor, drop: int, *, greatest: float) -> float:
-    """The greatest threshold, up to `greatest`, that at least `drop` of the ranks reach; -inf with too few."""
+    """Return the greatest threshold, up to `greatest`, that at least `drop` of the ranks reach.
+
+    It is -inf with too few.
+    """
     if drop <= 0 or not len(ranks):
         return greatest if drop <= 0 else -inf
     if drop > len(ranks):
@@ -118,7 +149,9 @@ def temporal_threshold(ranks: Tensor, drop: int, *, greatest: float) -> float:
 
 
 def _children(side: int, device: torch.device) -> Tensor:
-    """How many children each parent has along an axis of `side` children: two, the first one on an odd side."""
+    """Return how many children each parent has along an axis of `side` children: two, but the first one on an odd
+    side.
+    """
     counts = torch.full(((side + 1) // 2,), 2, device=device)
     if side % 2:
         counts[0] = 1

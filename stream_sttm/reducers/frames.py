@@ -1,9 +1,10 @@
-"""What every reducer asks of its input, and the state of those that remember nothing but how far they are."""
+"""Checks of a reducer's input, and the state of reducers that remember nothing but how far they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,30 +19,40 @@ class Progress:
     absorbed: tuple[Tensor, Tensor]
     last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, gone: Tensor) -> Progress:
-        """Itself: nothing here depends on what the cache still holds."""
+    def expire(self, evicted: Tensor) -> Progress:
+        """Return the state itself. Nothing in it depends on what the cache still holds."""
         return self
 
     def saved(self) -> dict[str, Tensor]:
-        """How far it is."""
+        """Return the counts of frames and tokens, for `restored`."""
         return {"counts": torch.tensor([self.frames, self.tokens], device=self.last_seen[0].device)}
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> Progress:
-        """The state that was saved; raises KeyError where something is missing."""
+        """Return the state that was saved. Raises KeyError where something is missing."""
         frames, tokens = tensors["counts"].tolist()
         return progressed(None, frames, tokens, tensors["counts"].device)
 
 
 def progressed(state: Progress | None, frames: int, tokens: int, device: torch.device) -> Progress:
-    """The state after `frames` more frames gave `tokens` more tokens."""
+    """Return the state after `frames` more frames gave `tokens` more tokens."""
     none = torch.empty(0, dtype=torch.int64, device=device)
     done = (state.frames, state.tokens) if state is not None else (0, 0)
     return Progress(done[0] + frames, done[1] + tokens, (none, none), (none, none))
 
 
+def seconds_to_frames(seconds: Any, rate: float) -> Any:
+    """Return how many frames `seconds` are at `rate` frames per second, at least 1. 0 stays 0.
+
+    Anything but a number is returned as it is, for the field's own check to refuse.
+    """
+    if not seconds or not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return seconds
+    return max(1, round(seconds * rate))
+
+
 def checked(features: Tensor, *, min_side: int = 1) -> Tensor:
-    """`features` without its graph; raises ValueError for anything but (T, H, W, C) floating point."""
+    """Return `features` without their graph. Raises ValueError for anything but floating point (T, H, W, C)."""
     if features.ndim != 4:
         raise ValueError(
             f"features must have four axes (T, H, W, C), got {features.ndim}: {_shape(features)}"

@@ -1,7 +1,7 @@
-"""Frames cut into boxes of like cells: the quadtree of STTM, for all frames at once.
+"""The quadtree of STTM, for all frames at once: frames cut into boxes of similar cells.
 
-Dense: means, similarities and split decisions are maps of fixed shape; which cells are top-left corners of a
-kept box (a *leaf*) is read off once at the end. Knows one frame at a time and nothing of time or streams.
+It is dense: means, similarities and split decisions are maps of fixed shape. Which cells are the top-left corners of
+kept boxes (*leaves*) is read off once at the end. Each frame is cut alone. Knows nothing of time or streams.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Work goes in blocks of this many bytes: a CPU's cache, as fresh memory costs it more than the arithmetic does;
-# elsewhere as much as keeps the launches few.
+# Work is done in blocks of this many bytes. On a CPU that is its cache, since fresh memory costs more than the
+# arithmetic. Elsewhere it is enough to keep the launches few.
 CACHE_BYTES = 6 << 20
 MEMORY_BYTES = 256 << 20
 EPSILON = 1e-20
@@ -23,10 +23,11 @@ EPSILON = 1e-20
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """N kept boxes of consecutive frames, by frame, then top-left cell in raster order.
+    """N kept boxes of consecutive frames, by frame, then by top-left cell in raster order.
 
-    A leaf's float32 feature is row `rows[i]` of `tables` laid end to end; most are cells of the input, which is
-    not copied. `norms` (N,); `boxes` (N, 5) rows (t, y0, x0, y1, x1); `owner` (T, H, W), the leaf over each cell.
+    A leaf's float32 feature is row `rows[i]` of `tables` laid end to end. Most rows are cells of the input, which is
+    not copied. `norms` (N,). `boxes` (N, 5) have rows (t, y0, x0, y1, x1). `owner` (T, H, W) is the leaf over each
+    cell.
     """
 
     tables: tuple[Tensor, ...]
@@ -44,7 +45,7 @@ class Leaves:
         return (self.boxes[:, 3] - self.boxes[:, 1]) * (self.boxes[:, 4] - self.boxes[:, 2])
 
     def take(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """The features behind `rows`, (n, C), copied to a new tensor or to the first n rows of `out`."""
+        """Return the features (n, C) of `rows`, copied to a new tensor or to the first n rows of `out`."""
         taken = (
             self.norms.new_empty(len(rows), self.tables[0].shape[1])
             if out is None
@@ -69,7 +70,7 @@ class Leaves:
         return taken
 
     def features(self) -> Tensor:
-        """Every leaf's feature, (N, C)."""
+        """Return every leaf's feature, (N, C)."""
         return self.take(self.rows)
 
 
@@ -77,8 +78,10 @@ class Leaves:
 class Pyramid:
     """Frames at every resolution from the roots to the cells.
 
-    `cells` (T * H * W, C) and `nodes` (K, C), the coarser levels one after the other; `norms`, one (T, h, w) per
-    level, roots first; `split_below`, one per level but the last: a node splits iff the threshold is above it.
+    - `cells` (T * H * W, C).
+    - `nodes` (K, C): the coarser levels one after the other.
+    - `norms`: one (T, h, w) per level, roots first.
+    - `split_below`: one (T, h, w) per level but the last. A node splits where the threshold is above its value.
     """
 
     cells: Tensor
@@ -90,12 +93,15 @@ class Pyramid:
 def cut(
     features: Tensor, *, spatial_threshold: float, root_level: int, first_frame: int = 0
 ) -> Leaves:
-    """The leaves of (T, H, W, C) features; raises ValueError where a value is bad."""
+    """Return the leaves of features (T, H, W, C). Raises ValueError where a value is not finite."""
     return leaves(pyramid(features, root_level), spatial_threshold, first_frame)
 
 
 def pyramid(features: Tensor, root_level: int) -> Pyramid:
-    """Means and similarities of (T, H, W, C) features at every level that `root_level` leaves."""
+    """Return means and similarities of features (T, H, W, C) at every level that `root_level` leaves.
+
+    Raises ValueError where a norm is not finite.
+    """
     frames, height, width, channels = features.shape
     cells = features.float().contiguous()
     shapes = _shapes(height, width, root_level)
@@ -130,7 +136,7 @@ def pyramid(features: Tensor, root_level: int) -> Pyramid:
 
 
 def leaves(pyramid: Pyramid, spatial_threshold: float, first_frame: int = 0) -> Leaves:
-    """The boxes that stay whole at `spatial_threshold`, their t counting from `first_frame`."""
+    """Return the boxes that stay whole at `spatial_threshold`. Their t counts from `first_frame`."""
     frames, height, width = pyramid.norms[-1].shape
     device = pyramid.cells.device
     shapes = [tuple(norm.shape[1:]) for norm in pyramid.norms]
@@ -157,7 +163,10 @@ def leaves(pyramid: Pyramid, spatial_threshold: float, first_frame: int = 0) -> 
 
 
 def _shapes(height: int, width: int, root_level: int) -> list[tuple[int, int]]:
-    """(h, w) of each level, roots first; the finest stays however many are dropped, for a camera may be small."""
+    """Return (h, w) of each level, roots first.
+
+    The finest stays whatever `root_level` is, since a picture may be small.
+    """
     shapes = [(height, width)]
     while min(shapes[0]) > 2:
         h, w = shapes[0]
@@ -166,26 +175,26 @@ def _shapes(height: int, width: int, root_level: int) -> list[tuple[int, int]]:
 
 
 def _starts(shapes: list[tuple[int, ...]], frames: int) -> list[int]:
-    """Where each level's rows start when the cells come first and the other levels follow, roots first."""
+    """Return where each level's rows start. The cells come first, then the other levels, roots first."""
     counts = [frames * h * w for h, w in shapes]
     return [*itertools.accumulate(counts[:-2], initial=counts[-1]), 0][-len(shapes) :]
 
 
 def _blocks(cells: Tensor) -> list[slice]:
-    """Runs of frames that are worked on together."""
+    """Return runs of frames that are worked on together."""
     frames = cells.shape[0]
     step = at_once(cells.device, frames, cells[0].nbytes)
     return [slice(start, start + step) for start in range(0, frames, step)]
 
 
 def at_once(device: torch.device, count: int, item_bytes: int) -> int:
-    """How many of `count` items to work on together, at least one."""
+    """Return how many of `count` items to work on together, at least one."""
     block = CACHE_BYTES if device.type == "cpu" else MEMORY_BYTES
     return max(1, min(count, block // item_bytes))
 
 
 def _halved(child: Tensor) -> Tensor:
-    """The mean of each parent's 1, 2 or 4 children: (T, h, w, C) -> (T, ceil(h/2), ceil(w/2), C)."""
+    """Return the mean of each parent's 1, 2 or 4 children: (T, h, w, C) to (T, ceil(h/2), ceil(w/2), C)."""
     odd = (child.shape[1] % 2, child.shape[2] % 2)
     pooled = F.avg_pool2d(child.permute(0, 3, 1, 2), 2, padding=odd, count_include_pad=False)
     return pooled.permute(0, 2, 3, 1).contiguous()
@@ -194,7 +203,7 @@ def _halved(child: Tensor) -> Tensor:
 def _lowest_similarity(
     child: Tensor, child_norm: Tensor, parent: Tensor, parent_norm: Tensor, scratch: Tensor
 ) -> Tensor:
-    """Each parent's least cosine with a child that exists, (T, h, w); `scratch` has room for the children."""
+    """Return each parent's least cosine (T, h, w) with a child that exists. `scratch` has space for the children."""
     _, height, width, _ = child.shape
     similarity = torch.empty_like(child_norm)
     for ys, parent_ys, rows in _runs(height):
@@ -212,13 +221,13 @@ def _lowest_similarity(
 
 
 def _grouped(nodes: Tensor, rows: int, columns: int) -> Tensor:
-    """(T, h, w, ...) as (T, h/rows, rows, w/columns, columns, ...), a view."""
+    """Return a view of (T, h, w, ...) as (T, h/rows, rows, w/columns, columns, ...)."""
     frames, height, width, *rest = nodes.shape
     return nodes.view(frames, height // rows, rows, width // columns, columns, *rest)
 
 
 def _runs(side: int) -> list[tuple[slice, slice, int]]:
-    """(children, parents, children per parent) along one axis; on an odd side the first child is alone."""
+    """Return (children, parents, children per parent) along one axis. On an odd side the first child is alone."""
     if side % 2 == 0:
         return [(slice(0, side), slice(0, side // 2), 2)]
     alone = (slice(0, 1), slice(0, 1), 1)
@@ -226,7 +235,7 @@ def _runs(side: int) -> list[tuple[slice, slice, int]]:
 
 
 def _split_below(lowest: list[Tensor]) -> Iterator[Tensor]:
-    """e(node): the greatest m(node) on the way from the root, since every ancestor must split too."""
+    """Yield e(node): the greatest m(node) on the way from the root, since every ancestor must split too."""
     above: Tensor | None = None
     for level in lowest:
         bound = level
@@ -240,12 +249,12 @@ def _split_below(lowest: list[Tensor]) -> Iterator[Tensor]:
 
 
 def _parents(side: int, device: torch.device) -> Tensor:
-    """The parent of each of `side` children along one axis."""
+    """Return the parent of each of `side` children along one axis."""
     return (torch.arange(side, device=device) + side % 2) // 2
 
 
 def _axis(sides: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Per level and cell along one axis, (L, n) each: the node over it, that node's first cell and its end."""
+    """Return per level and cell along one axis, (L, n) each: the node over it, that node's first cell, and its end."""
     node = torch.arange(sides[-1], device=device)
     nodes = [node]
     for side in reversed(sides[1:]):

@@ -1,4 +1,4 @@
-"""What a stream carries from one clip to the next when it is merged causally."""
+"""What causal merging carries from one clip of a stream to the next."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from stream_sttm.reducers.quadtree import Leaves
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """What a stream carries from one clip to the next: its last frame, so never more than H * W leaves.
+    """The last frame of a stream, so never more than H * W leaves.
 
-    `last` holds that frame's M leaves; `serials` (M,) which token stands for each; `is_alive` (M,) whether the
-    cache still has it; `anchors` (M, C) and `anchor_norms` (M,) what that token looked like when it was emitted,
-    both empty without a drift guard. `frames` and `tokens` count from the stream's start.
+    - `last`: that frame's M leaves.
+    - `serials` (M,): which token stands for each leaf.
+    - `is_alive` (M,): whether the cache still holds that token.
+    - `anchors` (M, C) and `anchor_norms` (M,): that token's feature when it was emitted. Empty without a drift guard.
+    - `frames` and `tokens`: counts from the stream's start.
     """
 
     last: Leaves
@@ -30,12 +32,15 @@ class StreamState:
     absorbed: tuple[Tensor, Tensor]
     last_seen: tuple[Tensor, Tensor]
 
-    def expire(self, gone: Tensor) -> StreamState:
-        """The state after the cache dropped the tokens `gone`: what they stand for is emitted anew if it is seen."""
-        return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, gone))
+    def expire(self, evicted: Tensor) -> StreamState:
+        """Return the state after the cache evicted some tokens.
+
+        What they stand for is emitted again when it is seen.
+        """
+        return replace(self, is_alive=self.is_alive & ~torch.isin(self.serials, evicted))
 
     def repeated(self, frames: int) -> StreamState:
-        """The state after so many more frames that show exactly what the last one did, and gave no token."""
+        """Return the state after so many more frames that equal the last one and gave no token."""
         newest = self.frames + frames - 1
         boxes = self.last.boxes.clone()
         boxes[:, 0] = newest
@@ -51,11 +56,11 @@ class StreamState:
 
     @property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """What the last frame shows: boxes (M, 4) of its leaves, and the serials (M,) of what stands for them."""
+        """Boxes (M, 4) of the last frame's leaves, and the serials (M,) of the tokens that stand for them."""
         return self.last.boxes[:, 1:], self.serials
 
     def saved(self) -> dict[str, Tensor]:
-        """All that the next call needs."""
+        """Return all that the next call needs."""
         return {
             "features": self.last.features(),
             "norms": self.last.norms,
@@ -70,7 +75,7 @@ class StreamState:
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor]) -> StreamState:
-        """The state that was saved; raises KeyError where something is missing."""
+        """Return the state that was saved. Raises KeyError where something is missing."""
         serials = tensors["serials"]
         rows = torch.arange(len(serials), device=serials.device)
         frames, tokens = tensors["counts"].tolist()
@@ -89,7 +94,7 @@ class StreamState:
 
 
 def restarted(state: StreamState | None, fresh: Leaves) -> StreamState:
-    """A state without a last frame, on the grid of `fresh`, that goes on counting frames and tokens."""
+    """Return a state without a last frame, on the grid of `fresh`. It goes on counting frames and tokens."""
     norms, ids = fresh.norms[:0], fresh.rows[:0]
     features = fresh.tables[0][:0]
     return StreamState(
@@ -106,7 +111,7 @@ def restarted(state: StreamState | None, fresh: Leaves) -> StreamState:
 
 
 def absorbed(leaves: Leaves, anchor: Tensor, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
-    """What went to tokens of earlier clips: their serials, and how many cells."""
+    """Return the serials of tokens of earlier clips that absorbed leaves, and how many cells each did."""
     late = (anchor[old:] < old).nonzero()[:, 0] + old
     serials, group = torch.unique(serial[late], return_inverse=True)
     cells = torch.zeros_like(serials).index_add_(0, group, leaves.sizes[late])
@@ -114,7 +119,7 @@ def absorbed(leaves: Leaves, anchor: Tensor, serial: Tensor, old: int) -> tuple[
 
 
 def seen(leaves: Leaves, serial: Tensor, old: int) -> tuple[Tensor, Tensor]:
-    """The tokens that the clip's leaves show, and the last frame that shows each."""
+    """Return the serials of the tokens that the clip's leaves show, and the last frame that shows each."""
     serials, group = torch.unique(serial[old:], return_inverse=True)
     frames = leaves.boxes[old:, 0]
     return serials, torch.zeros_like(serials).scatter_reduce_(0, group, frames, "amax")

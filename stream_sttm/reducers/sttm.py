@@ -1,8 +1,8 @@
 """STTM: Multi-Granular Spatio-Temporal Token Merging for Training-Free Acceleration of Video LLMs, ICCV 2025.
 
-https://arxiv.org/abs/2507.07990. In space each frame becomes quadtree leaves; in time, leaves of consecutive
-frames that share a cell and look alike join, and a group keeps the place of its earliest, top-left leaf.
-Here the whole clip is seen before anything is returned; sttm_streaming.py is the form for an endless stream.
+https://arxiv.org/abs/2507.07990. In space, each frame becomes quadtree leaves. In time, leaves of consecutive frames
+that share a cell and look alike join. A group keeps the place of its earliest, top-left leaf. Here the whole clip is
+seen before anything is returned. sttm_streaming.py is the form for an endless stream.
 """
 
 from __future__ import annotations
@@ -27,18 +27,27 @@ def merge_video(
     temporal_threshold: float | None,
     root_level: int = 1,
 ) -> VisualTokens:
-    """The merged tokens of one video's (T, H, W, C) features; `temporal_threshold=None` merges in space only.
+    """Return the merged tokens of one video's features (T, H, W, C). `temporal_threshold=None` merges in space only.
 
-    Similarities and means are float32; the returned features have the input's dtype.
+    Similarities and means are float32. The returned features have the input's dtype.
     """
     return Sttm(spatial_threshold, temporal_threshold, root_level)(features)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Sttm:
-    """Offline STTM, each clip for itself; the defaults are the published setting for half the tokens."""
+    """Offline STTM, each clip for itself. The defaults are the published setting for half the tokens.
+
+    Parameters
+        spatial_threshold (float, -1 to 1, default the model's, else 0.85): a quadtree node splits where its least
+            cosine with a child is below it.
+        temporal_threshold (float, -1 to 1, or None, default the model's, else 0.65): least cosine at which leaves of
+            consecutive frames join. None merges in space only.
+        root_level (int, 0 or more, default 1): how many of the coarsest quadtree levels are left out.
+    """
 
     state: ClassVar = Progress
+    tuned_options: ClassVar = ("spatial_threshold", "temporal_threshold")
 
     spatial_threshold: float = 0.85
     temporal_threshold: float | None = 0.65
@@ -50,7 +59,7 @@ class Sttm:
     def __call__(
         self, features: Tensor, state: Progress | None = None
     ) -> tuple[VisualTokens, Progress]:
-        """Merge the frames of one clip among themselves."""
+        """Merge the frames of one clip among themselves. Returns the tokens and the next state."""
         features = checked(features, min_side=2)
         leaves = quadtree.cut(
             features,
@@ -70,7 +79,7 @@ class Sttm:
 
 
 def neighbours(leaves: Leaves) -> tuple[Tensor, Tensor]:
-    """Every pair of leaves of consecutive frames that share a cell, once: (later (P,), earlier (P,)).
+    """Return every pair of leaves of consecutive frames that share a cell, once: (later (P,), earlier (P,)).
 
     Such leaves are nested, so the smaller one's top-left cell finds the larger one in the other frame.
     """
@@ -87,13 +96,13 @@ def neighbours(leaves: Leaves) -> tuple[Tensor, Tensor]:
 
 
 def similarities(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
-    """cos(leaf first[i], leaf second[i]), (P,)."""
+    """Return cosines (P,) of leaf first[i] and leaf second[i]."""
     dots = row_dots(leaves, leaves.rows[first], leaves.rows[second])
     return dots / (leaves.norms[first] * leaves.norms[second]).clamp(min=EPSILON)
 
 
 def row_dots(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
-    """Dot products of the features behind two lists of table rows, (P,)."""
+    """Return dot products (P,) of the features of two lists of table rows."""
     count, channels = first.shape[0], leaves.tables[0].shape[1]
     step = quadtree.at_once(first.device, count, 4 * channels)
     dots = leaves.norms.new_empty(count)
@@ -106,7 +115,7 @@ def row_dots(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
 
 
 def components(first: Tensor, second: Tensor, count: int) -> Tensor:
-    """The lowest node that each of `count` nodes is connected to by the edges (first[i], second[i]), (count,)."""
+    """Return (count,): the lowest node that each node is connected to by the edges (first[i], second[i])."""
     label = torch.arange(count, device=first.device)
     while True:
         a, b = label[first], label[second]
@@ -120,7 +129,7 @@ def components(first: Tensor, second: Tensor, count: int) -> Tensor:
 
 
 def joined(leaves: Leaves, root: Tensor) -> VisualTokens:
-    """One token per leaf that is its own root: its box, the mean feature and the cells of its whole group."""
+    """Return one token for each leaf that is its own root: its box, and the mean feature and the cells of its group."""
     count = len(leaves)
     is_root = root == torch.arange(count, device=root.device)
     roots = is_root.nonzero()[:, 0]
@@ -130,7 +139,7 @@ def joined(leaves: Leaves, root: Tensor) -> VisualTokens:
 
 
 def group_means(leaves: Leaves, group: Tensor, groups: int) -> Tensor:
-    """The mean feature of the leaves of each group, (groups, C); a group of -1 is left out."""
+    """Return the mean feature of the leaves of each group, (groups, C). A group of -1 is left out."""
     start = 0
     total: Tensor | None = None
     members = torch.bincount(group[group >= 0], minlength=groups)

@@ -1,8 +1,8 @@
-"""STTM on an endless stream: causal, since a token that is in the cache can't change any more.
+"""STTM on an endless stream. It is causal, since a token that is in the cache can't change any more.
 
-https://arxiv.org/abs/2507.07990 for the method; the causal rule is ours. A leaf either joins the token that
-stands for its best match in the frame before, and is dropped, or becomes a token itself, an *anchor*. How the
-stream is cut into clips changes nothing. Knows serials but no cache: it is told of evictions by `expire`.
+https://arxiv.org/abs/2507.07990 for the method. The causal rule is ours. A leaf may join the token that stands for its
+best match in the frame before, and is dropped. Else it becomes a token itself, an *anchor*. How the stream is cut into
+clips changes nothing. Knows serials but no cache: `expire` reports evictions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from stream_sttm.errors import ConfigError
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.budget import Budget, spatial_threshold, temporal_threshold
-from stream_sttm.reducers.frames import checked
+from stream_sttm.reducers.frames import checked, seconds_to_frames
 from stream_sttm.reducers.quadtree import EPSILON, Leaves, Pyramid
 from stream_sttm.reducers.stream_state import StreamState, absorbed, restarted, seen
 from stream_sttm.reducers.sttm import (
@@ -34,7 +34,11 @@ from stream_sttm.visual_tokens import VisualTokens
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A clip's leaves behind the last frame's: each one's best `match` (M,), how like it is, whether it may join it."""
+    """A clip's leaves behind the last frame's leaves, M in all.
+
+    `match` (M,) is each leaf's most similar leaf in the frame before. `best` (M,) is the cosine with it. `may_join`
+    (M,) says whether the leaf may join it.
+    """
 
     fresh: Leaves
     state: StreamState
@@ -44,27 +48,40 @@ class Compared:
     may_join: Tensor
 
     def emitted(self, threshold: float) -> int:
-        """How many tokens the clip gives at a temporal threshold."""
+        """Return how many tokens the clip gives at a temporal threshold."""
         return len(self.fresh) - int((self.may_join & (self.best >= threshold)).sum())
 
     def threshold(self, most: int, *, greatest: float) -> float:
-        """The greatest temporal threshold that leaves at most so many tokens; -inf where none does."""
+        """Return the greatest temporal threshold that leaves at most `most` tokens, -inf where none does."""
         drop = len(self.fresh) - most
         return temporal_threshold(self.best[self.may_join], drop, greatest=greatest)
 
 
 @dataclass(frozen=True, slots=True)
 class SttmStreaming:
-    """Causal STTM; the default thresholds are the published setting for half the tokens.
+    """Causal STTM. The default thresholds are the published setting for half the tokens.
 
-    `drift_threshold`: the least cosine of a leaf with the token that is to stand for it; -1 is no guard.
-    `window_average`: a token takes the mean of what it stands for within its own clip; else it stays as it was.
-    `refresh_every`: frames whose index is a multiple of it emit all their leaves; 0 is never.
-    `budget`: how many tokens a clip may give at most; thresholds then follow from each clip, the spatial one beginning
-    with what is set here. A refresh goes as far as the budget allows; a drift guard can't be had with it.
+    With a budget the thresholds follow from each clip. The spatial one begins with what is set here. A refresh then
+    goes as far as the budget allows. A budget and a drift guard exclude each other.
+
+    Parameters
+        spatial_threshold (float, -1 to 1, default the model's, else 0.85): a quadtree node splits where its least
+            cosine with a child is below it.
+        temporal_threshold (float, -1 to 1, default the model's, else 0.65): least cosine with its best match in
+            the frame before at which a leaf joins that one's token.
+        root_level (int, 0 or more, default 1): how many of the coarsest quadtree levels are left out.
+        drift_threshold (float, -1 to 1, default -1): least cosine of a leaf with the token that is to stand for it. -1
+            is no guard.
+        window_average (bool, default False): a token's feature is the mean of what it stands for within its own clip.
+            Else it stays as it was.
+        refresh_every (int, 0 or more, default 0): frames whose number is a multiple of it emit all their leaves. 0 is
+            never. It is configured in seconds.
+        budget (Budget or its fields, default None): the most tokens that a clip may give.
     """
 
     state: ClassVar = StreamState
+    tuned_options: ClassVar = ("spatial_threshold", "temporal_threshold")
+    timed_options: ClassVar = {"refresh_every": seconds_to_frames, "budget": Budget.at_rate}
 
     spatial_threshold: float = 0.85
     temporal_threshold: float = 0.65
@@ -89,10 +106,10 @@ class SttmStreaming:
     def __call__(
         self, features: Tensor, state: StreamState | None = None
     ) -> tuple[VisualTokens, StreamState]:
-        """Merge the next frames of a stream into what it has shown so far.
+        """Merge the next frames of a stream into what it has shown so far. Returns the new tokens and the next state.
 
-        Where the grid, the channels or the device differ from the frame before, every leaf of the clip's first
-        frame is emitted, as in a refresh.
+        Where the grid, the channels or the device have changed, every leaf of the clip's first frame is emitted, as in
+        a refresh.
         """
         features = checked(features, min_side=2)
         pyramid = quadtree.pyramid(features, self.root_level)
@@ -115,18 +132,18 @@ class SttmStreaming:
         return tokens, self._next(state, leaves, anchor, serial, len(tokens))
 
     def repeated(self, state: StreamState, frames: int) -> StreamState | None:
-        """The state after so many more frames that show exactly what the last one did; None where they give tokens."""
+        """Return the state after so many more frames that equal the last one, None where they give tokens."""
         coming = range(state.frames, state.frames + frames)
         is_refresh = bool(self.refresh_every) and any(t % self.refresh_every == 0 for t in coming)
-        is_gone = not bool(state.is_alive.all())  # a sync: what is not in the cache is given anew
-        return None if is_refresh or is_gone else state.repeated(frames)
+        is_evicted = not bool(state.is_alive.all())  # one sync: evicted tokens are emitted again
+        return None if is_refresh or is_evicted else state.repeated(frames)
 
     @property
     def _has_guard(self) -> bool:
         return self.drift_threshold > -1
 
     def _continues(self, state: StreamState, fresh: Leaves) -> bool:
-        """Whether the clip's leaves can be compared with those that the state holds."""
+        """Return whether the clip's leaves can be compared with those that the state holds."""
         last = state.last
         return (
             last.owner.shape[1:] == fresh.owner.shape[1:]
@@ -138,7 +155,7 @@ class SttmStreaming:
     def _compared(
         self, pyramid: Pyramid, spatial_threshold: float, state: StreamState | None
     ) -> Compared:
-        """The clip's leaves at a threshold, and each one's most similar leaf in the frame before."""
+        """Return the clip's leaves at a threshold, and each one's most similar leaf in the frame before."""
         first = state.frames if state is not None else 0
         fresh = quadtree.leaves(pyramid, spatial_threshold, first)
         if state is None or not self._continues(state, fresh):
@@ -164,7 +181,7 @@ class SttmStreaming:
     def _within(
         self, budget: Budget, pyramid: Pyramid, state: StreamState | None
     ) -> tuple[Compared, Tensor]:
-        """Leaves, and which of them join, so that the clip gives what its budget allows, and no more."""
+        """Return leaves, and which of them join, so that the clip gives what its budget allows, and no more."""
         frames, height, width = pyramid.norms[-1].shape
         first = state.frames if state is not None else 0
         most = budget.tokens(first, frames, height * width)
@@ -193,10 +210,10 @@ class SttmStreaming:
         return found, found.may_join & (found.best >= wanted)
 
     def _guarded(self, leaves: Leaves, match: Tensor, joins: Tensor, state: StreamState) -> Tensor:
-        """Each leaf's anchor when it must look like that too.
+        """Return each leaf's anchor under the drift guard: the leaf must look like its anchor too.
 
-        All leaves are compared with the anchor they would have. On each chain the first that differs too much is
-        sure to become an anchor itself; those after it are compared with what stands for them then.
+        All leaves are compared with the anchor they would have. On each chain the first that differs too much must
+        become an anchor itself. Those after it are compared with what stands for them then.
         """
         rows, norms = _looks(leaves, state)
         frames = leaves.owner.shape[0]
@@ -215,7 +232,10 @@ class SttmStreaming:
             settled = anchor
 
     def _tokens(self, fresh: Leaves, token: Tensor, emitted: Tensor) -> VisualTokens:
-        """The clip's tokens; `token` (N,) is the one that stands for each leaf, negative if of an earlier clip."""
+        """Return the clip's tokens.
+
+        `token` (N,) is the one that stands for each leaf, negative if it is of an earlier clip.
+        """
         is_mine = token >= 0
         sizes = torch.zeros_like(emitted).index_add_(0, token[is_mine], fresh.sizes[is_mine])
         boxes = fresh.boxes[emitted]
@@ -226,7 +246,7 @@ class SttmStreaming:
     def _next(
         self, state: StreamState, leaves: Leaves, anchor: Tensor, serial: Tensor, emitted: int
     ) -> StreamState:
-        """The state after a clip that emitted so many tokens; it shares no storage with the clip."""
+        """Return the state after a clip that emitted so many tokens. It shares no storage with the clip."""
         first = int(leaves.owner[-1, 0, 0])
         count = len(leaves) - first
         last = Leaves(
@@ -252,7 +272,7 @@ class SttmStreaming:
 
 
 def _following(state: StreamState, fresh: Leaves) -> Leaves:
-    """The leaves of the state's last frame and, after them, those of a clip; the anchors are the last table."""
+    """Return the leaves of the state's last frame and, after them, those of a clip. The anchors are the last table."""
     last = state.last
     start = sum(table.shape[0] for table in fresh.tables)
     return Leaves(
@@ -265,9 +285,9 @@ def _following(state: StreamState, fresh: Leaves) -> Leaves:
 
 
 def _looks(leaves: Leaves, state: StreamState) -> tuple[Tensor, Tensor]:
-    """Table rows and norms of what each leaf's anchor looks like, if that leaf is where its anchor is known from.
+    """Return table rows and norms of each leaf's anchor, if the anchor is known from that leaf.
 
-    A leaf of the clip may be an anchor itself; one of the last frame speaks for an anchor that came before it.
+    A leaf of the clip may be an anchor itself. One of the last frame stands in for an anchor that came before it.
     """
     count = state.anchors.shape[0]
     end = sum(table.shape[0] for table in leaves.tables)
@@ -279,7 +299,7 @@ def _looks(leaves: Leaves, state: StreamState) -> tuple[Tensor, Tensor]:
 
 
 def _roots(match: Tensor, joins: Tensor, frames: int) -> Tensor:
-    """Each leaf's anchor when every leaf that may join does: the end of its chain, by pointer jumping."""
+    """Return each leaf's anchor when every leaf that may join does: the end of its chain, by pointer jumping."""
     anchor = torch.where(joins, match, torch.arange(len(match), device=match.device))
     for _ in range((frames - 1).bit_length()):
         anchor = anchor[anchor]
@@ -287,7 +307,7 @@ def _roots(match: Tensor, joins: Tensor, frames: int) -> Tensor:
 
 
 def _firsts(marked: Tensor, parent: Tensor, frames: int) -> Tensor:
-    """Which of the marked leaves have no marked one before them on their chain."""
+    """Return which of the marked leaves have no marked one before them on their chain."""
     above = marked[parent] & (parent != torch.arange(len(parent), device=parent.device))
     for _ in range((frames - 1).bit_length()):
         above = above | above[parent]

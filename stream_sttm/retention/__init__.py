@@ -1,7 +1,7 @@
-"""What a full memory lets go of: one file per policy, found by name. Tensors only, no cache, no clock.
+"""What a full memory evicts: one file per policy, found by name. Tensors only, no cache, no clock.
 
-A policy decides about tokens that are already in the cache, and only when room is needed. What it drops although it
-is still in view is emitted anew by the reducer, so no policy can hide what is there now.
+A policy decides about tokens that are already in the cache, and only when room is needed. Where it drops what is still
+in view, the reducer emits that again. So no policy can hide what is visible now.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ POLICIES: dict[str, str] = {
 class Held:
     """A memory's N visual tokens in the order in which they were emitted, on the CPU.
 
-    `boxes` (N, 5) int64, rows (frame, y0, x0, y1, x1); `last_seen` (N,) int64, the last frame that showed what a token
-    stands for; `sizes` (N,) float32, how many cells of all frames it stands for.
+    - `boxes` (N, 5) int64: rows (frame, y0, x0, y1, x1).
+    - `last_seen` (N,) int64: the last frame that showed what a token stands for.
+    - `sizes` (N,) float32: how many cells of all frames it stands for.
     """
 
     boxes: Tensor
@@ -39,20 +40,20 @@ class Held:
 
     @property
     def frames(self) -> Tensor:
-        """The frame each token came from, (N,), rising."""
+        """The frame that each token came from, (N,), rising."""
         return self.boxes[:, 0]
 
 
 class RetentionPolicy(Protocol):
-    """A pure function: same memory and need, same choice."""
+    """A pure function: the same memory and need give the same choice."""
 
     def __call__(self, held: Held, *, drop: int) -> Tensor:
-        """(N,) bool: which tokens stay; at least `drop` of them (1 to N) do not."""
+        """Return (N,) bool: which tokens to keep. At least `drop` of them (1 to N) are not kept."""
         ...
 
 
 def build_policy(name: str, options: Mapping[str, Any] | None = None) -> RetentionPolicy:
-    """The policy `name` with `options` as its fields; raises ConfigError for an unknown name or option."""
+    """Return the policy `name` with `options` as its fields. Raises ConfigError for an unknown name or option."""
     cls = registry.find(POLICIES, GROUP, name, kind="retention policy")
     policy: RetentionPolicy = registry.build(cls, options or {}, kind=f"memory.retention {name!r}")
     return policy

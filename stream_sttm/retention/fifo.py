@@ -1,4 +1,4 @@
-"""First in, first out: the oldest frames go, whole."""
+"""First in, first out: the oldest frames are evicted as a whole."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stream_sttm.retention import Held
 
 @dataclass(frozen=True, slots=True)
 class Fifo:
-    """What was emitted first goes first."""
+    """What was emitted first is evicted first. It has no parameters."""
 
     def __call__(self, held: Held, *, drop: int) -> Tensor:
-        """All frames but the oldest."""
+        """Return (N,) bool: keep all frames but the oldest."""
         return oldest_first(held, torch.ones(len(held), dtype=torch.bool), drop=drop)
 
 
-def oldest_first(held: Held, stays: Tensor, *, drop: int) -> Tensor:
-    """`stays` (N,) bool without its oldest frames, so many that at least `drop` of all tokens go."""
-    left = stays.nonzero()[:, 0]
+def oldest_first(held: Held, keep: Tensor, *, drop: int) -> Tensor:
+    """Return `keep` (N,) bool without its oldest frames, so that at least `drop` of all tokens are not kept."""
+    left = keep.nonzero()[:, 0]
     missing = drop - (len(held) - len(left))
-    return stays if missing <= 0 else stays & (held.frames > held.frames[left[missing - 1]])
+    return keep if missing <= 0 else keep & (held.frames > held.frames[left[missing - 1]])

@@ -1,4 +1,4 @@
-"""Least recently seen first: what is still in view stays, however early it came; what left long ago goes."""
+"""Least recently seen first: what is in view is kept, however early it came. What left long ago is evicted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from stream_sttm.retention import Held
 
 @dataclass(frozen=True, slots=True)
 class LeastRecentlySeen:
-    """What was last seen first goes first; of those seen last together, what was emitted first."""
+    """What was last seen first is evicted first. Of those last seen together, the one that was emitted first.
+
+    It has no parameters.
+    """
 
     def __call__(self, held: Held, *, drop: int) -> Tensor:
-        """All but the `drop` tokens that nothing has shown for the longest time."""
+        """Return (N,) bool: keep all but the `drop` tokens that nothing has shown for the longest time."""
         order = torch.argsort(held.last_seen, stable=True)
-        stays = torch.ones(len(held), dtype=torch.bool)
-        stays[order[:drop]] = False
-        return stays
+        keep = torch.ones(len(held), dtype=torch.bool)
+        keep[order[:drop]] = False
+        return keep

@@ -1,7 +1,8 @@
-"""The past in ever fewer words: recent frames whole, older ones a token for each coarse cell, the oldest one each.
+"""Less detail with age: recent frames are whole, older ones have a token for each coarse cell, the oldest have one
+token.
 
-A cached token can't be merged any more, so thinning keeps, of those that share a coarse cell of the quadtree's grid,
-the one that stands for most.
+A cached token can't be merged any more. So thinning keeps, of the tokens in one coarse cell of the quadtree's grid, the
+one that stands for most.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from stream_sttm.retention.fifo import oldest_first
 
 @dataclass(frozen=True, slots=True)
 class Tiered:
-    """`recent` is the share of the remembered frames that is never thinned, `coarse` the share after it that keeps a
-    token for each coarse cell (`cell` by `cell` visual tokens); frames older than both keep a single token.
+    """Three tiers by age. Frames older than the first two tiers keep a single token.
+
+    Parameters
+        recent (float, 0 to 1, default 0.5): share of the remembered frames that is never thinned.
+        coarse (float, 0 to 1, default 0.3): share after it that keeps a token for each coarse cell. Both together are
+            at most 1.
+        cell (int, 2 or more, default 4): side of a coarse cell, in visual tokens.
     """
 
     recent: float = 0.5
@@ -37,22 +43,24 @@ class Tiered:
             raise ValueError(f"cell must be a whole number from 2 on, got {self.cell!r}")
 
     def __call__(self, held: Held, *, drop: int) -> Tensor:
-        """The coarse tier thinned first, then the oldest, and then, if need be, without its oldest frames."""
+        """Return (N,) bool: thin the coarse tier first, then the oldest, and then, if need be, drop the oldest
+        frames.
+        """
         ages = torch.unique(held.frames, return_inverse=True)[1]  # 0 is the oldest frame held
         count = int(ages[-1]) + 1
         middle = ages < count - round(count * self.recent)
         oldest = ages < count - round(count * (self.recent + self.coarse))
-        places = held.boxes[:, 1:3] // self.cell
-        width = int(places[:, 1].max()) + 1
-        coarse = ages * (int(places[:, 0].max()) + 1) * width + places[:, 0] * width + places[:, 1]
-        stays = ~middle | _largest(held, coarse)
-        if int((~stays).sum()) < drop:
-            stays &= ~oldest | _largest(held, ages)
-        return oldest_first(held, stays, drop=drop)
+        cells = held.boxes[:, 1:3] // self.cell
+        width = int(cells[:, 1].max()) + 1
+        coarse = ages * (int(cells[:, 0].max()) + 1) * width + cells[:, 0] * width + cells[:, 1]
+        keep = ~middle | _largest(held, coarse)
+        if int((~keep).sum()) < drop:
+            keep &= ~oldest | _largest(held, ages)
+        return oldest_first(held, keep, drop=drop)
 
 
 def _largest(held: Held, groups: Tensor) -> Tensor:
-    """(N,) bool: in each group the token that stands for most cells, the first of those that tie."""
+    """Return (N,) bool: in each group the token that stands for most cells, the first of those that tie."""
     _, group = torch.unique(groups, return_inverse=True)
     most = torch.full((int(group.max()) + 1,), -torch.inf).scatter_reduce_(
         0, group, held.sizes, "amax"

@@ -17,7 +17,7 @@ from stream_sttm.engine.attention import PrefixKV, PrefixQueries, attend
 class _OneLayer:
     part: PrefixKV
 
-    def shared(self, layer: int) -> PrefixKV:
+    def prefix_kv(self, layer: int) -> PrefixKV:
         del layer
         return self.part
 
@@ -107,7 +107,7 @@ def test_tokens_that_are_alike_look_at_the_prefix_once_for_all_of_them() -> None
     once = PrefixQueries(torch.tensor([0, 1, 2, 3, 6, 7]), torch.tensor([0, 1, 2, 3, 0, 1, 4, 5]))
     mask = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
     module, given = SimpleNamespace(layer_idx=0), {"prefix": [_OneLayer(part)]}
-    ours, _ = attend(module, query, key, value, mask, asking=[once], **given)
+    ours, _ = attend(module, query, key, value, mask, prefix_queries=[once], **given)
     every, _ = attend(module, query, key, value, mask, **given)
     assert torch.allclose(ours, every, atol=1e-6)
 

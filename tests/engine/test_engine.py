@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_a_clip_whose_original_was_dropped_on_its_way_is_encoded_and_stands_in_f
 
 
 def _pictures(index: int, *, changed: bool) -> Clip:
-    """A window of a still picture, or of one with a bright spot in it, marked as the gate does."""
+    """Return a window of a still picture, or of one with a bright spot in it, marked as the gate does."""
     plain = _clip("door", index)
     image = plain.frames[0].image.copy()
     if changed:
@@ -408,6 +409,61 @@ def test_a_budget_in_tokens_per_second_holds_whatever_the_frame_rate(
         rate = fps / tiny_model.frames_per_token
         reducer: Any = reducer_for(tiny_model, settings, rate)
         assert reducer.budget.tokens_per_frame == pytest.approx(10 / rate)
+
+
+ANOTHER_PACKAGES_REDUCER = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stream_sttm.reducers.baselines import KeepAll
+from stream_sttm.reducers.frames import seconds_to_frames
+
+
+@dataclass(frozen=True)
+class Nearby(KeepAll):
+    tuned_options: ClassVar = ("temporal_threshold", "spatial_threshold")
+    timed_options: ClassVar = {"every": seconds_to_frames}
+
+    temporal_threshold: float = 0.1
+    spatial_threshold: float = 0.2
+    every: int = 0
+    drift: float = 0.3
+"""
+
+
+def test_a_reducer_of_another_package_gets_the_models_thresholds_and_times_in_frames(
+    tiny_model: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nearby_package.py").write_text(ANOTHER_PACKAGES_REDUCER)
+    metadata = tmp_path / "nearby_package-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: nearby-package\nVersion: 1.0\n"
+    )
+    (metadata / "entry_points.txt").write_text(
+        "[stream_sttm.reducers]\nnearby = nearby_package:Nearby\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ReducerSettings.model_validate(
+        {"name": "nearby", "spatial_threshold": 0.5, "every": 30}
+    )
+    reducer: Any = reducer_for(tiny_model, settings, 2.0)
+    assert type(reducer).__name__ == "Nearby"
+    assert reducer.temporal_threshold == tiny_model.tuned.temporal_threshold, "the model's own"
+    assert reducer.spatial_threshold == 0.5, "what is configured goes before the model's own"
+    assert (reducer.every, reducer.drift) == (60, 0.3)
+    engine = _engine(tiny_model, reducer=settings)
+    engine.observe(_clip("door", 0))
+    assert any(isinstance(one, Observed) for one in _run(engine))
+
+
+@pytest.mark.parametrize("name", ["sttm", "sttm_streaming"])
+def test_thresholds_that_are_not_configured_are_the_models_own(
+    tiny_model: VideoLLM, name: str
+) -> None:
+    reducer: Any = reducer_for(tiny_model, ReducerSettings(name=name), 2.0)
+    assert reducer.spatial_threshold == tiny_model.tuned.spatial_threshold
+    assert reducer.temporal_threshold == tiny_model.tuned.temporal_threshold
 
 
 def test_other_limits_hold_from_then_on(tiny_model: VideoLLM) -> None:

@@ -31,9 +31,9 @@ def test_questions_go_before_clips_and_open_batches_before_clips() -> None:
     scheduler.add_clip(clip, 0.0)
     scheduler.add_question(_question("a", "q"))
     assert isinstance(scheduler.next(0.1), Ask)
-    scheduler.opened(7)
+    scheduler.add_batch(7)
     assert scheduler.next(0.1) == Decode(7)
-    scheduler.closed(7)
+    scheduler.remove_batch(7)
     assert scheduler.next(0.1) == Append(clip)
     assert scheduler.next(0.1) is None
     assert scheduler.is_idle
@@ -41,7 +41,7 @@ def test_questions_go_before_clips_and_open_batches_before_clips() -> None:
 
 def test_a_clip_waits_no_longer_than_the_patience() -> None:
     scheduler = _scheduler(patience=1.0)
-    scheduler.opened(1)
+    scheduler.add_batch(1)
     scheduler.add_clip(_clip("a", 0), 0.0)
     assert scheduler.next(0.9) == Decode(1)
     assert isinstance(scheduler.next(1.1), Append)
@@ -54,9 +54,9 @@ def test_late_clips_of_many_streams_leave_every_other_step_to_answers() -> None:
     scheduler.add_question(_question("a", "q"))
     work = [scheduler.next(5.0)]
     work.append(scheduler.next(5.0))
-    scheduler.opened(1)
+    scheduler.add_batch(1)
     work += [scheduler.next(5.0) for _ in range(3)]
-    scheduler.closed(1)
+    scheduler.remove_batch(1)
     work.append(scheduler.next(5.0))
     kinds = [type(item) for item in work]
     assert kinds == [Append, Ask, Append, Decode, Append, Append]
@@ -77,7 +77,7 @@ def test_questions_of_one_stream_form_one_batch_up_to_its_limit() -> None:
 def test_open_batches_take_turns() -> None:
     scheduler = _scheduler()
     for number in (1, 2, 3):
-        scheduler.opened(number)
+        scheduler.add_batch(number)
     assert [scheduler.next(0.0) for _ in range(4)] == [Decode(1), Decode(2), Decode(3), Decode(1)]
 
 
@@ -100,7 +100,7 @@ def test_one_question_too_many_is_refused_and_late_ones_are_taken_out() -> None:
         scheduler.add_question(_question("a", name, at=float(name)))
     with pytest.raises(QuestionRejected, match="4 questions are waiting already"):
         scheduler.add_question(_question("a", "5"))
-    assert [q.id for q in scheduler.expired(now=13.5, timeout=11.0)] == ["1", "2"]
+    assert [q.id for q in scheduler.take_expired(now=13.5, timeout=11.0)] == ["1", "2"]
     assert scheduler.questions_waiting == 2
 
 
@@ -109,7 +109,7 @@ def test_a_removed_stream_leaves_nothing_behind() -> None:
     scheduler.add_clip(_clip("a", 0), 0.0)
     scheduler.add_question(_question("a", "1"))
     scheduler.add_question(_question("b", "2"))
-    assert [q.id for q in scheduler.forget("a")] == ["1"]
+    assert [q.id for q in scheduler.drop_stream("a")] == ["1"]
     assert isinstance(scheduler.next(0.0), Ask)
     assert scheduler.is_idle
 

@@ -98,13 +98,13 @@ def _first_logits(
     seen: list[Tensor] = []
     view = view or take_view(session)
     batch = AnswerBatch(model, view, [_question(text, most=1)], AnswerFormats(model))
-    batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
+    batch._choose_tokens = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
 
 
 def _layer(session: StreamSession, layer: int) -> tuple[Tensor, Tensor]:
-    shared = session.cache.snapshot().shared(layer)
+    shared = session.cache.snapshot().prefix_kv(layer)
     return shared.keys, shared.values
 
 
@@ -431,8 +431,8 @@ def test_fresh_view_shows_the_newest_frames_whole_and_none_twice(tiny_model: Vid
 def _fresh_tokens(session: StreamSession, layer: int) -> int:
     """How many tokens of the fresh frames ran anew in one layer."""
     snapshot, fresh = take_view(session).prefix
-    assert snapshot.shared(layer).keys.shape[2] > 0
-    return int(fresh.shared(layer).keys.shape[2])
+    assert snapshot.prefix_kv(layer).keys.shape[2] > 0
+    return int(fresh.prefix_kv(layer).keys.shape[2])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -470,8 +470,8 @@ def test_fresh_frames_run_anew_where_they_were_pruned_or_repeat_others(
         assert _answers(tiny_model, session, "what is there?")
     _feed(repeated, video[6:], 2)
     assert _fresh_tokens(repeated, 0) == 0
-    assert take_view(repeated, fresh_frames=2).prefix[1].shared(0).keys.shape[2] == 0
-    assert take_view(repeated, fresh_frames=3).prefix[1].shared(0).keys.shape[2] == 3 * CELLS
+    assert take_view(repeated, fresh_frames=2).prefix[1].prefix_kv(0).keys.shape[2] == 0
+    assert take_view(repeated, fresh_frames=3).prefix[1].prefix_kv(0).keys.shape[2] == 3 * CELLS
 
 
 def test_fresh_view_of_an_unmerged_memory_changes_nothing(tiny_model: VideoLLM) -> None:
@@ -659,7 +659,7 @@ def test_what_a_window_hides_is_not_looked_at(tiny_model: VideoLLM) -> None:
     expected = _first_logits(tiny_model, session, "what is there?", view)
     hidden = torch.isinf(_bias(view)).nonzero()[:, 0]
     for layer in range(view.bounds[-1], len(tiny_model.layers)):
-        shared = view.prefix[0].shared(layer)
+        shared = view.prefix[0].prefix_kv(layer)
         shared.values[:, :, hidden + shared.values.shape[2] - len(_bias(view))] = 1e3
     assert len(hidden)
     assert torch.equal(_first_logits(tiny_model, session, "what is there?", view), expected)
@@ -675,7 +675,7 @@ def test_question_may_ask_for_fresh_frames_of_its_own(tiny_model: VideoLLM) -> N
 
 
 def _bias(view: View) -> Tensor:
-    bias = view.prefix[0].shared(view.bounds[-1]).bias
+    bias = view.prefix[0].prefix_kv(view.bounds[-1]).bias
     pinned = bias.shape[0] - len(view.prefix[0].groups[-1].table)
     part: Tensor = bias[pinned:]
     return part

@@ -35,7 +35,7 @@ options = st.fixed_dictionaries(
 
 
 def windows(features: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-    """The features cut into clips of these sizes, until they are used up."""
+    """Yield the features, cut into clips of these sizes, until they are used up."""
     start = 0
     for size in sizes:
         if start < features.shape[0]:

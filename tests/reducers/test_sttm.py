@@ -66,7 +66,7 @@ def cosine(first: Tensor, second: Tensor) -> float:
 
 
 def levels_of(frame: Tensor, root_level: int) -> list[Tensor]:
-    """The frame at every resolution, roots first: each node the mean of its children."""
+    """Return the frame at every resolution, roots first: each node the mean of its children."""
     levels = [frame]
     while min(levels[0].shape[:2]) > 2:
         children = levels[0]

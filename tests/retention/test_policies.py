@@ -17,7 +17,7 @@ def policy(request: pytest.FixtureRequest) -> RetentionPolicy:
 
 
 def memory(seed: int, frames: int = 12, side: int = 8) -> Held:
-    """Some cells of every frame; what each stands for, and until when it was seen, drawn at random."""
+    """Return some cells of every frame; what each stands for, and until when it was seen, is drawn at random."""
     drawn = torch.Generator().manual_seed(seed)
     boxes, seen = [], []
     for frame in range(3, 3 + frames):

@@ -66,7 +66,7 @@ def _gone(engine: Engine, until: float = float("inf")) -> set[tuple[float, int]]
     session = engine.sessions.of(STREAM)
     assert session is not None
     assert session.archive is not None
-    gone = session.archive.gone(session.cache.deep.table.serials)
+    gone = session.archive.evicted(session.cache.deep.table.serials)
     assert gone is not None
     pairs = zip(gone.owner.tolist(), gone.row.tolist(), strict=True)
     lost = {(gone.windows[owner].captured[0], row) for owner, row in pairs}
@@ -255,7 +255,7 @@ def test_answers_that_were_given_are_remembered_over_a_restart(
     archive_file.write(tmp_path, saved)
     found = archive_file.read(tmp_path, STREAM)
     assert found is not None
-    [event] = found.contents.events
+    [event] = found.snapshot.events
     assert (event.query, event.answer, event.until) == ("scene", answer.text, _clip(3).captured_at)
 
 

@@ -1,10 +1,10 @@
 """Several questions of one stream, answered together: one shared prefix, one batch, greedy decoding.
 
-A batch holds the view it was asked of, so appends, evictions and rebasing meanwhile change nothing for it. Questions
-are read as one tree, in pieces of PIECE tokens, so that a long one keeps other streams waiting no longer than a short
-one; answers are written row by row, behind padding that is masked and that positions skip. Those that turn out to look
-back are set aside, to be asked again of a view that shows them more of the past. What may be said is decided in
-forms.py. Knows no queue and no clock.
+A batch holds the view that it was asked of, so later appends, evictions and rebasing change nothing for it. Questions
+are read as one tree, in pieces of PIECE tokens, so a long question delays other streams no longer than a short one.
+Answers are written row by row, behind padding that is masked and that positions skip. Questions that turn out to look
+back leave the batch, to be asked again with a view that shows more of the past. What a token may be is decided in
+formats.py. Knows no queue and no clock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import forward
-from stream_sttm.engine.answering import formats
-from stream_sttm.engine.answering.formats import AnswerFormats, Options
+from stream_sttm.engine.answering.formats import (
+    AnswerFormats,
+    Options,
+    first_scores,
+    probabilities,
+)
 from stream_sttm.engine.answering.prompt_tree import PromptTree
 from stream_sttm.engine.answering.sequence import Completion, SequenceState
 from stream_sttm.engine.attention import PrefixQueries, QueryHook
@@ -33,11 +37,14 @@ PIECE = 512  # tokens of all questions together that one step reads
 
 
 class AnswerBatch:
-    """Questions that are being answered from one view.
+    """Questions that are answered from one view.
 
-    `past`: what those among them may recall that are to do so if they look back; `before`: text that each of them is
-    asked behind; `opening`: what makes another view of the given one, as a step of its own. Room on the device is taken
-    at the beginning of a step, so that making a batch can't fail for want of it, nor does an answer go with it.
+    - `past`: what those questions may recall that are to do so if they look back. None where none may.
+    - `history`: text that is put before each question.
+    - `make_view`: set where the view is yet to be made from the given one, which is then the first step.
+
+    Memory on the device is allocated at the beginning of a step. So making a batch can't run out of it, and no answer
+    of another batch is lost with it.
     """
 
     def __init__(
@@ -45,97 +52,107 @@ class AnswerBatch:
         model: VideoLLM,
         view: View,
         questions: Sequence[Question],
-        known: AnswerFormats,
+        formats: AnswerFormats,
         *,
         past: RecallContext | None = None,
-        before: str = "",
+        history: str = "",
     ) -> None:
         self.view = view
-        self.looking_back: list[Question] = []  # set aside, to be asked with more of the past
+        self.looking_back: list[Question] = []  # left the batch, to be asked with more of the past
         self.past = past
-        self.opening: Callable[[], View] | None = None
+        self.make_view: Callable[[], View] | None = None
         self._probe: LookbackProbe | None = None
         self._model = model
-        prompts = [known.prompt(question, before) for question in questions]
+        prompts = [formats.prompt(question, history) for question in questions]
         self._rows = [
             SequenceState(
-                question, len(ids), known.options(question.form), known.grammar(question.form)
+                question, len(ids), formats.options(question.form), formats.grammar(question.form)
             )
             for question, ids in zip(questions, prompts, strict=True)
         ]
         self._tree = PromptTree(prompts)
-        self._paths = self._tree.paths  # of each row
-        self._has_begun = self._is_read = self._is_writing = False
-        self._last = torch.empty(0)  # (B, C), what stands behind each question's last token
+        self._paths = self._tree.paths  # by row
+        self._is_allocated = self._is_prefilled = self._is_decoding = False
+        self._last = torch.empty(0)  # (B, C), hidden states of each question's last token
         self._next = torch.empty(0)
 
     @property
     def questions(self) -> list[Question]:
-        """Those without an answer so far."""
+        """The questions without an answer so far."""
         return [row.question for row in self._rows]
 
     def partial_texts(self) -> list[tuple[Question, str]]:
-        """Streamed answers that are being written, and their words so far."""
+        """Return the streamed questions whose answers are being written, each with its text so far."""
         writing = [row for row in self._rows if row.ids and row.question.is_streamed]
         # the bytes of a character may come one by one
         texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
         return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
 
     def step(self) -> list[Completion]:
-        """Read the next piece of the questions, or write one more token for each; returns those answered now."""
-        if self.opening is not None:
-            self.view, self.opening = self.opening(), None
-            return []
-        if not self._has_begun:
-            self._begin()
-        if not self._is_read:
-            with stage("prefill"):
-                return self._read()
-        with stage("decode_text"):
-            return self._write()
+        """Read the next piece of the questions, or write one more token for each.
 
-    def _begin(self) -> None:
-        """Take the room that the questions need."""
+        Returns the answers that are finished now.
+        """
+        if self.make_view is not None:
+            self.view, self.make_view = self.make_view(), None
+            return []
+        if not self._is_allocated:
+            self._allocate()
+        if not self._is_prefilled:
+            with stage("prefill"):
+                return self._prefill()
+        with stage("decode_text"):
+            return self._decode()
+
+    def _allocate(self) -> None:
+        """Allocate the cache that reading the questions needs."""
         self._probe = self.past.probe(len(self._rows)) if self.past is not None else None
         self._suffix = SuffixCache(forward.shape_of(self._model), rows=1, capacity=len(self._tree))
-        self._has_begun = True
+        self._is_allocated = True
 
-    def _write(self) -> list[Completion]:
-        if not self._is_writing:
-            self._begin_writing()
-        behind = torch.tensor([[len(row.ids) - 1] for row in self._rows], device=self._model.device)
+    def _decode(self) -> list[Completion]:
+        """Run the newest token of each row and choose the next. Returns the answers that are finished now."""
+        if not self._is_decoding:
+            self._begin_decoding()
+        written = torch.tensor(
+            [[len(row.ids) - 1] for row in self._rows], device=self._model.device
+        )
         end = self._suffix.length + 1
-        mask = self._real[:, None, None, :end]
-        steps = self._lengths[:, None] + behind
-        hidden = self._walk(self._next[:, None], steps, mask, self._suffix)
-        return self._take(hidden[:, -1])
+        mask = self._is_real[:, None, None, :end]
+        steps = self._lengths[:, None] + written
+        hidden = self._run_layers(self._next[:, None], steps, mask, self._suffix)
+        return self._choose_tokens(hidden[:, -1])
 
-    def _read(self) -> list[Completion]:
+    def _prefill(self) -> list[Completion]:
+        """Read the next piece of the prompts. After the last piece, choose each answer's first token.
+
+        Returns the answers that are finished by it.
+        """
         start, model = self._suffix.length, self._model
         end = min(len(self._tree), start + PIECE)
         piece = self._tree.piece(start, end, len(model.layers), model.device)
-        hides = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
-        hides.masked_fill_(~piece.sees, -torch.inf)
-        watch = partial(self._probe.see, piece.last, piece.ends) if self._probe else None
-        self._suffix.seen = piece.before
-        hidden = self._walk(
+        mask = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
+        mask.masked_fill_(~piece.sees, -torch.inf)
+        query_hook = partial(self._probe.observe, piece.last, piece.ends) if self._probe else None
+        self._suffix.visible = piece.before
+        hidden = self._run_layers(
             piece.ids[None],
             piece.depths[None],
-            hides[None, None],
+            mask[None, None],
             self._suffix,
-            watch,
-            piece.asking,
+            query_hook,
+            piece.prefix_queries,
         )
-        found = hidden[0, piece.last]
-        self._last = torch.where(piece.ends[:, None], found, self._last) if start else found
+        last = hidden[0, piece.last]
+        self._last = torch.where(piece.ends[:, None], last, self._last) if start else last
         if end < len(self._tree):
             return []
-        self._is_read = True
-        self._set_aside()
-        return self._take(self._last) if self._rows else []
+        self._is_prefilled = True
+        self._split_lookback()
+        return self._choose_tokens(self._last) if self._rows else []
 
-    def _begin_writing(self) -> None:
-        """Give each question keys and values of its own, with room for its answer."""
+    def _begin_decoding(self) -> None:
+        """Give each question its own keys and values, with room for its answer."""
         device = self._model.device
         longest = max(len(path) for path in self._paths)
         room = max(question.max_new_tokens for question in self.questions)
@@ -144,40 +161,40 @@ class AnswerBatch:
         self._lengths = torch.tensor([len(path) for path in self._paths], device=device)
         column = torch.arange(longest + room, device=device)
         # (B, columns), False at padding
-        self._real = (column < self._lengths[:, None]) | (column >= longest)
-        self._is_writing = True
+        self._is_real = (column < self._lengths[:, None]) | (column >= longest)
+        self._is_decoding = True
 
-    def _set_aside(self) -> None:
-        """Go on without the questions that may look back and do."""
+    def _split_lookback(self) -> None:
+        """Move the questions that may look back, and do, to `looking_back`."""
         if self.past is None or self._probe is None:
             return
-        stays = []
-        for place, (row, share) in enumerate(
+        kept = []
+        for index, (row, share) in enumerate(
             zip(self._rows, self._probe.shares.tolist(), strict=True)
         ):
             if self.past.recall_mode(row.question) == "auto" and self.past.looks_back(share):
                 self.looking_back.append(row.question)
             else:
-                stays.append(place)
-        self._last = self._last[stays]
-        self._keep(stays)
+                kept.append(index)
+        self._last = self._last[kept]
+        self._keep_rows(kept)
 
-    def _walk(
+    def _run_layers(
         self,
         ids: Tensor,
         steps: Tensor,
         mask: Tensor,
         suffix: SuffixCache,
-        watch: QueryHook | None = None,
-        asking: Sequence[PrefixQueries | None] = (),
+        query_hook: QueryHook | None = None,
+        prefix_queries: Sequence[PrefixQueries | None] = (),
     ) -> Tensor:
-        """(B, N) ids at `steps` behind the start of the text -> (B, N, C) after the last layer."""
+        """Run token ids (B, N), at `steps` behind the start of the text, through all layers. Returns (B, N, C)."""
         model, view = self._model, self.view
         hidden = model.embed(ids)
         ends = [*view.bounds[1:], len(model.layers)]
-        for (time, place), first, last in zip(view.starts, view.bounds, ends, strict=True):
-            axes = [time, *[place] * (model.axes - 1)]
-            positions = torch.stack([steps + start for start in axes])
+        for (time, others), first, last in zip(view.starts, view.bounds, ends, strict=True):
+            starts = [time, *[others] * (model.axes - 1)]
+            positions = torch.stack([steps + start for start in starts])
             hidden = forward.run_layers(
                 model,
                 hidden,
@@ -186,91 +203,102 @@ class AnswerBatch:
                 mask=mask,
                 cache=suffix,
                 prefix=view.prefix,
-                watch=watch,
-                asking=asking,
+                query_hook=query_hook,
+                prefix_queries=prefix_queries,
             )
         suffix.commit(ids.shape[1])
         return hidden
 
-    def _take(self, hidden: Tensor) -> list[Completion]:
-        """Choose each row's next token, and set aside the rows that are done."""
+    def _choose_tokens(self, hidden: Tensor) -> list[Completion]:
+        """Choose each row's next token. Returns the answers that are finished by it, and removes their rows."""
         logits = self._model.logits(hidden)
-        for place, row in enumerate(self._rows):
+        for index, row in enumerate(self._rows):
             if row.grammar is not None:
                 refused = ~row.grammar.allowed().to(logits.device)
-                logits[place].masked_fill_(refused, -torch.inf)
+                logits[index].masked_fill_(refused, -torch.inf)
         chosen = logits.argmax(dim=-1)
         logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
         weights = self._option_probabilities(logits)
         finished, open_rows = [], []
-        # The one place where answering waits for the device: which rows are done decides what runs next.
-        for place, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
-            if place in weights:
-                finished.append(row.chosen(weights[place], self.view))
+        # Only here does answering wait for the device: which rows are finished decides what runs next.
+        for index, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
+            if index in weights:
+                finished.append(row.complete_choice(weights[index], self.view))
                 continue
             is_end = token in self._model.eos
-            row.log += logs[place]
+            row.log += logs[index]
             if not is_end:
                 row.ids.append(token)
-                is_end = row.grammar is not None and row.grammar.take(token)
+                is_end = row.grammar is not None and row.grammar.accept(token)
             if is_end or len(row.ids) >= row.question.max_new_tokens:
-                finished.append(row.written(self._model, self.view, is_end=is_end))
+                finished.append(row.complete_text(self._model, self.view, is_end=is_end))
             else:
-                open_rows.append(place)
+                open_rows.append(index)
         self._next = chosen[open_rows]
-        self._keep(open_rows)
+        self._keep_rows(open_rows)
         return finished
 
-    def _keep(self, places: list[int]) -> None:
-        """Go on with some rows only."""
-        if self._is_writing and 0 < len(places) < len(self._rows):
-            rows = torch.tensor(places, device=self._model.device)
+    def _keep_rows(self, indices: list[int]) -> None:
+        """Keep only the rows with these indices."""
+        if self._is_decoding and 0 < len(indices) < len(self._rows):
+            rows = torch.tensor(indices, device=self._model.device)
             self._suffix.keep_rows(rows)
-            self._lengths, self._real = self._lengths[rows], self._real[rows]
-        self._rows = [self._rows[place] for place in places]
-        self._paths = [self._paths[place] for place in places]
+            self._lengths, self._is_real = self._lengths[rows], self._is_real[rows]
+        self._rows = [self._rows[index] for index in indices]
+        self._paths = [self._paths[index] for index in indices]
 
     def _option_probabilities(self, logits: Tensor) -> dict[int, list[float]]:
-        """By place, for rows that choose: what each option is worth, from the first token's logits (B, V)."""
-        places_of: dict[int, list[int]] = {}
-        for place, row in enumerate(self._rows):
+        """Return the probability of each option, by row index, for rows that choose one.
+
+        Logits (B, V) are the first token's.
+        """
+        rows_of: dict[int, list[int]] = {}
+        for index, row in enumerate(self._rows):
             if row.options is not None:
-                places_of.setdefault(id(row.options), []).append(place)
+                rows_of.setdefault(id(row.options), []).append(index)
         weights: dict[int, list[float]] = {}
-        for places in places_of.values():
-            options = self._rows[places[0]].options
+        for indices in rows_of.values():
+            options = self._rows[indices[0]].options
             assert options is not None
-            if options.are_told_apart:
-                scores = formats.first_scores(logits[places], options)
+            if options.differ_in_first_token:
+                scores = first_scores(logits[indices], options)
             else:
-                scores = torch.stack([self._scores(options, at, logits[at]) for at in places])
-            each = formats.probabilities(scores, self._model.tuned.temperature).tolist()
-            weights.update(zip(places, each, strict=True))
+                scores = torch.stack(
+                    [self._option_scores(options, at, logits[at]) for at in indices]
+                )
+            each = probabilities(scores, self._model.tuned.temperature).tolist()
+            weights.update(zip(indices, each, strict=True))
         return weights
 
-    def _scores(self, options: Options, place: int, logits: Tensor) -> Tensor:
-        """(options,) log-probability of each to the end of the answer, in one more pass; (V,) the first token's."""
-        begun = logits.tolist()
-        spelt = [max(option.spellings, key=lambda ids: begun[ids[0]]) for option in options.options]
-        longest = max(len(ids) for ids in spelt)
-        at_once = max(1, PIECE // longest)
-        pieces = [spelt[start : start + at_once] for start in range(0, len(spelt), at_once)]
-        rest = torch.cat([self._continued(place, piece) for piece in pieces])
-        return logits[torch.tensor([ids[0] for ids in spelt], device=logits.device)] + rest
+    def _option_scores(self, options: Options, index: int, logits: Tensor) -> Tensor:
+        """Return (options,) log-probabilities of whole answers, by one more pass. Logits (V,) are the first token's."""
+        first_logits = logits.tolist()
+        spellings = [
+            max(option.spellings, key=lambda ids: first_logits[ids[0]])
+            for option in options.options
+        ]
+        longest = max(len(ids) for ids in spellings)
+        rows_at_once = max(1, PIECE // longest)
+        pieces = [
+            spellings[start : start + rows_at_once]
+            for start in range(0, len(spellings), rows_at_once)
+        ]
+        rest = torch.cat([self._continuation_scores(index, piece) for piece in pieces])
+        return logits[torch.tensor([ids[0] for ids in spellings], device=logits.device)] + rest
 
-    def _continued(self, place: int, spelt: Sequence[Sequence[int]]) -> Tensor:
-        """(R,) log-probability that an answer which begins with the first token goes on to its end just so."""
-        device, path = self._model.device, torch.tensor(self._paths[place])
-        rows, longest, length = len(spelt), max(len(ids) for ids in spelt), len(path)
+    def _continuation_scores(self, index: int, spellings: Sequence[Sequence[int]]) -> Tensor:
+        """Return (R,) log-probabilities that an answer with this first token continues so to its end."""
+        device, path = self._model.device, torch.tensor(self._paths[index])
+        rows, longest, length = len(spellings), max(len(ids) for ids in spellings), len(path)
         suffix = self._suffix.expand(path.to(device).expand(rows, -1), room=longest)
-        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spelt])
+        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spellings])
         ids = ids.to(device)
         steps = torch.arange(longest, device=device)
         mask = torch.arange(length + longest, device=device) <= (length + steps)[:, None]
-        hidden = self._walk(ids, (length + steps).expand(rows, -1), mask[None, None], suffix)
+        hidden = self._run_layers(ids, (length + steps).expand(rows, -1), mask[None, None], suffix)
         logs = self._model.logits(hidden.flatten(0, 1)).log_softmax(dim=-1)
         logs = logs.reshape(rows, longest, -1)
-        lengths = torch.tensor([len(one) for one in spelt], device=device)
+        lengths = torch.tensor([len(one) for one in spellings], device=device)
         follows = logs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
         follows = torch.where(steps[1:] < lengths[:, None], follows, 0).sum(dim=1)
         ends = logs[torch.arange(rows, device=device), lengths - 1][:, sorted(self._model.eos)]

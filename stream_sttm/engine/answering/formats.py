@@ -1,7 +1,7 @@
-"""How an answer of each form is decided: what may be said next, when it is said, and what it means as data.
+"""The formats of answers: which tokens may come next, when an answer is finished, and its value as data.
 
 Yes/no and a choice are decided by the probabilities of their options, without writing a word. A number and JSON are
-written under a grammar (llguidance, loaded when first needed), so that they always parse. Knows no batch and no cache.
+written under a grammar (llguidance, loaded when first needed), so they always parse. Knows no batch and no cache.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from stream_sttm.types import AnswerType, Form, Question, Structured
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_WORDS = [
+_NUMBER_WORDS = [
     "zero",
     "one",
     "two",
@@ -39,22 +39,22 @@ _WORDS = [
     "eleven",
     "twelve",
 ]
-_SPELT = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in _WORDS)
-_NUMBER = rf" ?(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{_SPELT})"
+_SPELT_NUMBERS = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in _NUMBER_WORDS)
+_NUMBER = rf" ?(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{_SPELT_NUMBERS})"
 _YES_NO = {"yes": True, "no": False}
-_TOLD = {
+_INSTRUCTIONS = {
     AnswerType.YES_NO: "Answer yes or no.",
     AnswerType.CHOICE: "Answer with one of: {choices}.",
     AnswerType.NUMBER: "Answer with a number only.",
     AnswerType.JSON: "Answer with JSON only, following this schema: {schema}",
 }
 _SCHEMAS_KEPT = 64
-_PROMPTS_KEPT = 256  # standing questions are asked again and again
+_PROMPTS_KEPT = 256  # standing questions are repeated
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One of the things that may be said, in the spellings (token ids) in which the model may say it."""
+    """One possible answer, and the spellings (token ids) in which the model may write it."""
 
     text: str
     value: Structured
@@ -63,23 +63,25 @@ class Option:
 
 @dataclass(frozen=True)
 class Options:
-    """All of them, and whether the first token alone tells which is said."""
+    """All possible answers, and whether they differ in their first token."""
 
     options: tuple[Option, ...]
-    are_told_apart: bool
+    differ_in_first_token: bool
 
     @cached_property
     def firsts(self) -> tuple[Tensor, Tensor]:
-        """(options, N) ids of the tokens that may begin each, and which of these are there to fill the rows only."""
+        """(options, N) ids of the tokens that each option may begin with, and (options, N) bool where they are only
+        padding.
+        """
         each = [sorted({ids[0] for ids in option.spellings}) for option in self.options]
         most = max(map(len, each))
         rows = [[*ids, *[ids[0]] * (most - len(ids))] for ids in each]
-        fill = [[place >= len(ids) for place in range(most)] for ids in each]
+        fill = [[column >= len(ids) for column in range(most)] for ids in each]
         return torch.tensor(rows), torch.tensor(fill)
 
 
 class Grammar:
-    """What one row may say next, and what it has said."""
+    """The grammar of one row, and how far its answer is."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         from llguidance.numpy import allocate_token_bitmask
@@ -88,78 +90,98 @@ class Grammar:
         self._bits = allocate_token_bitmask(1, vocabulary)
 
     def allowed(self) -> Tensor:
-        """(V,) bool: the tokens that may come next."""
+        """Return (V,) bool: the tokens that may come next."""
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return torch.from_numpy(bits[: self._vocabulary].astype(bool))
 
-    def take(self, token: int) -> bool:
-        """Say `token`; True where nothing can follow it."""
+    def accept(self, token: int) -> bool:
+        """Add `token` to the answer. Returns whether nothing can follow it."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise ModelError(f"the grammar of an answer failed: {_line(self._matcher.get_error())}")
+            raise ModelError(
+                f"the grammar of an answer failed: {_first_line(self._matcher.get_error())}"
+            )
         return bool(self._matcher.is_stopped())
 
 
 class AnswerFormats:
-    """The forms that one model's answers may take."""
+    """The formats that one model's answers may have."""
 
     def __init__(self, model: VideoLLM) -> None:
         self._model = model
         self._compiled = lru_cache(_SCHEMAS_KEPT)(self._compile)
-        self._options = lru_cache(_SCHEMAS_KEPT)(self._spelt)
-        self._asked = lru_cache(_PROMPTS_KEPT)(model.ask)
+        self._options = lru_cache(_SCHEMAS_KEPT)(self._build_options)
+        self._tokenize = lru_cache(_PROMPTS_KEPT)(model.ask)
 
     @cached_property
     def _tokens(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        told = _plain(self._model.tokenizer)
-        return LLTokenizer(told, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos))
+        tokenizer_json = _tokenizer_json(self._model.tokenizer)
+        return LLTokenizer(
+            tokenizer_json, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos)
+        )
 
-    def prompt(self, question: Question, before: str = "") -> Sequence[int]:
-        """The token ids of a question, behind the text `before`; where the model wants it, told its form."""
-        form, text = question.form, f"{before}{question.text.strip()}"
-        told = _TOLD.get(form.type)
-        if told is not None and self._model.tuned.instruct:
-            told = told.format(choices="; ".join(form.choices), schema=form.json_schema or "{}")
-            text = f"{text}\n{told}"
-        return self._asked(text, question.turns)
+    def prompt(self, question: Question, history: str = "") -> Sequence[int]:
+        """Return the token ids of a question, behind the text `history`.
+
+        Where the model follows instructions, the question ends with one about its format.
+        """
+        form, text = question.form, f"{history}{question.text.strip()}"
+        instruction = _INSTRUCTIONS.get(form.type)
+        if instruction is not None and self._model.tuned.instruct:
+            instruction = instruction.format(
+                choices="; ".join(form.choices), schema=form.json_schema or "{}"
+            )
+            text = f"{text}\n{instruction}"
+        return self._tokenize(text, question.turns)
 
     def check(self, form: Form) -> None:
-        """Raise QuestionRejected where no answer can have this form."""
-        if form.type in (AnswerType.NUMBER, AnswerType.JSON):
+        """Raise QuestionRejected where no answer can have this format."""
+        if _has_grammar(form):
             self._compiled(form)
 
     def grammar(self, form: Form) -> Grammar | None:
-        """What rules the answer's tokens, None where nothing does."""
-        if form.type not in (AnswerType.NUMBER, AnswerType.JSON):
+        """Return a grammar for the answer's tokens, None where there is none."""
+        if not _has_grammar(form):
             return None
         return Grammar(self._compiled(form).deep_copy(), self._tokens.vocab_size)
 
     def options(self, form: Form) -> Options | None:
-        """What is chosen from, None where the answer is written."""
-        if form.type is AnswerType.YES_NO:
-            return self._options(("yes", "no"))
-        return self._options(form.choices) if form.type is AnswerType.CHOICE else None
+        """Return the options to choose from, None where the answer is written."""
+        match form.type:
+            case AnswerType.YES_NO:
+                return self._options(("yes", "no"))
+            case AnswerType.CHOICE:
+                return self._options(form.choices)
+            case AnswerType.TEXT | AnswerType.NUMBER | AnswerType.JSON:
+                return None
+            case _:
+                assert_never(form.type)
 
     def _compile(self, form: Form) -> LLMatcher:
         from llguidance import LLMatcher
 
-        if form.type is AnswerType.NUMBER:
-            grammar = LLMatcher.grammar_from_regex(_NUMBER)
-        else:
-            grammar = _json_grammar(form.json_schema)
+        match form.type:
+            case AnswerType.NUMBER:
+                grammar = LLMatcher.grammar_from_regex(_NUMBER)
+            case AnswerType.JSON:
+                grammar = _json_grammar(form.json_schema)
+            case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
+                raise ValueError(f"an answer of type {form.type} has no grammar")
+            case _:
+                assert_never(form.type)
         fault = LLMatcher.validate_grammar(grammar, self._tokens)
         matcher = None if fault else LLMatcher(self._tokens, grammar)
         fault = fault or (matcher.get_error() if matcher is not None and matcher.is_error() else "")
         if matcher is None or fault:
-            raise QuestionRejected(f"json_schema: no answer can follow it: {_line(fault)}")
+            raise QuestionRejected(f"json_schema: no answer can follow it: {_first_line(fault)}")
         return matcher
 
-    def _spelt(self, texts: tuple[str, ...]) -> Options:
+    def _build_options(self, texts: tuple[str, ...]) -> Options:
         options = tuple(
             Option(text, _YES_NO.get(text, text), self._spellings(text)) for text in texts
         )
@@ -168,71 +190,95 @@ class AnswerFormats:
         return Options(options, not shared)
 
     def _spellings(self, text: str) -> tuple[tuple[int, ...], ...]:
-        """The ways in which a model may begin an answer with `text`: with a space or not, a capital or not."""
+        """Return the ways in which a model may begin an answer with `text`: with a space or not, with a capital or
+        not.
+        """
         written = [text, text[:1].upper() + text[1:], text[:1].lower() + text[1:]]
         found = []
-        for words in [*written, *(f" {one}" for one in written)]:
-            ids = self._model.tokenizer(words, add_special_tokens=False, split_special_tokens=True)[
-                "input_ids"
-            ]
+        for spelling in [*written, *(f" {one}" for one in written)]:
+            ids = self._model.tokenizer(
+                spelling, add_special_tokens=False, split_special_tokens=True
+            )["input_ids"]
             found.append(tuple(ids))
         return tuple(dict.fromkeys(ids for ids in found if ids))
 
 
-def _plain(tokenizer: Any) -> str:
-    """A tokenizer as JSON that takes text as it stands.
+def _has_grammar(form: Form) -> bool:
+    """Return whether answers of this format are written under a grammar."""
+    match form.type:
+        case AnswerType.NUMBER | AnswerType.JSON:
+            return True
+        case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
+            return False
+        case _:
+            assert_never(form.type)
 
-    Where a grammar leaves one way to go on, its text is cut into tokens; a normalizer or a space put before it would
-    make of it what the grammar does not allow.
+
+def _tokenizer_json(tokenizer: Any) -> str:
+    """Return a tokenizer as JSON that takes text as it is.
+
+    Where a grammar leaves one way to go on, its text is cut into tokens. A normalizer, or a space put before it, would
+    turn it into something that the grammar does not allow.
     """
     backend = copy.copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
-    told = json.loads(backend.to_str())
-    told["normalizer"] = None
-    cutter = told.get("pre_tokenizer") or {}
+    as_dict = json.loads(backend.to_str())
+    as_dict["normalizer"] = None
+    cutter = as_dict.get("pre_tokenizer") or {}
     for part in [cutter, *cutter.get("pretokenizers", [])]:
         if "add_prefix_space" in part:
             part["add_prefix_space"] = False
-    return json.dumps(told)
+    return json.dumps(as_dict)
 
 
 def _json_grammar(schema: str) -> str:
     from llguidance import LLMatcher
 
     try:
-        # without it a model may write white space for ever
+        # a model could write white space for ever
         return LLMatcher.grammar_from_json_schema(
             schema or '{"type": "object"}', defaults={"whitespace_flexible": False}
         )
     except ValueError as error:
-        raise QuestionRejected(f"json_schema: {_line(str(error))}") from error
+        raise QuestionRejected(f"json_schema: {_first_line(str(error))}") from error
 
 
-def _line(text: str) -> str:
+def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "it is empty")
 
 
 def structured(text: str, form: Form) -> Structured:
-    """A written answer as data; None for free text."""
-    if form.type is AnswerType.JSON:
-        value: dict[str, Any] | list[Any] = json.loads(text)
-        return value
-    if form.type is AnswerType.NUMBER:
-        word = text.strip().casefold()
-        if word in _WORDS:
-            return _WORDS.index(word)
-        number = float(word)
-        return int(number) if number.is_integer() and "." not in word else number
-    return None
+    """Return a written answer as data, None for free text."""
+    match form.type:
+        case AnswerType.JSON:
+            value: dict[str, Any] | list[Any] = json.loads(text)
+            return value
+        case AnswerType.NUMBER:
+            return _number(text)
+        case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
+            return None
+        case _:
+            assert_never(form.type)
+
+
+def _number(text: str) -> int | float:
+    word = text.strip().casefold()
+    if word in _NUMBER_WORDS:
+        return _NUMBER_WORDS.index(word)
+    number = float(word)
+    return int(number) if number.is_integer() and "." not in word else number
 
 
 def probabilities(scores: Tensor, temperature: float) -> Tensor:
-    """(..., N) log-probabilities of the options -> what each is worth among them; see `Defaults.temperature`."""
+    """Return probabilities from (..., N) log-probabilities of the options (see `Defaults.temperature`)."""
     return (scores.double() / temperature).softmax(dim=-1)
 
 
 def first_scores(logits: Tensor, options: Options) -> Tensor:
-    """(R, V) logits of the first token -> (R, options) log-probability that each is begun, but for one constant."""
+    """Return (R, options) log-probabilities, up to a constant, that each option is begun.
+
+    Logits (R, V) are the first token's.
+    """
     ids, fill = (part.to(logits.device) for part in options.firsts)
     return logits[:, ids].float().masked_fill(fill, -torch.inf).logsumexp(dim=-1)

@@ -1,7 +1,7 @@
-"""Earlier answers about a stream as text before a question that looks back, for models that follow instructions.
+"""Earlier answers about a stream, as text before a question that looks back. For models that follow instructions.
 
-Only what began before the memory's oldest frame: the rest is still to be seen. Times are told by how long ago they
-were, which needs no clock and no time zone. Knows no tokens.
+Only answers that began before the memory's oldest frame are used, since the rest can still be seen. Times are given as
+how long ago they were, which needs no clock and no time zone. Knows no tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ _LONGEST = 200  # characters of a question or an answer
 
 
 def history_prompt(events: Sequence[PastAnswer], *, now: float) -> str:
-    """One line each, in the order of when they began, under a heading; empty where there are none."""
+    """Return one line for each event, in the order of when they began, under a heading. Empty where there are none."""
     if not events:
         return ""
     lines = [
-        f"- {_when(event, now)}: {_line(event.question)} {_line(event.answer)}" for event in events
+        f"- {_when(event, now)}: {_shorten(event.question)} {_shorten(event.answer)}"
+        for event in events
     ]
     return "\n".join([_HEAD, *lines, "", ""])
 
@@ -35,6 +36,6 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _line(text: str) -> str:
+def _shorten(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"

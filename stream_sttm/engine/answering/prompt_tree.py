@@ -1,7 +1,7 @@
-"""Several prompts read as one tree: tokens with the same text before them are one token, read once for all.
+"""Several prompts read as one tree: tokens with the same text before them are one node, read once for all.
 
-A token's state behind any layer is a function of the memory and of the prompt up to it, so prompts that begin alike,
-as every chat template has them, share their beginnings; and nothing is padded. Tree attention as in SpecInfer
+A token's state behind any layer is a function of the memory and of the prompt up to it. So prompts that begin alike
+share their beginnings, as all do with a chat template, and nothing is padded. Tree attention as in SpecInfer
 (https://arxiv.org/abs/2305.09781), for questions in place of guesses. Knows no cache and no model.
 """
 
@@ -18,11 +18,14 @@ from stream_sttm.engine.attention import PrefixQueries
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Nodes [start, end) of a tree, to be read in one step; n of them, B prompts.
+    """The n nodes [start, end) of a tree of B prompts, to be read in one step.
 
-    `ids` and `depths` (n,); `before` (M,) earlier nodes that any of them stands behind; `sees` (n, M + n), which of
-    those and of one another each stands behind; `last` (B,) where in the piece each prompt's last token is, 0 where it
-    is in another one, and `ends` (B,) whether it is here; `asking`, by layer, who looks at the memory.
+    - `ids` and `depths` (n,): their token ids, and their depths in the tree.
+    - `before` (M,): earlier nodes that any of them stands behind.
+    - `sees` (n, M + n): which of those and of one another each node stands behind.
+    - `last` (B,): where in the piece each prompt's last token is, 0 where it is in another piece.
+    - `ends` (B,): whether the prompt's last token is in this piece.
+    - `prefix_queries`: by layer, which nodes attend to the memory.
     """
 
     ids: Tensor
@@ -31,22 +34,24 @@ class Piece:
     sees: Tensor
     last: Tensor
     ends: Tensor
-    asking: tuple[PrefixQueries | None, ...]
+    prefix_queries: tuple[PrefixQueries | None, ...]
 
 
 class PromptTree:
-    """Prompts of one batch; nodes are numbered so that each comes after those it stands behind."""
+    """The prompts of one batch. Nodes are numbered so that each comes after those that it stands behind."""
 
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        known: dict[tuple[int, int], int] = {}  # by the node before and the token
+        nodes_by_edge: dict[tuple[int, int], int] = {}  # by parent node and token
         self._ids: list[int] = []
-        self._begun: list[int] = []  # how many nodes there were before each prompt
+        self._starts: list[int] = []  # how many nodes there were before each prompt
         self.paths: list[list[int]] = []  # of each prompt, its nodes from the first to the last
         for ids in prompts:
-            self._begun.append(len(known))
+            self._starts.append(len(nodes_by_edge))
             path: list[int] = []
             for token in ids:
-                path.append(known.setdefault((path[-1] if path else -1, token), len(known)))
+                path.append(
+                    nodes_by_edge.setdefault((path[-1] if path else -1, token), len(nodes_by_edge))
+                )
                 if path[-1] == len(self._ids):
                     self._ids.append(token)
             self.paths.append(path)
@@ -55,27 +60,31 @@ class PromptTree:
         return len(self._ids)
 
     def piece(self, start: int, end: int, layers: int, device: torch.device) -> Piece:
-        """What it takes to read nodes [start, end) in a model of so many layers."""
+        """Return what it takes to read nodes [start, end) in a model of so many layers."""
         nodes, branches = range(start, end), list(self._branches(start, end))
-        depths = [depth for first, _, line in branches for depth in range(first, len(line))]
+        depths = [depth for first, _, path in branches for depth in range(first, len(path))]
         before = sorted(
-            {node for first, _, line in branches for node in line[:first] if node < start}
+            {node for first, _, path in branches for node in path[:first] if node < start}
         )
-        column = {node: place for place, node in enumerate([*before, *nodes])}
+        column = {node: index for index, node in enumerate([*before, *nodes])}
         sees = torch.zeros(len(nodes), len(column), dtype=torch.bool)
-        for first, row, line in branches:
+        for first, row, path in branches:
             # each of a prompt's own tokens sees all of the prompt up to itself
-            own = torch.ones(len(line) - first, len(line), dtype=torch.bool).tril_(first)
-            sees[row : row + len(own), [column[node] for node in line]] = own
+            own = torch.ones(len(path) - first, len(path), dtype=torch.bool).tril_(first)
+            sees[row : row + len(own), [column[node] for node in path]] = own
         ends = [path[-1] in nodes for path in self.paths]
         last = [
             path[-1] - start if here else 0 for path, here in zip(self.paths, ends, strict=True)
         ]
         ids = self._ids[start:end]
-        # To the first layer a token is itself and its place, whatever stands before it; behind the last one nothing is
-        # read but the ends of the prompts.
-        places = list(zip(ids, depths, strict=True))
-        asking = (_once(places, device), *[None] * (layers - 2), _only(last, len(nodes), device))
+        # In the first layer a token's query depends on the token and its depth alone. Behind the last layer only the
+        # ends of the prompts are read.
+        ids_at_depths = list(zip(ids, depths, strict=True))
+        prefix_queries = (
+            _unique_queries(ids_at_depths, device),
+            *[None] * (layers - 2),
+            _last_queries(last, len(nodes), device),
+        )
         return Piece(
             torch.tensor(ids, device=device),
             torch.tensor(depths, device=device),
@@ -83,33 +92,35 @@ class PromptTree:
             sees.to(device),
             torch.tensor(last, device=device),
             torch.tensor(ends, device=device),
-            asking[:layers],
+            prefix_queries[:layers],
         )
 
     def _branches(self, start: int, end: int) -> Iterator[tuple[int, int, list[int]]]:
-        """What each prompt adds to nodes [start, end): from which depth on, in which row, and its path so far."""
-        behind = [*self._begun[1:], len(self)]
-        for path, begun, stop in zip(self.paths, self._begun, behind, strict=True):
-            low, high = max(begun, start), min(stop, end)
+        """Yield what each prompt adds to nodes [start, end): its first depth there, its row in the piece, and its
+        path so far.
+        """
+        behind = [*self._starts[1:], len(self)]
+        for path, begin, stop in zip(self.paths, self._starts, behind, strict=True):
+            low, high = max(begin, start), min(stop, end)
             if low < high:
                 first = len(path) - (stop - low)
                 yield first, low - start, path[: first + high - low]
 
 
-def _once(tokens: Sequence[Hashable], device: torch.device) -> PrefixQueries | None:
-    """Of tokens that are alike one asks for all; None where no two are."""
+def _unique_queries(tokens: Sequence[Hashable], device: torch.device) -> PrefixQueries | None:
+    """Return queries of which one attends for all equal tokens, None where no two are equal."""
     first: dict[Hashable, int] = {}
     of = [first.setdefault(token, len(first)) for token in tokens]
     if len(first) == len(tokens):
         return None
-    asks = [of.index(place) for place in range(len(first))]
-    return PrefixQueries(torch.tensor(asks, device=device), torch.tensor(of, device=device))
+    indices = [of.index(number) for number in range(len(first))]
+    return PrefixQueries(torch.tensor(indices, device=device), torch.tensor(of, device=device))
 
 
-def _only(places: Sequence[int], count: int, device: torch.device) -> PrefixQueries:
-    """Of `count` tokens only these ask; what the others take does not matter."""
-    asks = sorted(set(places))
+def _last_queries(tokens: Sequence[int], count: int, device: torch.device) -> PrefixQueries:
+    """Return queries where only these of `count` tokens attend. What the others take does not matter."""
+    indices = sorted(set(tokens))
     of = [0] * count
-    for number, place in enumerate(asks):
-        of[place] = number
-    return PrefixQueries(torch.tensor(asks, device=device), torch.tensor(of, device=device))
+    for number, index in enumerate(indices):
+        of[index] = number
+    return PrefixQueries(torch.tensor(indices, device=device), torch.tensor(of, device=device))

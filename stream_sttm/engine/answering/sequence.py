@@ -1,4 +1,4 @@
-"""One question of a batch: what rules its answer, how far that is, and what it comes to. Knows no batch."""
+"""One question of a batch: what decides its answer, the answer so far, and the finished answer. Knows no batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stream_sttm.types import AnswerType, Question, Structured, TokenCounts
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One question's answer and what it cost; where it got none, why."""
+    """One question's answer and what it cost. `error` says why where it got none."""
 
     question: Question
     text: str
@@ -29,7 +29,9 @@ class Completion:
 
 @dataclass(slots=True)
 class SequenceState:
-    """A question, its length in tokens, what rules its answer, the answer so far, and the logarithm of its weight."""
+    """A question of `asked` tokens, what decides its answer, the answer's token ids so far, and their
+    log-probability.
+    """
 
     question: Question
     asked: int
@@ -38,14 +40,14 @@ class SequenceState:
     ids: list[int] = field(default_factory=list)
     log: float = 0.0
 
-    def chosen(self, weights: Sequence[float], view: View) -> Completion:
-        """The best of its options, by what each is worth."""
+    def complete_choice(self, weights: Sequence[float], view: View) -> Completion:
+        """Return the most probable of its options as the answer."""
         assert self.options is not None
         confidence, option = max(zip(weights, self.options.options, strict=True), key=itemgetter(0))
         return Completion(self.question, option.text, self._counts(view), option.value, confidence)
 
-    def written(self, model: VideoLLM, view: View, *, is_end: bool) -> Completion:
-        """What it has written; `is_end`: of its own will."""
+    def complete_text(self, model: VideoLLM, view: View, *, is_end: bool) -> Completion:
+        """Return what it has written as the answer. `is_end`: the model ended it by itself."""
         question, text, tokens = self.question, model.answer(self.ids), self._counts(view)
         if self.grammar is None:
             return Completion(question, text, tokens)

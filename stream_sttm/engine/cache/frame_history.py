@@ -1,6 +1,6 @@
-"""Which frames a memory remembers: when each was captured, how many cells it had, and the newest ones as they were.
+"""Which frames a memory still holds: when each was captured, how many cells it had, and the newest ones' features.
 
-Counts frames from the stream's start. Knows no model and no cache.
+Frames are counted from the stream's start. Knows no model and no cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stream_sttm.types import MAX_FRESH_FRAMES
 
 @dataclass(frozen=True, slots=True)
 class FrameRecord:
-    """One remembered frame: its number, the wall clock it was captured at, its cells."""
+    """One frame: its number, the wall clock at which it was captured, and its count of cells."""
 
     frame: int
     at: float
@@ -25,27 +25,27 @@ class FrameRecord:
 
 
 class FrameHistory:
-    """The remembered frames of one camera, oldest first."""
+    """The frames of one stream that are still in its memory, oldest first."""
 
     def __init__(self) -> None:
-        self.frames = 0  # so far
-        self.cells = 0  # of all of them; a camera may change its picture's size
-        self.grid = (0, 0)  # rows and columns of the newest one's
-        self.since = 0  # the newest window's first
+        self.frames = 0  # frames so far
+        self.cells = 0  # cells so far; a camera may change its picture's size
+        self.grid = (0, 0)  # rows and columns of the newest frame's cells
+        self.since = 0  # number of the newest window's first frame
         self.records: deque[FrameRecord] = deque()
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
-        self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of those that ran
+        self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of the frames that ran
 
-    def take(
+    def append(
         self, features: Tensor, captured: Sequence[float], states: Tensor | None = None
     ) -> None:
-        """Count a window's frames (T, H, W, C), captured at those wall clocks, and keep the newest as they are.
+        """Add a window's frames (T, H, W, C), captured at those wall clocks. The newest ones' features are kept.
 
-        `states` is what they are before the merge; None where they did not run.
+        `states` (T, H, W, C) are the hidden states before the merge, None where the frames did not run.
         """
         frames, rows, columns, _ = features.shape
         if self.grid != (rows, columns):
-            self._ring.clear()  # only what has one size can be stacked
+            self._ring.clear()  # only frames of one size can be stacked
             self._states.clear()
         self.grid, self.since = (rows, columns), self.frames
         self.frames += frames
@@ -57,13 +57,13 @@ class FrameHistory:
         self._ring.extend(features)
         self._states.extend([] if states is None else states)
 
-    def forget(self, before: int) -> None:
-        """Let go of all frames before one of them."""
-        while self.records[0].frame < before:
+    def drop_before(self, frame: int) -> None:
+        """Delete all records of frames before number `frame`."""
+        while self.records[0].frame < frame:
             self.records.popleft()
 
     def within(self, seconds: float | None) -> list[FrameRecord]:
-        """The remembered frames of the last `seconds`, the newest in any case; all of them for None."""
+        """Return the records of the last `seconds`, but at least the newest. None: return all of them."""
         newest = self.records[-1]
         return [
             record
@@ -73,7 +73,7 @@ class FrameHistory:
 
     @property
     def span_seconds(self) -> float:
-        """Seconds from the oldest remembered frame to the newest."""
+        """Seconds from the oldest frame to the newest."""
         return self.records[-1].at - self.records[0].at
 
     @property
@@ -82,20 +82,20 @@ class FrameHistory:
         return len(self._ring)
 
     def newest(self, count: int) -> Tensor:
-        """(count, H, W, C) features of the newest frames, of those that are kept."""
+        """Return the features (count, H, W, C) of the newest frames, of those that are kept."""
         return torch.stack(list(self._ring)[-count:])
 
     @property
     def states_at_hand(self) -> int:
-        """Of how many frames, the newest that ran, the states before the merge are kept."""
+        """For how many of the newest frames that ran the states before the merge are kept."""
         return len(self._states)
 
     def newest_states(self, count: int) -> Tensor:
-        """(count, H, W, C) states before the merge of the newest frames that ran, of those that are kept."""
+        """Return the states (count, H, W, C) before the merge of the newest frames that ran, of those that are kept."""
         return torch.stack(list(self._states)[-count:])
 
     def saved(self) -> dict[str, Tensor]:
-        """All of it, for `restore`."""
+        """Return the history as tensors for `restore`."""
         return {
             "clock": torch.tensor([self.frames, self.cells, *self.grid]),
             "captured": torch.tensor([record.at for record in self.records], dtype=torch.float64),
@@ -106,7 +106,7 @@ class FrameHistory:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Remember what was saved; raises KeyError or ValueError where something of it is missing."""
+        """Fill an empty history from saved tensors. Raises KeyError or ValueError where one is missing."""
         self.frames, self.cells, rows, columns = tensors["clock"].tolist()
         self.grid, self.since = (rows, columns), self.frames
         parts = (tensors[f"captured{name}"].tolist() for name in (".frames", "", ".cells"))

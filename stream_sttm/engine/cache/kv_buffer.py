@@ -1,7 +1,7 @@
-"""Keys or values of one layer, one slot a token: in the model's own numbers, or in 8 bits with a scale each.
+"""A buffer for the keys or the values of one layer, one slot per token, in the model's dtype or quantized to 8 bits.
 
-8 bits: every token and head has a scale of its own, its greatest magnitude over the greatest code, so one outlier
-spoils one vector only. Reading gives the model's numbers again. Knows no positions and no layers.
+With 8 bits every token and head has its own scale: its greatest magnitude over the greatest code. So one outlier spoils
+one vector only. Reading returns the model's dtype again. Knows no positions and no layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CODES: dict[str, tuple[torch.dtype, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What a cache needs to know of a decoder, and in what `format` it keeps keys and values."""
+    """What a cache needs to know of a decoder, and the `format` in which it stores keys and values."""
 
     layers: int
     kv_heads: int
@@ -33,16 +33,19 @@ class CacheShape:
 
 
 class KVBuffer:
-    """(1, heads, count, D) numbers; `codes` as they are stored, `scales` (1, heads, count, 1) float32 or None."""
+    """A buffer of shape (1, heads, count, D).
+
+    `_codes` are the values as stored. `_scales` (1, heads, count, 1) are float32, None where nothing is quantized.
+    """
 
     def __init__(self, shape: CacheShape, count: int) -> None:
         size = (1, shape.kv_heads, count, shape.head_dim)
-        stored, self._most = _CODES.get(shape.format, (shape.dtype, 0.0))
+        stored, self._max_code = _CODES.get(shape.format, (shape.dtype, 0.0))
         self._dtype = shape.dtype
         self._codes = torch.empty(size, dtype=stored, device=shape.device)
         self._scales = (
             torch.empty((*size[:3], 1), dtype=torch.float32, device=shape.device)
-            if self._most
+            if self._max_code
             else None
         )
 
@@ -51,37 +54,41 @@ class KVBuffer:
         """Bytes allocated."""
         return sum(part.nbytes for part in self._parts())
 
-    def write(self, start: int, numbers: Tensor) -> None:
-        """Put (1, heads, n, D) at slots from `start` on."""
-        here = slice(start, start + numbers.shape[2])
+    def write(self, start: int, values: Tensor) -> None:
+        """Write values (1, heads, n, D) to the slots from `start` on."""
+        here = slice(start, start + values.shape[2])
         if self._scales is None:
-            self._codes[:, :, here] = numbers
+            self._codes[:, :, here] = values
             return
-        numbers = numbers.float()
-        scales = numbers.abs().amax(-1, keepdim=True).div_(self._most).clamp_min_(1e-12)
-        codes = numbers / scales
+        values = values.float()
+        scales = values.abs().amax(-1, keepdim=True).div_(self._max_code).clamp_min_(1e-12)
+        codes = values / scales
         if self._codes.dtype == torch.int8:
             codes = codes.round_()
         self._codes[:, :, here] = codes.to(self._codes.dtype)
         self._scales[:, :, here] = scales
 
     def read(self, end: int) -> Tensor:
-        """Slots [0, end) in the model's numbers; a view where they are stored so."""
-        return self.view(end).numbers()
+        """Return the slots [0, end) in the model's dtype. It is a view where nothing is quantized."""
+        return self.view(end).dequantized()
 
     def view(self, end: int) -> KVBufferView:
-        """Slots [0, end) as they are now, for as long as nobody writes there."""
+        """Return a view of the slots [0, end). It stays as it is for as long as nobody writes to these slots."""
         return KVBufferView(self._codes, self._scales, end, self._dtype)
 
     def move(self, start: int, rows: Tensor) -> None:
-        """Put the slots `start + rows`, ascending, side by side from `start` on."""
+        """Move the slots `start + rows`, ascending, so that they lie side by side from `start` on."""
         for part in self._parts():
             part[:, :, start : start + len(rows)] = part[:, :, start + rows]
 
-    def copied(
+    def copy_rows(
         self, into: KVBuffer, kept: Tensor, *, to: int, rerotated: Callable[[Tensor], Tensor] | None
     ) -> None:
-        """Write the slots `kept` into others from slot `to` on, `rerotated` on the way; codes are not rounded twice."""
+        """Write the slots `kept` to another buffer, from its slot `to` on, and apply `rerotated` to them where it is
+        given.
+
+        Without it the codes are copied, so nothing is rounded twice.
+        """
         if rerotated is not None:
             into.write(to, rerotated(self.view(self._codes.shape[2]).at(kept)))
             return
@@ -89,12 +96,12 @@ class KVBuffer:
             new[:, :, to : to + len(kept)] = _rows(old, kept)
 
     def saved(self, end: int) -> dict[str, Tensor]:
-        """Slots [0, end) as they are stored."""
+        """Return the slots [0, end) as they are stored."""
         names = ("codes", "scales")
         return {n: part[:, :, :end] for n, part in zip(names, self._parts(), strict=False)}
 
     def restore(self, tensors: Mapping[str, Tensor], end: int) -> None:
-        """Take back slots [0, end); raises KeyError or RuntimeError where they are of another shape or format."""
+        """Fill the slots [0, end) from saved tensors. Raises KeyError or RuntimeError where shape or format differ."""
         for name, part in zip(("codes", "scales"), self._parts(), strict=False):
             stored = tensors[name]
             if stored.dtype != part.dtype:
@@ -107,32 +114,32 @@ class KVBuffer:
 
 @dataclass(frozen=True, slots=True)
 class KVBufferView:
-    """The first `end` slots at one moment; they never change under it."""
+    """The first `end` slots of a buffer at one moment. They never change."""
 
     codes: Tensor
     scales: Tensor | None
     end: int
     dtype: torch.dtype
 
-    def numbers(self) -> Tensor:
-        """(1, heads, end, D) in the model's numbers."""
-        return self._decoded(
+    def dequantized(self) -> Tensor:
+        """Return (1, heads, end, D) in the model's dtype."""
+        return self._dequantize(
             self.codes[:, :, : self.end],
             None if self.scales is None else self.scales[:, :, : self.end],
         )
 
     def at(self, slots: Tensor) -> Tensor:
-        """(1, heads, n, D) of some slots."""
+        """Return the slots `slots` (n,) as (1, heads, n, D) in the model's dtype."""
         scales = None if self.scales is None else _rows(self.scales, slots)
-        return self._decoded(_rows(self.codes, slots), scales)
+        return self._dequantize(_rows(self.codes, slots), scales)
 
-    def _decoded(self, codes: Tensor, scales: Tensor | None) -> Tensor:
+    def _dequantize(self, codes: Tensor, scales: Tensor | None) -> Tensor:
         if scales is None:
             return codes
         return (codes.float() * scales).to(self.dtype)
 
 
 def _rows(part: Tensor, slots: Tensor) -> Tensor:
-    if part.dtype == torch.float8_e4m3fn:  # its rows can't be picked, its bytes can
+    if part.dtype == torch.float8_e4m3fn:  # float8 has no index_select, its bytes have
         return part.view(torch.uint8).index_select(2, slots).view(part.dtype)
     return part.index_select(2, slots)

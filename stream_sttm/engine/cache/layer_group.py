@@ -1,11 +1,11 @@
-"""The storage of some layers of one length: preallocated keys and values behind a pinned prefix.
+"""A layer group: layers whose caches have the same length, as in vLLM's KV cache groups.
 
-Slots [0, pinned) of a buffer are the preamble, the rest are visual tokens in stream order. Written slots never change:
-appends go behind them, eviction and rebasing write new storage, so a view stays what it was until its last reader lets
-go. Knows no model beyond shapes, and no time.
+The buffers are preallocated. Their slots [0, pinned) hold the preamble, the rest hold visual tokens in stream order.
+Slots that are written never change. Appends go behind them, eviction and rebasing write new buffers. So a view stays as
+it is until its last reader drops it. Knows no model beyond shapes, and no time.
 
-Positions on the time axis are counted from the stream's start and never wrap; keys are stored `offset` below that,
-and `rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
+Positions on the time axis are counted from the stream's start and never wrap. Keys are stored `offset` below that, and
+`rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BY_TOKEN = ("sizes", "last_seen", "turns", "_serials")
 
 
 class LayerGroup:
-    """The storage of layers [first, last), all of one length."""
+    """The keys and values of layers [first, last), all of one length."""
 
     def __init__(
         self, shape: CacheShape, first: int, last: int, *, pinned: int, capacity: int
@@ -34,9 +34,9 @@ class LayerGroup:
         self.first, self.last = first, last
         self.pinned, self.capacity = pinned, capacity
         self._shape = shape
-        self._keys = [self._storage() for _ in range(first, last)]
-        self._values = [self._storage() for _ in range(first, last)]
-        self._masters: list[Tensor] = []
+        self._keys = [self._new_buffer() for _ in range(first, last)]
+        self._values = [self._new_buffer() for _ in range(first, last)]
+        self._pinned_keys: list[Tensor] = []
         self.table = TokenTable.empty()
         self.sizes = torch.ones(capacity, dtype=torch.float32, device=shape.device)
         self.last_seen = torch.zeros(capacity, dtype=torch.int64, device=shape.device)
@@ -52,21 +52,24 @@ class LayerGroup:
 
     @property
     def evicted(self) -> int:
-        """Visual tokens that were here once and are not any more."""
+        """How many visual tokens have been evicted so far."""
         return self.emitted - len(self)
 
     @property
     def room(self) -> int:
-        """Visual tokens that fit without eviction."""
+        """How many visual tokens fit without eviction."""
         return self.capacity - len(self)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
-        return sum(slots.nbytes for slots in (*self._keys, *self._values))
+        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
     def write(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Put (1, heads, n, D) behind what is committed; returns everything up to there, to attend over."""
+        """Write keys and values (1, heads, n, D) behind the committed tokens.
+
+        Returns all of them up to there, to attend over.
+        """
         end = self.written + keys.shape[2]
         k, v = self._keys[layer - self.first], self._values[layer - self.first]
         k.write(self.written, keys)
@@ -74,12 +77,17 @@ class LayerGroup:
         return k.read(end), v.read(end)
 
     def pin(self) -> None:
-        """Make what was just written the pinned prefix, kept in float32 so that moving it never adds up errors."""
+        """Make the tokens just written the pinned prefix.
+
+        Its keys are kept in float32, so that moving it adds up no errors.
+        """
         self.written = self.pinned
-        self._masters = [keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys]
+        self._pinned_keys = [
+            keys.read(self.pinned).to(torch.float32, copy=True) for keys in self._keys
+        ]
 
     def commit(self, boxes: Tensor, times: Tensor, sizes: Tensor) -> None:
-        """Count what was just written as visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
+        """Make the tokens just written visual tokens: `boxes` (N, 5), `times` (N,), `sizes` (N,)."""
         start, end = len(self), len(self) + len(boxes)
         serials = torch.arange(self.emitted, self.emitted + len(boxes))
         self.sizes[start:end] = sizes
@@ -91,70 +99,73 @@ class LayerGroup:
         self.written += len(boxes)
 
     def keep(self, rows: Tensor, *, newest: int) -> None:
-        """Of the `newest` visual tokens keep only `rows` (K,), ascending; to be called before anyone saw the others.
+        """Keep only `rows` (K,), ascending, of the `newest` visual tokens. Call it before anyone has seen the others.
 
-        Those that stay are numbered as if the others had never been.
+        The tokens that stay are numbered as if the others had never been there.
         """
         old = len(self) - newest
-        start, places = self.written - newest, rows.cpu()
+        start, indices = self.written - newest, rows.cpu()
         for stored in (*self._keys, *self._values):
             stored.move(start, rows)
-        new = self.table.at(slice(old, None)).at(places)
+        new = self.table.at(slice(old, None)).at(indices)
         self.table, sizes = self.table.at(slice(old)), self.sizes[old + rows]
         self.emitted -= newest
         self.written = start
         self.commit(new.boxes.to(sizes.device), new.times, sizes)
 
     def newest(self, layer: int, rows: Tensor, *, count: int) -> Tensor:
-        """(1, heads, K, D): one layer's keys of `rows` (K,) among the `count` newest visual tokens."""
+        """Return one layer's keys (1, heads, K, D) for `rows` (K,) among the `count` newest visual tokens."""
         return self._keys[layer - self.first].view(self.written).at(self.written - count + rows)
 
     def absorb(self, serials: Tensor, counts: Tensor) -> None:
-        """Let tokens stand for `counts` more cells; those that are gone are left out."""
+        """Let tokens stand for `counts` more cells. Tokens that were evicted are left out."""
         slots, is_held = self._slots(serials)
         self.sizes.index_add_(0, slots, counts.float() * is_held)
 
-    def see(self, serials: Tensor, frames: Tensor) -> None:
-        """Note the last frames (K,) that showed what some tokens stand for."""
+    def mark_seen(self, serials: Tensor, frames: Tensor) -> None:
+        """Set the last frames (K,) that showed what the tokens `serials` (K,) stand for."""
         slots, is_held = self._slots(serials)
         shown = torch.where(is_held, frames, self.last_seen[slots])
         self.last_seen.scatter_reduce_(0, slots, shown, "amax")
 
     def _slots(self, serials: Tensor) -> tuple[Tensor, Tensor]:
-        """Where tokens stand, and whether they do at all (else any slot)."""
+        """Return the rows (K,) of tokens, and whether each is still held. A token that is not gets any row."""
         slots = torch.searchsorted(self._serials[: len(self)], serials)
         is_held = slots < len(self)
         slots = slots.clamp(max=self.capacity - 1)
         return slots, is_held & (self._serials[slots] == serials)
 
-    def evict(self, stays: Tensor, turn: Turn, *, origin: int) -> Tensor:
-        """Keep only the visual tokens of `stays` (N,) bool and move the pinned prefix up to `origin` on the time axis.
+    def evict(self, keep: Tensor, turn: Turn, *, origin: int) -> Tensor:
+        """Keep only the visual tokens of `keep` (N,) bool, and move the pinned prefix up to `origin` on the time axis.
 
         Returns the serials of the others, on the CPU.
         """
-        gone = self.table.serials[~stays]
-        self._rewrite(stays.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
-        return gone
+        evicted = self.table.serials[~keep]
+        self._rewrite(keep.nonzero()[:, 0], turn, origin=origin, offset=self.offset)
+        return evicted
 
     def rebase(self, turn: Turn) -> None:
-        """Store every key as far down as it goes: the pinned prefix returns to position 0."""
+        """Move all stored keys down, so that the pinned prefix is at position 0 again."""
         slots = torch.arange(len(self))
         self._rewrite(slots, turn, origin=self.origin, offset=self.origin)
 
     def _rewrite(self, slots: Tensor, turn: Turn, *, origin: int, offset: int) -> None:
+        """Copy the visual tokens of some rows to new buffers, with keys that are rotated for a new offset."""
         prefix = turn(origin - offset)
         shift = turn(self.offset - offset) if offset != self.offset else None
         moved = partial(rerotated, cos=shift[0], sin=shift[1]) if shift else None
         kept = slots.to(self.sizes.device)
         end, first = self.pinned + len(kept), torch.arange(self.pinned, device=kept.device)
-        for place, (keys, values, master) in enumerate(
-            zip(self._keys, self._values, self._masters, strict=True)
+        for index, (keys, values, master) in enumerate(
+            zip(self._keys, self._values, self._pinned_keys, strict=True)
         ):
-            new_keys, new_values = self._storage(), self._storage()
+            new_keys, new_values = self._new_buffer(), self._new_buffer()
             new_keys.write(0, rerotated(master, *prefix))
-            keys.copied(new_keys, kept + self.pinned, to=self.pinned, rerotated=moved)
-            values.copied(new_values, torch.cat([first, kept + self.pinned]), to=0, rerotated=None)
-            self._keys[place], self._values[place] = new_keys, new_values
+            keys.copy_rows(new_keys, kept + self.pinned, to=self.pinned, rerotated=moved)
+            values.copy_rows(
+                new_values, torch.cat([first, kept + self.pinned]), to=0, rerotated=None
+            )
+            self._keys[index], self._values[index] = new_keys, new_values
         for name in _BY_TOKEN:
             old = getattr(self, name)
             fresh = torch.zeros_like(old)
@@ -167,7 +178,7 @@ class LayerGroup:
         self.origin, self.offset = origin, offset
 
     def saved(self) -> dict[str, Tensor]:
-        """Everything held, for `restore`; later appends, evictions and rebasing leave it alone."""
+        """Return everything as tensors for `restore`. Later appends, evictions and rebasing do not change them."""
         counts = torch.tensor([self.emitted, self.origin, self.offset])
         tensors = {
             "counts": counts,
@@ -178,12 +189,15 @@ class LayerGroup:
             "last_seen": self.last_seen[: len(self)].clone(),
             "turns": self.turns[: len(self)].clone(),
         }
-        for name, slots in self._named():
-            tensors |= {f"{name}.{n}": part for n, part in slots.saved(self.written).items()}
+        for name, buffer in self._buffers_by_name():
+            tensors |= {f"{name}.{n}": part for n, part in buffer.saved(self.written).items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Hold what was saved; raises KeyError or RuntimeError where something is missing or of another shape."""
+        """Fill an empty group from saved tensors.
+
+        Raises KeyError or RuntimeError where one is missing or has another shape.
+        """
         self.emitted, self.origin, self.offset = tensors["counts"].tolist()
         serials, boxes, times = (tensors[name] for name in ("serials", "boxes", "times"))
         self.table = TokenTable(serials, boxes, times)
@@ -193,21 +207,22 @@ class LayerGroup:
         self.sizes[:held] = tensors["sizes"]
         self.last_seen[:held] = tensors["last_seen"]
         self.turns[:held] = tensors["turns"]
-        for name, slots in self._named():
+        for name, buffer in self._buffers_by_name():
             prefix = f"{name}."
             own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            slots.restore(own, self.written)
+            buffer.restore(own, self.written)
 
-    def _named(self) -> Iterator[tuple[str, KVBuffer]]:
-        for place, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            yield f"keys.{place}", keys
-            yield f"values.{place}", values
+    def _buffers_by_name(self) -> Iterator[tuple[str, KVBuffer]]:
+        """Yield every buffer and its name in saved files."""
+        for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            yield f"keys.{index}", keys
+            yield f"values.{index}", values
 
-    def _storage(self) -> KVBuffer:
+    def _new_buffer(self) -> KVBuffer:
         return KVBuffer(self._shape, self.pinned + self.capacity)
 
     def view(self, *, length: int, bias: Tensor | None) -> LayerGroupView:
-        """The first `length` visual tokens (and the prefix) as they are now."""
+        """Return a view of the prefix and the first `length` visual tokens."""
         end = self.pinned + length
         return LayerGroupView(
             first=self.first,
@@ -222,7 +237,7 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True)
 class LayerGroupView:
-    """A band at one moment; later appends, evictions and rebasing leave it alone."""
+    """A layer group at one moment. Later appends, evictions and rebasing do not change it."""
 
     first: int
     keys: list[KVBufferView]

@@ -1,6 +1,6 @@
-"""Where a stream's tokens, and the text behind them, stand on the time axis: own places, or contiguous ones.
+"""The position ids of a stream's tokens, and of the text behind them: the tokens' own, or contiguous ones.
 
-Counted from the stream's first visual token. Reads a band's index, writes nothing.
+Positions are counted from the stream's first visual token. Reads a layer group's table, writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Grid = tuple[int, int]
 
 
 class Positions:
-    """The places of one stream, of which `fps` frames a second are looked at."""
+    """The position ids of one stream with `fps` sampled frames per second."""
 
     def __init__(self, model: VideoLLM, plan: MemoryPlan, *, fps: float) -> None:
         self._model = model
@@ -28,48 +28,54 @@ class Positions:
     def position_ids(
         self, group: LayerGroup, tokens: VisualTokens, grid: Grid, *, start: int
     ) -> Tensor:
-        """(axes, N) of new tokens; `start` is where contiguous ones go on."""
+        """Return the position ids (axes, N) of new tokens. Contiguous ones begin at `start`."""
         if self._is_contiguous(group):
             return torch.arange(start, start + len(tokens), device=self._model.device)[None]
         return self._model.own_positions(tokens, grid, self._step)
 
     def end(self, group: LayerGroup, grid: Grid, *, frame: int, count: int) -> int:
-        """Where the axis will stand at most when `count` more tokens have come, before `frame`."""
+        """Return the greatest position that the time axis can reach with `count` more tokens, all before `frame`."""
         if self._is_contiguous(group):
             return group.emitted + count
         return self._model.own_time(frame, grid, self._step)
 
-    def origin(self, group: LayerGroup, stays: Tensor, grid: Grid, *, frame: int) -> int:
-        """Where the oldest frame begins of what stays (N,) bool; `frame` is the next to come."""
-        left = group.table.at(stays)
+    def origin(self, group: LayerGroup, keep: Tensor, grid: Grid, *, frame: int) -> int:
+        """Return where the oldest kept frame begins. `keep` is (N,) bool, `frame` is the number of the next frame."""
+        left = group.table.at(keep)
         if self._is_contiguous(group):
             return int(left.times[0]) if len(left) else group.emitted
         return self._model.own_time(int(left.frames[0]) if len(left) else frame, grid, self._step)
 
     def after(self, group: LayerGroup, seen: TokenTable) -> int:
-        """The contiguous place behind the newest token that is seen of a band."""
+        """Return the contiguous position behind the newest token of `seen`, the visible part of a group's table."""
         return int(seen.serials[-1]) + 1 if len(seen) else group.origin
 
     def text_start(self, group: LayerGroup, grid: Grid, *, frame: int, fresh: int) -> int:
-        """Where text begins when the next frame is `frame` and the newest `fresh` stand behind the band, unmerged."""
+        """Return where text begins.
+
+        The next frame is number `frame`, the newest `fresh` ones stand behind the group, unmerged.
+        """
         if self._is_contiguous(group):
             kept = group.table.before_frame(frame - fresh) if fresh else len(group)
             return self.after(group, group.table.at(slice(kept))) + fresh * grid[0] * grid[1]
         return self._model.text_start(frame, grid, self._step, group.origin)
 
     def before(self, group: LayerGroupView, tokens: VisualTokens, grid: Grid) -> tuple[Tensor, int]:
-        """(axes, N) places of tokens whose frames count from 0, right before all a band holds, and where they begin."""
+        """Return position ids (axes, N) right before all that a group holds, and where they begin.
+
+        The frames of `tokens` count from 0.
+        """
         if self._is_contiguous(group):
             start = group.origin - len(tokens)
             return torch.arange(start, group.origin, device=self._model.device)[None], start
         frames = int(tokens.boxes[-1, 0]) + 1
         start = group.origin - self._model.own_time(frames, grid, self._step)
-        places = self._model.own_positions(tokens, grid, self._step)
-        places[0] += start
-        return places, start
+        position_ids = self._model.own_positions(tokens, grid, self._step)
+        position_ids[0] += start
+        return position_ids, start
 
     def frames_within(self, room: int, grid: Grid) -> int:
-        """How many frames, of whatever tokens, take at most `room` positions."""
+        """Return how many frames, whatever their tokens, take at most `room` positions."""
         if self._contiguous_from == 0:
             return room
         frames = 0

@@ -1,7 +1,7 @@
-"""One stream's rolling memory: one or two bands of layers, and snapshots for whoever answers from it.
+"""One stream's rolling KV cache: one or two layer groups, and snapshots for answers.
 
-Below the merge layer a band holds every visual token, from it on the survivors; each has its own length and positions.
-Knows no model beyond shapes, and no time.
+The group below the merge layer holds every visual token, the one from there on holds the survivors. Each has its own
+length and positions. Knows no model beyond shapes, and no time.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from stream_sttm.engine.cache.layer_group import LayerGroup, LayerGroupView
 
 @dataclass(frozen=True, slots=True)
 class CacheSnapshot:
-    """What running answers read: every band's view, found by layer, with `tokens` to see above the merge.
+    """What running answers read: a view of every layer group. The layers above the merge see `tokens` visual tokens.
 
-    It is shown without its first `hidden` slots.
+    The first `hidden` slots are not shown.
     """
 
     groups: tuple[LayerGroupView, ...]
     tokens: int
     hidden: int = 0
 
-    def shared(self, layer: int) -> PrefixKV:
-        """Keys, values and bias of one layer."""
+    def prefix_kv(self, layer: int) -> PrefixKV:
+        """Return the keys, values and bias of one layer."""
         group = next(group for group in reversed(self.groups) if layer >= group.first)
         keys, values = group.keys[layer - group.first], group.values[layer - group.first]
-        whole = PrefixKV(keys.numbers(), values.numbers(), group.bias)
-        return whole.behind(self.hidden) if self.hidden else whole
+        whole = PrefixKV(keys.dequantized(), values.dequantized(), group.bias)
+        return whole.skip(self.hidden) if self.hidden else whole
 
 
 @dataclass(slots=True)
 class RollingCache:
-    """The bands of one stream; transformers' layers call `update`."""
+    """The layer groups of one stream. Layers of transformers call `update`."""
 
     groups: tuple[LayerGroup, ...]
     size_bias: float = 0.0
@@ -53,7 +53,10 @@ class RollingCache:
         shallow: int,
         size_bias: float = 0.0,
     ) -> RollingCache:
-        """An empty cache; `deep` and `shallow` are capacities in visual tokens from layer `merge_at` on and below."""
+        """Return an empty cache.
+
+        `deep` and `shallow` are capacities in visual tokens, from layer `merge_at` on and below it.
+        """
         groups = [LayerGroup(shape, merge_at, shape.layers, pinned=pinned, capacity=deep)]
         if merge_at > 0:
             groups.insert(0, LayerGroup(shape, 0, merge_at, pinned=pinned, capacity=shallow))
@@ -61,7 +64,7 @@ class RollingCache:
 
     @property
     def deep(self) -> LayerGroup:
-        """The band that holds the survivors."""
+        """The layer group that holds the survivors of the merge."""
         return self.groups[-1]
 
     @property
@@ -70,21 +73,25 @@ class RollingCache:
         return sum(group.nbytes for group in self.groups)
 
     def length(self, layer: int) -> int:
-        """Visual tokens in one layer."""
+        """Return how many visual tokens one layer holds."""
         return len(self._group(layer))
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """What transformers' attention calls with the rotated keys and values of the tokens it runs."""
+        """Write the rotated keys and values of new tokens.
+
+        Returns all that they attend over. Attention in transformers calls it.
+        """
         return self._group(layer_idx).write(keys, values, layer_idx)
 
     def snapshot(
         self, *, before_frame: int | None = None, in_layers_from: int = 0, seen_since: int = 0
     ) -> CacheSnapshot:
-        """The memory as it is now; bands from a layer on without the tokens of frames from `before_frame` on, if given.
+        """Return a snapshot of the cache.
 
-        Nor is anything shown whose like no frame from `seen_since` on has shown.
+        `before_frame`: leave out tokens of this frame and later ones, in layer groups that begin at `in_layers_from` or
+        above. `seen_since`: hide tokens that no frame from this number on has shown.
         """
         views, tokens = [], 0
         for group in self.groups:
@@ -104,7 +111,10 @@ class RollingCache:
         return CacheSnapshot(tuple(views), tokens)
 
     def bias(self, group: LayerGroup, length: int) -> Tensor | None:
-        """What is added to the attention logits of a band's first keys: size_bias * log(size), 0 for the prefix."""
+        """Return what is added to the logits of a group's first keys: size_bias * log(size), and 0 for the prefix.
+
+        Returns None where nothing is added.
+        """
         if self.size_bias == 0 or group is not self.deep:
             return None
         sizes = group.sizes[:length].log() * self.size_bias

@@ -1,4 +1,4 @@
-"""What stands behind a memory for a while: the keys and values of fresh frames, questions and their answers."""
+"""Keys and values behind a memory for a while: those of fresh frames, questions and their answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream_sttm.engine.cache.kv_buffer import CacheShape
 
 
 class SuffixCache:
-    """Keys and values behind a snapshot: B rows of one length, thrown away when their answers are done.
+    """Keys and values behind a snapshot: B rows of one length, dropped when their answers are finished.
 
     Layers below `first` have none.
     """
@@ -26,29 +26,37 @@ class SuffixCache:
         ]
         self._values = [torch.empty_like(keys) for keys in self._keys]
         self.length = 0
-        # those of its columns that the next ones are shown; None: all
-        self.seen: Tensor | None = None
-        self.bias: dict[int, Tensor] = {}  # by layer, what weighs its columns as a prefix
+        # the columns that the next tokens see; None: all
+        self.visible: Tensor | None = None
+        self.bias: dict[
+            int, Tensor
+        ] = {}  # by layer, the bias of its columns where it serves as a prefix
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """What transformers' attention calls; returns each row's own keys and values so far, of those that are seen."""
+        """Write the keys and values of new tokens.
+
+        Returns each row's own ones so far, of the columns that are visible.
+        """
         end = self.length + keys.shape[2]
         k, v = self._keys[layer_idx - self._first], self._values[layer_idx - self._first]
         k[:, :, self.length : end] = keys
         v[:, :, self.length : end] = values
-        if self.seen is None:
+        if self.visible is None:
             return k[:, :, :end], v[:, :, :end]
-        seen_keys, seen_values = k[:, :, self.seen], v[:, :, self.seen]
+        seen_keys, seen_values = k[:, :, self.visible], v[:, :, self.visible]
         return torch.cat([seen_keys, keys], dim=2), torch.cat([seen_values, values], dim=2)
 
     def commit(self, count: int) -> None:
-        """Keep the `count` columns that every layer just wrote."""
+        """Keep the `count` columns that every layer has just written."""
         self.length += count
 
     def expand(self, paths: Tensor, *, room: int) -> SuffixCache:
-        """Its only row as R rows, each of the columns that `paths` (R, n) names, with room for that many more."""
+        """Return a cache of R rows from the only row of this one.
+
+        Row by row, `paths` (R, n) names its columns. There is space for `room` more.
+        """
         rows, length = paths.shape
         other = SuffixCache(self._shape, rows=rows, capacity=length + room, first=self._first)
         stored = zip(self._keys, self._values, strict=True)
@@ -59,15 +67,15 @@ class SuffixCache:
         return other
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with some rows only."""
+        """Keep only the rows `rows`, in this order."""
         self._keys = [keys[rows] for keys in self._keys]
         self._values = [values[rows] for values in self._values]
 
-    def shared(self, layer: int) -> PrefixKV:
-        """Its only row, as a prefix for others."""
-        place, length = max(0, layer - self._first), self.length if layer >= self._first else 0
+    def prefix_kv(self, layer: int) -> PrefixKV:
+        """Return one layer's keys and values of the only row, as a prefix for others."""
+        index, length = max(0, layer - self._first), self.length if layer >= self._first else 0
         return PrefixKV(
-            self._keys[place][:, :, :length],
-            self._values[place][:, :, :length],
+            self._keys[index][:, :, :length],
+            self._values[index][:, :, :length],
             self.bias.get(layer),
         )

@@ -1,6 +1,6 @@
-"""What stands in each slot of a band: which token, where it came from, where it stands on the time axis.
+"""Which token is in each row of a layer group, where it came from, and where it stands on the time axis.
 
-Lives on the CPU, so that what goes is decided without waiting for the device. Knows no keys and no values.
+It lives on the CPU, so that eviction is decided without waiting for the device. Knows no keys and no values.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Of each visual token in slot order, int64 on the CPU: `serials` (N,), `boxes` (N, 5), `times` (N,).
+    """One row per visual token, int64 on the CPU: `serials` (N,), `boxes` (N, 5), `times` (N,).
 
-    A serial counts the tokens that a band ever got; boxes are (frame, y0, x0, y1, x1). Serials, frames and times rise.
+    A serial counts all tokens that the group ever got. Boxes are (frame, y0, x0, y1, x1). Serials, frames and times
+    rise.
     """
 
     serials: Tensor
@@ -27,26 +28,26 @@ class TokenTable:
 
     @classmethod
     def empty(cls) -> TokenTable:
-        """Of nothing."""
+        """Return a table without rows."""
         none = torch.empty(0, dtype=torch.int64)
         return cls(none, none.new_empty(0, 5), none)
 
     @property
     def frames(self) -> Tensor:
-        """The frame each token came from, (N,)."""
+        """The frame that each token came from, (N,)."""
         return self.boxes[:, 0]
 
     def at(self, slots: Tensor | slice) -> TokenTable:
-        """The part at some slots, in rising order."""
+        """Return a table of some rows. They must be in rising order."""
         return TokenTable(self.serials[slots], self.boxes[slots], self.times[slots])
 
     def before_frame(self, frame: int) -> int:
-        """How many tokens belong to frames before `frame`."""
+        """Return how many tokens belong to frames before `frame`."""
         return int(torch.searchsorted(self.frames.contiguous(), frame))
 
     @staticmethod
     def joined(first: TokenTable, second: TokenTable) -> TokenTable:
-        """One behind the other."""
+        """Return the rows of `first`, and after them those of `second`."""
         return TokenTable(
             torch.cat([first.serials, second.serials]),
             torch.cat([first.boxes, second.boxes]),

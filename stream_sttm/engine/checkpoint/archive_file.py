@@ -1,8 +1,9 @@
-"""A stream's past on disk: a small manifest, and the files of windows that it names, each written once.
+"""A stream's archive on disk: a small manifest, and the files of windows that it names, each written once.
 
-A save adds what is new and takes out what has gone: the newest files are put together as long as they are small, the
-oldest is written anew without what has left it, all others stay. The manifest comes last; what it does not name is
-nothing. So a crash loses at most what came after the last save, and the disk holds no more than the archive does.
+A save adds new windows and removes dropped ones. The newest files are put together as long as they are small. The
+oldest one is written again without the windows that were dropped. All others stay. The manifest comes last, and a file
+that it does not name is ignored. So a crash loses at most what came after the last save, and the disk holds no more
+than the archive does.
 """
 
 from __future__ import annotations
@@ -28,76 +29,84 @@ from stream_sttm.engine.recall.archived import (
 )
 from stream_sttm.errors import StateError
 
-LARGEST = 8 << 20  # bytes that are written anew at most for one window that came or went
+LARGEST = 8 << 20  # bytes that are rewritten at most when one window is added or dropped
 _SUFFIX, _REFUSED = ".past", ".past-refused"
 _MANIFEST = f"manifest{tensor_file.SUFFIX}"
-Span = tuple[int, int]  # numbers of windows, from the first to behind the last
+Span = tuple[int, int]  # numbers of windows, end-exclusive
 
 
 @dataclass(frozen=True, slots=True)
 class SavedPast:
-    """An archive at `saved_at` (wall clock); `fits` names all that must be the same where it is to live on."""
+    """An archive at `saved_at` (wall clock). `fits` holds all that must be the same where it is restored."""
 
     stream: str
     saved_at: float
     fits: Mapping[str, Any]
-    contents: ArchiveSnapshot
+    snapshot: ArchiveSnapshot
 
 
 def path_of(folder: Path, stream: str) -> Path:
-    """Where a stream's past is kept."""
+    """Return the folder of a stream's archive."""
     return folder / f"{stream}{_SUFFIX}"
 
 
 def write(folder: Path, saved: SavedPast, *, largest: int = LARGEST) -> None:
-    """Have the disk hold the past as it is; raises StateError where it won't take it, and leaves the last one then.
+    """Write the archive to disk. Raises StateError where that fails, and leaves the last one as it was.
 
-    No file is larger than `largest` bytes but one of a single window.
+    No file is larger than `largest` bytes, except one with a single window.
     """
-    home, contents = path_of(folder, saved.stream), saved.contents
-    known = _known(home, contents.id)
-    parts = arranged(contents, known, largest)
+    home, snapshot = path_of(folder, saved.stream), saved.snapshot
+    known = _files_on_disk(home, snapshot.id)
+    parts = plan_files(snapshot, known, largest)
     held: dict[Span, str] = {}
     try:
         for part in parts:
-            held[part] = known.get(part) or _write_part(home, contents, part)
+            held[part] = known.get(part) or _write_part(home, snapshot, part)
         _write_manifest(home, saved, held)
     except (StateError, OSError) as error:
-        for part in held:  # room on the disk for others
+        for part in held:  # free the disk for others
             if part not in known:
                 with suppress(OSError):
-                    _part(home, contents.id, part).unlink()
-        raise StateError(f"stream {saved.stream!r}: its past {_told(home, error)}") from error
-    _tidy(home, contents.id, held)
+                    _file_of(home, snapshot.id, part).unlink()
+        raise StateError(f"stream {saved.stream!r}: its past {_error_text(home, error)}") from error
+    _delete_unnamed(home, snapshot.id, held)
 
 
 def read(folder: Path, stream: str) -> SavedPast | None:
-    """What was saved last, None if nothing was; raises StateError where any of it is damaged or another's."""
+    """Return what was saved last, None if nothing was.
+
+    Raises StateError where a part is damaged or another stream's.
+    """
     home = path_of(folder, stream)
     manifest = tensor_file.read(home / _MANIFEST)
     if manifest is None:
         return None
     try:
-        saved = _saved(home, manifest)
+        saved = _read_past(home, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise tensor_file.unreadable(home, error) from error
     if saved.stream != stream:
         raise StateError(f"{home}: holds the past of stream {saved.stream!r}")
-    _tidy(home, saved.contents.id, _spans(manifest.about))
+    _delete_unnamed(home, saved.snapshot.id, _spans(manifest.about))
     return saved
 
 
 def set_aside(folder: Path, stream: str) -> Path:
-    """Rename what was refused, so that it is neither read again nor overwritten; the last one refused stays."""
+    """Rename an archive that was refused, so that it is neither read again nor overwritten.
+
+    Replaces an earlier such one.
+
+    Returns the new path.
+    """
     home = path_of(folder, stream)
-    aside = home.with_suffix(_REFUSED)
-    if aside.exists():
-        shutil.rmtree(aside)
-    return home.rename(aside)
+    refused = home.with_suffix(_REFUSED)
+    if refused.exists():
+        shutil.rmtree(refused)
+    return home.rename(refused)
 
 
 def remove(folder: Path, stream: str) -> None:
-    """Leave nothing of a stream's past; raises OSError where that can't be had."""
+    """Delete all that is saved of a stream's archive. Raises OSError where that fails."""
     home = path_of(folder, stream)
     for path in (home, home.with_suffix(_REFUSED)):
         with suppress(FileNotFoundError):
@@ -105,31 +114,32 @@ def remove(folder: Path, stream: str) -> None:
 
 
 def saved_before(folder: Path, moment: float) -> list[str]:
-    """The streams whose past was saved last before a moment (wall clock)."""
+    """Return the streams whose archive was last saved before a moment (wall clock)."""
     old = [path for path in folder.glob(f"*{_SUFFIX}/{_MANIFEST}") if _is_older(path, moment)]
     return [path.parent.name.removesuffix(_SUFFIX) for path in old]
 
 
-def arranged(contents: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
-    """How the windows are spread over files: as `known` where that still holds, small new ones put together.
+def plan_files(snapshot: ArchiveSnapshot, known: Mapping[Span, str], largest: int) -> list[Span]:
+    """Return how the windows are spread over files.
 
-    What is new takes in the newest files as long as these are no larger than it, so that each window is written again
-    a few times at most, however often and how little is saved.
+    Files that are `known` stay as far as they are still valid, and small new ones are put together. New windows take in
+    the newest files as long as these are no larger than they are. So each window is written again a few times at most,
+    however often and how little is saved.
     """
-    begin, end = contents.begin, contents.begin + len(contents.windows)
-    sums = [0, *accumulate(window.nbytes for window in contents.windows)]
+    begin, end = snapshot.begin, snapshot.begin + len(snapshot.windows)
+    sums = [0, *accumulate(window.nbytes for window in snapshot.windows)]
 
     def size(first: int, last: int) -> int:
         return sums[last - begin] - sums[first - begin]
 
-    stays = sorted(span for span in known if begin <= span[0] and span[1] <= end)
-    new = stays[-1][1] if stays else begin
-    while stays and stays[-1][1] == new and size(*stays[-1]) <= size(new, end):
-        if size(stays[-1][0], end) > largest:
+    unchanged = sorted(span for span in known if begin <= span[0] and span[1] <= end)
+    new = unchanged[-1][1] if unchanged else begin
+    while unchanged and unchanged[-1][1] == new and size(*unchanged[-1]) <= size(new, end):
+        if size(unchanged[-1][0], end) > largest:
             break
-        new = stays.pop()[0]
+        new = unchanged.pop()[0]
     parts, at = list[Span](), begin
-    for first, last in [*stays, (end, end)]:
+    for first, last in [*unchanged, (end, end)]:
         while at < first:
             cut = at + 1
             while cut < first and size(at, cut + 1) <= largest:
@@ -137,11 +147,11 @@ def arranged(contents: ArchiveSnapshot, known: Mapping[Span, str], largest: int)
             parts.append((at, cut))
             at = cut
         at = last
-    return sorted([*parts, *stays])
+    return sorted([*parts, *unchanged])
 
 
-def _known(home: Path, id_: str) -> dict[Span, str]:
-    """The files of an archive that the disk holds already, and their checksums."""
+def _files_on_disk(home: Path, id_: str) -> dict[Span, str]:
+    """Return the files of an archive that are already on disk, with their checksums."""
     try:
         manifest = tensor_file.read(home / _MANIFEST)
     except StateError:
@@ -149,72 +159,76 @@ def _known(home: Path, id_: str) -> dict[Span, str]:
     if manifest is None or manifest.about.get("id") != id_:
         return {}
     spans = _spans(manifest.about)
-    return {span: checksum for span, checksum in spans.items() if _part(home, id_, span).exists()}
+    return {
+        span: checksum for span, checksum in spans.items() if _file_of(home, id_, span).exists()
+    }
 
 
 def _spans(about: Mapping[str, Any]) -> dict[Span, str]:
     return {(int(begin), int(end)): str(checksum) for begin, end, checksum in about["parts"]}
 
 
-def _part(home: Path, id_: str, span: Span) -> Path:
+def _file_of(home: Path, id_: str, span: Span) -> Path:
     return home / f"{id_}-{span[0]}-{span[1]}{tensor_file.SUFFIX}"
 
 
-def _saved(home: Path, manifest: tensor_file.Content) -> SavedPast:
-    """What a manifest and its files say; raises StateError for a file that is damaged or missing."""
+def _read_past(home: Path, manifest: tensor_file.Content) -> SavedPast:
+    """Return what a manifest and its files hold. Raises StateError for a file that is damaged or missing."""
     about, rows = manifest.about, manifest.tensors
     id_, begin = str(about["id"]), int(about["begin"])
     counts, captured = rows["counts"].tolist(), rows["captured"].tolist()
     windows: list[ArchivedClip] = []
     for span, checksum in _spans(about).items():
-        path = _part(home, id_, span)
+        path = _file_of(home, id_, span)
         part = tensor_file.read(path)
         if part is None or part.checksum != checksum:
             raise StateError(f"{path}: is not there, or not what the manifest beside it names")
         here = slice(span[0] - begin, span[1] - begin)
         windows += _windows(part.tensors, counts[here], captured[here])
-    contents = ArchiveSnapshot(
+    snapshot = ArchiveSnapshot(
         id=id_,
-        numbering=SerialLineage.told(about["numbering"]),
+        numbering=SerialLineage.from_dict(about["numbering"]),
         begin=begin,
         windows=tuple(windows),
         firsts=tuple(rows["firsts"].tolist()),
-        events=tuple(PastAnswer(*told) for told in json.loads(rows["events"].numpy().tobytes())),
+        events=tuple(
+            PastAnswer(*fields) for fields in json.loads(rows["events"].numpy().tobytes())
+        ),
     )
-    if not len(windows) == len(contents.firsts) == len(counts):
+    if not len(windows) == len(snapshot.firsts) == len(counts):
         raise ValueError(f"{len(windows)} windows, not {len(counts)}")
-    return SavedPast(str(about["stream"]), float(about["saved_at"]), dict(about["fits"]), contents)
+    return SavedPast(str(about["stream"]), float(about["saved_at"]), dict(about["fits"]), snapshot)
 
 
-def _write_part(home: Path, contents: ArchiveSnapshot, span: Span) -> str:
-    windows = contents.windows[span[0] - contents.begin : span[1] - contents.begin]
+def _write_part(home: Path, snapshot: ArchiveSnapshot, span: Span) -> str:
+    windows = snapshot.windows[span[0] - snapshot.begin : span[1] - snapshot.begin]
     tensors = {
         "features": torch.cat([window.read() for window in windows]),
         "keys": torch.cat([window.keys for window in windows], dim=1),
         "boxes": torch.cat([window.boxes for window in windows]),
         "sizes": torch.cat([window.sizes for window in windows]),
     }
-    return tensor_file.write(_part(home, contents.id, span), {"id": contents.id}, tensors)
+    return tensor_file.write(_file_of(home, snapshot.id, span), {"id": snapshot.id}, tensors)
 
 
 def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> None:
-    contents = saved.contents
+    snapshot = saved.snapshot
     about = {
         "stream": saved.stream,
         "saved_at": saved.saved_at,
         "fits": dict(saved.fits),
-        "id": contents.id,
-        "numbering": asdict(contents.numbering),
-        "begin": contents.begin,
+        "id": snapshot.id,
+        "numbering": asdict(snapshot.numbering),
+        "begin": snapshot.begin,
         "parts": [[*span, checksum] for span, checksum in held.items()],
     }
-    told = json.dumps([astuple(event) for event in contents.events]).encode()
-    windows = contents.windows
+    text = json.dumps([astuple(event) for event in snapshot.events]).encode()
+    windows = snapshot.windows
     tensors = {
         "counts": torch.tensor([len(window) for window in windows], dtype=torch.int64),
         "captured": torch.tensor([window.captured for window in windows], dtype=torch.float64),
-        "firsts": torch.tensor(contents.firsts, dtype=torch.int64),
-        "events": torch.frombuffer(bytearray(told), dtype=torch.uint8),
+        "firsts": torch.tensor(snapshot.firsts, dtype=torch.int64),
+        "events": torch.frombuffer(bytearray(text), dtype=torch.uint8),
     }
     tensor_file.write(home / _MANIFEST, about, tensors)
 
@@ -222,16 +236,16 @@ def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> N
 def _windows(
     part: Mapping[str, Tensor], counts: list[int], captured: Sequence[tuple[float, float]]
 ) -> Iterator[ArchivedClip]:
-    """The windows of one file; raises KeyError, ValueError or RuntimeError where they are not whole."""
+    """Yield the windows of one file. Raises KeyError, ValueError or RuntimeError where they are not complete."""
     rows = (torch.split(part[name], counts) for name in ("features", "boxes", "sizes"))
     keys = torch.split(part["keys"], counts, dim=1)
     for features, boxes, sizes, key, span in zip(*rows, keys, captured, strict=True):
         yield ArchivedClip(features, key, boxes, sizes, (span[0], span[1]), 0)
 
 
-def _tidy(home: Path, id_: str, held: Iterable[Span]) -> None:
-    """Remove what the manifest does not name; what can't be removed now is tried again with the next save."""
-    wanted = {_MANIFEST, *(_part(home, id_, span).name for span in held)}
+def _delete_unnamed(home: Path, id_: str, held: Iterable[Span]) -> None:
+    """Delete the files that the manifest does not name. What can't be deleted now is tried again with the next save."""
+    wanted = {_MANIFEST, *(_file_of(home, id_, span).name for span in held)}
     with suppress(OSError):
         for path in home.iterdir():
             if path.name not in wanted:
@@ -245,5 +259,5 @@ def _is_older(path: Path, moment: float) -> bool:
         return False
 
 
-def _told(home: Path, error: Exception) -> str:
+def _error_text(home: Path, error: Exception) -> str:
     return str(error) if isinstance(error, StateError) else f"can't be saved to {home}: {error}"

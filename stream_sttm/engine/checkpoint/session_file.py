@@ -1,6 +1,6 @@
-"""A stream's memory on disk: one file that says what it fits.
+"""A stream's memory on disk: one file, which also says what it fits.
 
-Knows no session: tensors and their fittings in, the same out.
+Knows no session: tensors and what they fit go in, the same come out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ REFUSED = ".refused"
 
 @dataclass(frozen=True, slots=True)
 class SavedMemory:
-    """A memory at `saved_at` (wall clock); `fits` names all that must be the same where it is to live on.
+    """A memory at `saved_at` (wall clock). `fits` holds all that must be the same where it is restored.
 
-    A saved past refers to its tokens by `numbering`, None where no past is kept.
+    A saved archive refers to the memory's tokens by `numbering`, which is None where there is no archive.
     """
 
     stream: str
@@ -35,12 +35,12 @@ class SavedMemory:
 
 
 def path_of(folder: Path, stream: str) -> Path:
-    """Where a stream's memory is kept."""
+    """Return the file of a stream's memory."""
     return folder / f"{stream}{tensor_file.SUFFIX}"
 
 
 def write(folder: Path, saved: SavedMemory) -> Path:
-    """Replace the stream's file; raises StateError where the disk won't take it, and leaves the old one then."""
+    """Replace the stream's file and return its path. Raises StateError where that fails, and leaves the old file."""
     path = path_of(folder, saved.stream)
     about = {
         "stream": saved.stream,
@@ -56,7 +56,10 @@ def write(folder: Path, saved: SavedMemory) -> Path:
 
 
 def read(folder: Path, stream: str) -> SavedMemory | None:
-    """What was saved last, None if nothing was; raises StateError for a file that is damaged or another's."""
+    """Return what was saved last, None if nothing was.
+
+    Raises StateError for a file that is damaged or another stream's.
+    """
     path = path_of(folder, stream)
     content = tensor_file.read(path)
     if content is None:
@@ -69,7 +72,7 @@ def read(folder: Path, stream: str) -> SavedMemory | None:
             float(about["saved_at"]),
             dict(about["fits"]),
             content.tensors,
-            None if numbering is None else SerialLineage.told(numbering),
+            None if numbering is None else SerialLineage.from_dict(numbering),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise tensor_file.unreadable(path, error) from error
@@ -79,14 +82,17 @@ def read(folder: Path, stream: str) -> SavedMemory | None:
 
 
 def set_aside(folder: Path, stream: str) -> Path:
-    """Rename a file that was refused, so that it is neither read again nor overwritten; the last one refused stays."""
+    """Rename a file that was refused, so that it is neither read again nor overwritten. Replaces an earlier such one.
+
+    Returns the new path.
+    """
     path = path_of(folder, stream)
     return path.replace(path.with_suffix(REFUSED))
 
 
 def remove(folder: Path, stream: str) -> None:
-    """Leave nothing of a stream's memory; raises OSError where that can't be had."""
+    """Delete all that is saved of a stream's memory. Raises OSError where that fails."""
     path = path_of(folder, stream)
     for suffix in (tensor_file.SUFFIX, tensor_file.UNFINISHED, REFUSED):
-        with suppress(IsADirectoryError):  # nothing that was ever written here
+        with suppress(IsADirectoryError):  # a folder is not one of our files
             path.with_suffix(suffix).unlink(missing_ok=True)

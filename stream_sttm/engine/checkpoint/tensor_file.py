@@ -1,7 +1,7 @@
-"""Tensors and a few words about them in one safetensors file that is whole or not there, and never believed unchecked.
+"""Tensors and a JSON object in one safetensors file. It is written as a whole or not at all, and always checked.
 
-Written beside its place, flushed, renamed; read only with the right version and checksum. Nothing in it is ever
-executed. Knows nothing of what is kept.
+It is written beside its place, flushed and renamed. It is read only with the right version and checksum. Nothing in it
+is ever executed. Knows nothing of what is stored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEY = "stream_sttm"
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file holds, and the checksum of it."""
+    """What a file holds, and its checksum."""
 
     about: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -37,14 +37,16 @@ class Content:
 
 
 def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Replace the file and return its checksum; raises StateError, and leaves the old one, where that fails."""
+    """Replace the file and return its checksum. Raises StateError where that fails, and leaves the old file."""
     unfinished = path.with_suffix(UNFINISHED)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        told = json.dumps(about, sort_keys=True)
-        checksum = _checksum(told, held)
-        save_file(held, unfinished, metadata={"version": VERSION, _KEY: told, "checksum": checksum})
+        about_json = json.dumps(about, sort_keys=True)
+        checksum = _checksum(about_json, held)
+        save_file(
+            held, unfinished, metadata={"version": VERSION, _KEY: about_json, "checksum": checksum}
+        )
         _flush(unfinished)
         unfinished.replace(path)
         _flush(path.parent)
@@ -56,9 +58,9 @@ def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 
 def read(path: Path) -> Content | None:
-    """What the file holds, None where there is none; raises StateError, which names it, for one that is damaged."""
+    """Return what the file holds, None where there is none. Raises StateError, which names it, for a damaged one."""
     try:
-        path.with_suffix(UNFINISHED).unlink(missing_ok=True)  # whoever wrote this was killed
+        path.with_suffix(UNFINISHED).unlink(missing_ok=True)  # its writer was killed
         if not path.exists():
             return None
         with safe_open(path, framework="pt") as file:
@@ -67,22 +69,22 @@ def read(path: Path) -> Content | None:
             if version != VERSION:
                 raise StateError(f"{path}: format version {version!r}, not {VERSION!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        told = metadata[_KEY]
-        checksum = _checksum(told, tensors)
+        about_json = metadata[_KEY]
+        checksum = _checksum(about_json, tensors)
         if metadata.get("checksum") != checksum:
             raise StateError(f"{path}: the checksum is wrong, the file was damaged or changed")
-        return Content(dict(json.loads(told)), tensors, checksum)
+        return Content(dict(json.loads(about_json)), tensors, checksum)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> StateError:
-    """That a file does not hold what it should, in one line."""
+    """Return an error that says in one line that a file does not hold what it should."""
     return StateError(f"{path}: no saved memory can be read: {_first_line(error)}")
 
 
 def misfit(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """In words, the first thing that differs between what was saved for and what there is; None if nothing does."""
+    """Return in words the first difference between what was saved and what there is now, None if there is none."""
     for name, value in wanted.items():
         if saved.get(name) != value:
             if name == "model":
@@ -101,7 +103,7 @@ def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written, or a folder's entries."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,9 @@
-"""What a stream's memory has seen, kept beside it for questions about the past: windows of tokens, answers given.
+"""A stream's archive: windows of tokens and earlier answers, kept beside its memory for questions about the past.
 
-Of each window its survivors' features as they came from the vision tower, so that they can be run through the model
-again, and their keys at a few layers, by which a question finds them. Bounded by bytes and by age, the oldest go
-first. Lives on the host; knows no model, and of the memory only the serials that it still holds. What it contains can
-be taken out and put into another one, after a restart.
+Of each window it keeps the survivors' features as they came from the vision tower, so that they can run through the
+model again. With them it keeps their keys at a few layers, by which a question finds them. It is bounded by bytes and
+by age, and the oldest windows are dropped first. It lives on the host. It knows no model, and of the memory only the
+serials that are still held. A snapshot of it can fill another one after a restart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine.recall.archived import (
-    GONE,
+    NOT_HELD,
     ArchivedClip,
     ArchiveEntry,
     ArchiveSnapshot,
@@ -31,12 +31,14 @@ from stream_sttm.engine.recall.offload import DiskOffload, OffloadedTensor
 from stream_sttm.types import Answer
 
 _log = logging.getLogger(__name__)
-EVENTS = 4096  # answers remembered, those that repeat the one before counted once
+EVENTS = 4096  # answers kept; one that repeats the answer before it is not counted
 _SEGMENTS = 8  # files that a full archive is spread over
 
 
 class Archive:
-    """The past of one stream: at most `most_bytes` of it, none older than `max_age` seconds; in `folder`, if given."""
+    """The past of one stream: at most `most_bytes`, nothing older than `max_age` seconds, in `folder` where one is
+    given.
+    """
 
     def __init__(
         self, stream: str, *, most_bytes: int, max_age: float, folder: Path | None = None
@@ -47,7 +49,7 @@ class Archive:
         self._most_bytes, self._max_age = most_bytes, max_age
         self._windows: deque[ArchivedClip] = deque()
         self._events: deque[PastAnswer] = deque(maxlen=EVENTS)
-        self._shelf = (
+        self._offload = (
             None if folder is None else DiskOffload(folder, segment_bytes=most_bytes // _SEGMENTS)
         )
         self._is_failing = False
@@ -58,49 +60,49 @@ class Archive:
 
     @property
     def span(self) -> tuple[float, float] | None:
-        """Wall clock of the oldest and the newest frame, None where there is nothing."""
+        """Wall clock of the oldest and the newest frame, None where it is empty."""
         return (
             (self._windows[0].captured[0], self._windows[-1].captured[1]) if self._windows else None
         )
 
     def add(
         self,
-        kept: ArchiveEntry | None,
+        entry: ArchiveEntry | None,
         *,
         first: int,
         captured: tuple[float, float],
     ) -> None:
-        """Keep a window's tokens and their keys, if it gave any; what is too old or too much goes.
+        """Add a window's tokens and their keys, if there are any, and drop what exceeds the bounds.
 
-        `first` is the serial of the first token.
+        `first` is the serial of the first token. `captured` is the wall clock of the window's oldest and newest frame.
         """
-        if kept is not None:
-            tokens, keys = kept
-            features = _halves(tokens.features)
+        if entry is not None:
+            tokens, keys = entry
+            features = _to_host(tokens.features)
             boxes, sizes = tokens.boxes.to("cpu", torch.int32), tokens.sizes.to("cpu", torch.int32)
-            window = ArchivedClip(features, _halves(keys), boxes, sizes, captured, first)
+            window = ArchivedClip(features, _to_host(keys), boxes, sizes, captured, first)
             if window.nbytes <= self._most_bytes:
-                window.features = self._shelved(features)
+                window.features = self._offload_features(features)
                 self._windows.append(window)
                 self.nbytes += window.nbytes
         self._trim(captured[1])
 
     def _trim(self, now: float) -> None:
-        while self._windows and self._has_to_go(self._windows[0], now):
+        while self._windows and self._must_drop(self._windows[0], now):
             self.nbytes -= self._windows.popleft().nbytes
             self._begin += 1
         while self._events and self._events[0].until < now - self._max_age:
             self._events.popleft()
 
-    def _has_to_go(self, oldest: ArchivedClip, now: float) -> bool:
+    def _must_drop(self, oldest: ArchivedClip, now: float) -> bool:
         return self.nbytes > self._most_bytes or oldest.captured[1] < now - self._max_age
 
-    def _shelved(self, features: Tensor) -> Tensor | OffloadedTensor:
-        """On disk where that is wanted and works, else as they are."""
-        if self._shelf is None:
+    def _offload_features(self, features: Tensor) -> Tensor | OffloadedTensor:
+        """Write features to disk where that is wanted and works. Returns where they are, or else the features."""
+        if self._offload is None:
             return features
         try:
-            shelved = self._shelf.put(features)
+            offloaded = self._offload.put(features)
         except OSError as error:
             if not self._is_failing:  # not again for each window
                 _log.error(
@@ -111,46 +113,49 @@ class Archive:
             self._is_failing = True
             return features
         self._is_failing = False
-        return shelved
+        return offloaded
 
     def restart(self) -> None:
-        """Tell that the memory was lost: it holds none of these windows any more, and serials begin anew."""
+        """Note that the memory was lost: it holds none of these windows any more, and its serials begin at 0 again."""
         self.numbering = SerialLineage()
         for window in self._windows:
-            window.first = GONE
+            window.first = NOT_HELD
 
-    def contents(self) -> ArchiveSnapshot:
-        """What it holds now."""
+    def snapshot(self) -> ArchiveSnapshot:
+        """Return what the archive holds now."""
         windows = tuple(self._windows)
         firsts = tuple(window.first for window in windows)
         events = tuple(replace(event) for event in self._events)
         return ArchiveSnapshot(self._id, self.numbering, self._begin, windows, firsts, events)
 
-    def take_back(self, contents: ArchiveSnapshot, *, emitted: int, now: float) -> None:
-        """Go on, while it is empty, from what another one held, as far as its own bounds allow at the moment `now`.
+    def restore(self, snapshot: ArchiveSnapshot, *, emitted: int, now: float) -> None:
+        """Fill this archive, while it is empty, from a snapshot of another, within its own bounds at the time `now`.
 
-        Of the memory that it is beside, which has given out `emitted` serials, windows that are not of it are gone: so
-        are those that came in after it was saved, whose serials it gives out once more. From here on its serials are
-        others, so that what was saved before is not taken for what comes. Memory and past are saved one after the
-        other: where the service was killed in between, one of them is of before a restart and the other of after it.
+        The memory beside it has given out `emitted` serials. Windows that the memory did not emit count as evicted. So
+        do windows that came in after it was saved, since their serials are given out once more. From here on the
+        lineage is a new one, so serials saved before are not taken for later ones. Memory and archive are saved one
+        after the other. If the service was killed in between, one is from before a restart and the other from after it.
         """
-        self._id, self._begin = contents.id, contents.begin
-        common = self.numbering.common(contents.numbering, emitted)
-        for window, first in zip(contents.windows, contents.firsts, strict=True):
+        self._id, self._begin = snapshot.id, snapshot.begin
+        common = self.numbering.common(snapshot.numbering, emitted)
+        for window, first in zip(snapshot.windows, snapshot.firsts, strict=True):
             is_known = first + len(window) <= common
-            features = self._shelved(window.read())
-            window = replace(window, features=features, first=first if is_known else GONE)
+            features = self._offload_features(window.read())
+            window = replace(window, features=features, first=first if is_known else NOT_HELD)
             self._windows.append(window)
             self.nbytes += window.nbytes
             self._trim(now)
-        self._events.extend(contents.events)
+        self._events.extend(snapshot.events)
         self._trim(now)
         self.numbering = SerialLineage(
-            shared={contents.numbering.id: common, self.numbering.id: emitted}
+            shared={snapshot.numbering.id: common, self.numbering.id: emitted}
         )
 
-    def gone(self, held: Tensor) -> EvictedTokens | None:
-        """What the memory has lost that holds the serials `held` (M,) now; None where that is nothing."""
+    def evicted(self, held: Tensor) -> EvictedTokens | None:
+        """Return the archived tokens that the memory has lost, None where there are none.
+
+        The memory still holds the serials `held` (M,).
+        """
         windows = tuple(self._windows)
         if not windows:
             return None
@@ -158,11 +163,13 @@ class Archive:
         counts = torch.tensor([len(window) for window in windows])
         owner = torch.repeat_interleave(counts)
         row = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-        is_gone = (first[owner] == GONE) | ~torch.isin(first[owner] + row, held)
-        return EvictedTokens(windows, owner[is_gone], row[is_gone]) if bool(is_gone.any()) else None
+        is_evicted = (first[owner] == NOT_HELD) | ~torch.isin(first[owner] + row, held)
+        if not bool(is_evicted.any()):
+            return None
+        return EvictedTokens(windows, owner[is_evicted], row[is_evicted])
 
     def record(self, answer: Answer) -> None:
-        """Remember a standing question's answer; one that is as the last was is the same event, and lasts longer."""
+        """Add a standing question's answer. One that equals the last is the same event, which then lasts longer."""
         query, at = answer.question.query, answer.captured_at
         if query is None:
             return
@@ -178,24 +185,24 @@ class Archive:
         self._trim(at)
 
     def events(self, since: float, until: float) -> Iterator[PastAnswer]:
-        """What was answered between two moments, in the order in which it was first, as it is known now."""
+        """Return copies of what was answered between two moments, in the order of when it was first answered."""
         kept = (event for event in self._events if event.since <= until and event.until >= since)
         return (replace(event) for event in kept)
 
 
 class Archives:
-    """Every stream's archive, each of them in the bounds of `most_bytes` and `max_age`; they outlive lost memories."""
+    """The archives of all streams, each within `most_bytes` and `max_age`. An archive outlives a lost memory."""
 
     def __init__(self, *, most_bytes: int, max_age: float, folder: Path | None) -> None:
         self._most_bytes, self._max_age, self._folder = most_bytes, max_age, folder
         self._archives: dict[str, Archive] = {}
 
     def of(self, stream: str) -> Archive | None:
-        """A stream's archive, None where it has none so far."""
+        """Return a stream's archive, None where it has none."""
         return self._archives.get(stream)
 
-    def begun(self, stream: str) -> Archive:
-        """A stream's archive, an empty one where it had none."""
+    def get_or_create(self, stream: str) -> Archive:
+        """Return a stream's archive, and create an empty one where there is none."""
         archive = self._archives.get(stream)
         if archive is None:
             archive = self._archives[stream] = Archive(
@@ -203,25 +210,25 @@ class Archives:
             )
         return archive
 
-    def of_new_memory(self, stream: str) -> Archive:
-        """Where a new memory of the stream keeps its past: beside what an earlier one has left, if one has."""
-        archive = self.begun(stream)
+    def for_new_session(self, stream: str) -> Archive:
+        """Return the archive for a new session of a stream. It keeps what an earlier session has left."""
+        archive = self.get_or_create(stream)
         archive.restart()
         return archive
 
     def record(self, answer: Answer) -> None:
-        """Remember an answer with its stream's past."""
+        """Add an answer to its stream's archive."""
         archive = self._archives.get(answer.question.stream)
         if archive is not None:
             archive.record(answer)
 
     def drop(self, stream: str) -> None:
-        """Forget a stream's past."""
+        """Delete a stream's archive."""
         self._archives.pop(stream, None)
 
 
-def _halves(tensor: Tensor) -> Tensor:
-    """On the CPU in 16 bits, a copy of its own; magnitudes beyond them are cut."""
+def _to_host(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU in 16 bits. Magnitudes beyond their range are clamped."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return tensor.to("cpu", copy=True)
     most = torch.finfo(torch.float16).max

@@ -1,7 +1,7 @@
-"""Where questions look while they are read: at what is there now, or at what is not there any more.
+"""An attention probe: whether questions attend to what is visible now, or to what is not there any more.
 
-A question about the present gives its attention to the newest frames, one about the past to the rest of the memory;
-so the share of the rest tells one from the other in any language, for next to nothing. Only visual tokens count.
+A question about the present attends to the newest frames, one about the past to the rest of the memory. So the share of
+the rest tells one from the other in any language, at almost no cost. Only visual tokens count.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOW = 3.0  # seconds up to the newest frame, at most half a memory; what they do not show is not there any more
+# Seconds up to the newest frame, at most half a memory. What they do not show is not visible any more.
+NOW = 3.0
 
 
 class LookbackProbe:
-    """The last words' attention of B questions, over all layers and heads.
+    """Measures the attention of the last words of B questions, over all layers and heads.
 
-    `prefix`: a memory's snapshot, whose first `pinned` slots are text, and parts that show the present; `is_now`: per
-    band of the snapshot (N,) bool, which of its visual tokens stand for something that is there now.
+    `prefix`: a snapshot of the memory, whose first `pinned` slots are text, and parts that show the present. `is_now`:
+    per layer group of the snapshot (N,) bool, the visual tokens that stand for something visible now.
     """
 
     def __init__(
@@ -32,14 +33,18 @@ class LookbackProbe:
 
     @property
     def shares(self) -> Tensor:
-        """(B,) of the attention to visual tokens, the share of those that are not there any more."""
+        """(B,): of the attention to visual tokens, the share of those that are not visible any more."""
         return self._total / max(1, self._layers)
 
-    def see(self, at: Tensor, counts: Tensor, layer: int, queries: Tensor, scale: float) -> None:
-        """Take in one layer's `queries` (1, heads, n, D) at columns `at` (B,), of those that `counts` (B,) marks."""
+    def observe(
+        self, at: Tensor, counts: Tensor, layer: int, queries: Tensor, scale: float
+    ) -> None:
+        """Add one layer's queries (1, heads, n, D), at the columns `at` (B,) of the questions that `counts` (B,)
+        marks.
+        """
         asked = queries[0][:, at].transpose(0, 1)  # (B, heads, D)
-        memory = self._memory.shared(layer).behind(self._pinned)
-        keys = torch.cat([memory.keys, *(part.shared(layer).keys for part in self._fresh)], 2)[0]
+        memory = self._memory.prefix_kv(layer).skip(self._pinned)
+        keys = torch.cat([memory.keys, *(part.prefix_kv(layer).keys for part in self._fresh)], 2)[0]
         batch, heads, width = asked.shape
         rows = asked.reshape(batch, len(keys), heads // len(keys), width).transpose(0, 1)
         logits = (rows.flatten(1, 2) @ keys.transpose(1, 2)).float() * scale

@@ -1,7 +1,7 @@
-"""Tensors on disk: written behind one another into files without a name, read back, gone with whoever held them last.
+"""Tensors on disk, one behind another in unnamed files. A file lives as long as a tensor in it is referred to.
 
-A file is unlinked as soon as it is open, so nothing is left behind whatever becomes of the process, and its room on
-the disk is free again when the last tensor in it is let go of. Knows nothing of what is kept.
+A file is unlinked as soon as it is open. So nothing is left behind, however the process ends. Its disk space is free
+again when the last tensor in it is dropped. Knows nothing of what is stored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class _Segment:
-    """One unnamed file; closed when nobody refers to it any more."""
+    """One unnamed file. It is closed when nobody refers to it any more."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ class _Segment:
         self.length = 0
 
     def write(self, content: bytes) -> int:
-        """Put `content` at the end and return where that is; what a full disk cuts short is written over later."""
+        """Append `content` and return where it begins. What a full disk cuts short is overwritten later."""
         start, done = self.length, 0
         while done < len(content):
             done += os.pwrite(self._descriptor, content[done:], start + done)
@@ -59,20 +59,20 @@ class OffloadedTensor:
         return self.shape.numel() * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU; raises OSError where the disk does not give it back."""
+        """Return the tensor, on the CPU. Raises OSError where the disk can't be read."""
         content = self.segment.read(self.start, self.nbytes)
         return torch.frombuffer(content, dtype=self.dtype).reshape(self.shape)
 
 
 class DiskOffload:
-    """Tensors in `folder`, in files of about `segment_bytes` each."""
+    """Stores tensors in `folder`, in files of about `segment_bytes` each."""
 
     def __init__(self, folder: Path, *, segment_bytes: int) -> None:
         self._folder, self._segment_bytes = folder, segment_bytes
         self._segment: _Segment | None = None
 
     def put(self, tensor: Tensor) -> OffloadedTensor:
-        """Write a tensor that is not empty; raises OSError where the disk won't take it."""
+        """Write a tensor that is not empty. Raises OSError where the disk can't be written."""
         if self._segment is None or self._segment.length >= self._segment_bytes:
             self._segment = _Segment(self._folder)
         content = tensor.contiguous().view(torch.uint8).numpy().tobytes()

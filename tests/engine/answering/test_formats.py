@@ -71,7 +71,7 @@ def logs_after(model: VideoLLM, view: View, question: Question, *said: int) -> T
     known.prompt = lambda *_: ids  # type: ignore[method-assign]
     seen: list[Tensor] = []
     batch = AnswerBatch(model, view, [asked("", most=1)], known)
-    batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
+    batch._choose_tokens = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0][0].log_softmax(dim=0)
 
@@ -106,7 +106,7 @@ def test_options_that_begin_alike_are_scored_to_their_end(tiny_model: VideoLLM, 
     question = asked("what is it?", choice(*ALIKE))
     options = AnswerFormats(tiny_model).options(question.form)
     assert options is not None
-    assert not options.are_told_apart
+    assert not options.differ_in_first_token
     first, scores = logs_after(tiny_model, view, question), []
     for option in options.options:
         ids = max(option.spellings, key=lambda ids: float(first[ids[0]]))

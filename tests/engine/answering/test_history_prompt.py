@@ -55,13 +55,13 @@ def _watched(model: VideoLLM, log: int) -> Engine:
 def _asked(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, recall: Recall, query: str | None = None
 ) -> tuple[str, Answer]:
-    """The words that the model read last, and its answer."""
-    read, forms = list[str](), engine._forms
-    asked = forms._asked
-    monkeypatch.setattr(forms, "_asked", lambda text, turns=(): read.append(text) or asked(text, turns))  # type: ignore[func-returns-value]  # fmt: skip
+    """Return the words that the model read last, and its answer."""
+    read, forms = list[str](), engine._formats
+    asked = forms._tokenize
+    monkeypatch.setattr(forms, "_tokenize", lambda text, turns=(): read.append(text) or asked(text, turns))  # type: ignore[func-returns-value]  # fmt: skip
     engine.ask(Question("q", STREAM, "What was there? ", 0.0, 6, query, recall=recall))
     [answer] = [one for one in _run(engine) if isinstance(one, Answer)]
-    monkeypatch.setattr(forms, "_asked", asked)
+    monkeypatch.setattr(forms, "_tokenize", asked)
     prompts = [text for text in read if text != "What was there? "]  # what is searched by
     return prompts[-1], answer
 
@@ -70,7 +70,7 @@ def test_a_question_that_looks_back_is_told_what_was_answered_before_the_memory_
     tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = _watched(tiny_model, log=3)
-    events = {event.question: event for event in engine.sessions.saved_past(STREAM).contents.events}  # type: ignore[union-attr]
+    events = {event.question: event for event in engine.sessions.saved_past(STREAM).snapshot.events}  # type: ignore[union-attr]
     text, answer = _asked(engine, monkeypatch, "always")
     begin = take_view(engine.sessions.of(STREAM)).span[0]  # type: ignore[arg-type]
     told = [

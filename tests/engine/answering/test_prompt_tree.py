@@ -64,7 +64,7 @@ def test_every_token_sees_its_own_prompt_up_to_itself_and_nothing_else(
 
 def test_the_first_layer_asks_once_per_token_and_place_and_the_last_only_for_the_ends() -> None:
     tree = PromptTree(([7, 1, 9], [7, 2, 9], [7, 3, 8], [7, 1, 9]))
-    first, *between, last = tree.piece(0, len(tree), 4, CPU).asking
+    first, *between, last = tree.piece(0, len(tree), 4, CPU).prefix_queries
     assert between == [None, None]
     assert first is not None
     assert last is not None
@@ -72,4 +72,4 @@ def test_the_first_layer_asks_once_per_token_and_place_and_the_last_only_for_the
     assert first.of.tolist() == [0, 1, 2, 3, 2, 4, 5]
     assert last.tokens.tolist() == [2, 4, 6]
     assert last.of[last.tokens].tolist() == [0, 1, 2]
-    assert PromptTree(ALIKE).piece(0, 10, 4, CPU).asking[0] is None  # no two are alike
+    assert PromptTree(ALIKE).piece(0, 10, 4, CPU).prefix_queries[0] is None  # no two are alike

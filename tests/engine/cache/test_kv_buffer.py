@@ -59,9 +59,9 @@ def test_a_view_does_not_change_when_more_is_written_behind_it(kv: Format) -> No
     held = slots(kv)
     held.write(0, numbers(3, 5))
     view = held.view(5)
-    before = view.numbers().clone()
+    before = view.dequantized().clone()
     held.write(5, numbers(4, 5))
-    assert torch.equal(view.numbers(), before)
+    assert torch.equal(view.dequantized(), before)
     assert held.read(10).shape == (1, HEADS, 10, WIDTH)
 
 
@@ -71,8 +71,8 @@ def test_copies_and_moves_do_not_round_again(kv: Format) -> None:
     held.write(0, numbers(5))
     kept = torch.tensor([1, 4, 5, 19])
     before = held.view(COUNT).at(kept)
-    held.copied(other, kept, to=2, rerotated=None)
-    assert torch.equal(other.view(6).numbers()[:, :, 2:], before)
+    held.copy_rows(other, kept, to=2, rerotated=None)
+    assert torch.equal(other.view(6).dequantized()[:, :, 2:], before)
     held.move(10, torch.tensor([1, 7]))
     assert torch.equal(held.read(12)[:, :, 10:], slots_of(kv, [11, 17]))
 

@@ -62,7 +62,7 @@ def test_error_of_keys_grows_with_their_turns_and_never_with_the_stream(
         group.commit(boxes, places, torch.ones(PER_WINDOW))
         raw = torch.cat([raw, keys], dim=2)
         if window % 97 == 0 or window == windows - 1:
-            stored = group.view(length=len(group), bias=None).keys[0].numbers()
+            stored = group.view(length=len(group), bias=None).keys[0].dequantized()
             right = exact(raw, group.table.times - group.offset + PINNED)
             off = (stored[:, :, PINNED:].double() - right).norm(dim=-1) / right.norm(dim=-1)
             turns = group.turns[: len(group)]

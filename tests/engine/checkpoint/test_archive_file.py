@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from stream_sttm.engine.checkpoint.archive_file import (
     SavedPast,
-    arranged,
     path_of,
+    plan_files,
     read,
     remove,
     set_aside,
@@ -44,7 +44,7 @@ def _archive(windows: int, *, most_bytes: int = 1 << 20, max_age: float = 1e9) -
 
 
 def _save(folder: Path, archive: Archive, *, largest: int = 4000) -> SavedPast:
-    saved = SavedPast("door", 1234.5, FITS, archive.contents())
+    saved = SavedPast("door", 1234.5, FITS, archive.snapshot())
     write(folder, saved, largest=largest)
     return saved
 
@@ -92,15 +92,15 @@ def test_a_past_comes_back_as_it_was(tmp_path: Path, is_on_disk: bool) -> None:
     saved = _save(tmp_path / "new" / "folder", archive)
     found = _again(tmp_path / "new" / "folder")
     assert (found.stream, found.saved_at, found.fits) == ("door", 1234.5, FITS)
-    assert _same(found.contents, saved.contents)
+    assert _same(found.snapshot, saved.snapshot)
 
 
 def test_an_empty_past_comes_back_and_nothing_saved_is_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, "door") is None
     saved = _save(tmp_path, _archive(0))
-    assert _same(_again(tmp_path).contents, saved.contents)
+    assert _same(_again(tmp_path).snapshot, saved.snapshot)
     archive = Archive("door", most_bytes=1 << 20, max_age=1e9)
-    archive.take_back(_again(tmp_path).contents, emitted=0, now=0.0)
+    archive.restore(_again(tmp_path).snapshot, emitted=0, now=0.0)
     assert (len(archive), archive.nbytes) == (0, 0)
 
 
@@ -115,7 +115,7 @@ def test_what_is_saved_stays_untouched_by_later_saves(tmp_path: Path) -> None:
     after = _files(tmp_path)
     kept = set(before.items()) & set(after.items())
     assert len(kept) >= len(before) - 1
-    assert _same(_again(tmp_path).contents, archive.contents())
+    assert _same(_again(tmp_path).snapshot, archive.snapshot())
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,7 +126,7 @@ def test_what_is_saved_stays_untouched_by_later_saves(tmp_path: Path) -> None:
 def test_files_hold_every_window_once_and_few_are_written_anew(
     steps: list[tuple[int, int]], largest: int
 ) -> None:
-    """Windows of one byte come and go; `arranged` must be a partition into files of at most `largest` bytes."""
+    """Windows of one byte come and go; `plan_files` must be a partition into files of at most `largest` bytes."""
     begin = end = written = 0
     known: dict[tuple[int, int], str] = {}
     for come, go in steps:
@@ -134,11 +134,11 @@ def test_files_hold_every_window_once_and_few_are_written_anew(
         begin = min(end, begin + go)
         window = Archive("cam", most_bytes=1 << 20, max_age=1e9)
         _fill(window, [1])
-        one = window.contents().windows[0]
+        one = window.snapshot().windows[0]
         contents = replace(
-            window.contents(), begin=begin, windows=(one,) * (end - begin), firsts=()
+            window.snapshot(), begin=begin, windows=(one,) * (end - begin), firsts=()
         )
-        parts = arranged(contents, known, largest * one.nbytes)
+        parts = plan_files(contents, known, largest * one.nbytes)
         numbers = [number for part in parts for number in range(*part)]
         assert numbers == list(range(begin, end))
         assert all(0 < last - first <= largest for first, last in parts)
@@ -155,7 +155,7 @@ def test_neither_bytes_nor_age_go_beyond_their_bounds_on_disk(tmp_path: Path) ->
         archive.add(_kept(10, frame=index), first=10 * index, captured=(at, at))
         if index % 7 == 0 or index > 110:
             _save(tmp_path, archive)
-            contents = _again(tmp_path).contents
+            contents = _again(tmp_path).snapshot
             assert sum(window.nbytes for window in contents.windows) <= 20_000
             assert all(window.captured[1] >= at - 50 for window in contents.windows)
             files = _files(tmp_path)
@@ -169,18 +169,18 @@ def test_neither_bytes_nor_age_go_beyond_their_bounds_on_disk(tmp_path: Path) ->
 def test_of_the_memory_it_was_saved_with_the_same_is_gone_after_it_is_back(tmp_path: Path) -> None:
     archive = _archive(6)
     held = torch.tensor([5, 30, 31])
-    wanted = archive.gone(held)
+    wanted = archive.evicted(held)
     assert wanted is not None
     _save(tmp_path, archive)
 
     def back(numbering: SerialLineage, emitted: int) -> Archive:
         again = Archive("door", most_bytes=1 << 20, max_age=1e9)
         again.numbering = numbering
-        again.take_back(_again(tmp_path).contents, emitted=emitted, now=6.0)
+        again.restore(_again(tmp_path).snapshot, emitted=emitted, now=6.0)
         return again
 
     again = back(archive.numbering, 1000)
-    found = again.gone(held)
+    found = again.evicted(held)
     assert found is not None
     assert torch.equal(found.owner, wanted.owner)
     assert torch.equal(found.row, wanted.row)
@@ -191,7 +191,7 @@ def test_of_the_memory_it_was_saved_with_the_same_is_gone_after_it_is_back(tmp_p
     older = back(archive.numbering, 33)  # the memory was saved before the last windows came
     assert [window.first for window in older._windows] == [0, 10, 21, -1, -1, -1]
     other = back(SerialLineage(), 1000)
-    gone = other.gone(held)
+    gone = other.evicted(held)
     assert gone is not None
     assert len(gone) == sum(map(len, other._windows)), "nothing of it is in that memory"
 
@@ -201,12 +201,12 @@ def test_a_past_that_is_back_goes_on_in_the_same_files(tmp_path: Path) -> None:
     _save(tmp_path, archive)
     before = _files(tmp_path)
     again = Archive("door", most_bytes=1 << 20, max_age=1e9)
-    again.take_back(_again(tmp_path).contents, emitted=0, now=40.0)
+    again.restore(_again(tmp_path).snapshot, emitted=0, now=40.0)
     again.add(_kept(10), first=0, captured=(41.0, 41.0))
     _save(tmp_path, again)
     after = _files(tmp_path)
     assert len(set(before.items()) & set(after.items())) >= len(before) - 1
-    assert _same(_again(tmp_path).contents, again.contents())
+    assert _same(_again(tmp_path).snapshot, again.snapshot())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_is_back_obeys_the_bounds_of_now(
     archive.record(_answer("yes", 2.0))
     _save(tmp_path, archive)
     again = Archive("door", most_bytes=most_bytes, max_age=max_age)
-    again.take_back(_again(tmp_path).contents, emitted=0, now=now)
+    again.restore(_again(tmp_path).snapshot, emitted=0, now=now)
     assert again.nbytes == sum(window.nbytes for window in again._windows) <= most_bytes
     assert all(window.captured[1] >= now - max_age for window in again._windows)
     assert [window.captured for window in again._windows] == [
@@ -227,7 +227,7 @@ def test_what_is_back_obeys_the_bounds_of_now(
     ][len(archive) - len(again) :]
     assert len(list(again.events(0.0, 1e9))) == (0 if max_age == 10 else 1)
     _save(tmp_path, again)
-    assert _same(_again(tmp_path).contents, again.contents())
+    assert _same(_again(tmp_path).snapshot, again.snapshot())
 
 
 def _some_part(folder: Path) -> Path:
@@ -309,7 +309,7 @@ def test_of_a_stream_that_is_gone_nothing_is_left(tmp_path: Path) -> None:
         _save(tmp_path, _archive(9))
         if not path_of(tmp_path, "door").with_suffix(".past-refused").exists():
             set_aside(tmp_path, "door")
-    write(tmp_path, SavedPast("door-2", 0.0, FITS, _archive(1).contents()))
+    write(tmp_path, SavedPast("door-2", 0.0, FITS, _archive(1).snapshot()))
     remove(tmp_path, "door")
     assert [path.name for path in tmp_path.iterdir()] == ["door-2.past"]
 
@@ -319,12 +319,12 @@ def test_another_archive_of_the_stream_leaves_nothing_of_the_one_before(tmp_path
     other = _archive(2)
     _save(tmp_path, other)
     assert len(_files(tmp_path)) == 1
-    assert _same(_again(tmp_path).contents, other.contents())
+    assert _same(_again(tmp_path).snapshot, other.snapshot())
 
 
 @contextmanager
 def _full_disk(most: int) -> Iterator[None]:
-    """A limit on file sizes stands for a full disk: the same system call fails."""
+    """Limit the size of files, which stands for a full disk: the same system call fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
@@ -347,9 +347,9 @@ def test_a_disk_that_takes_no_more_leaves_what_was_saved_last_and_no_rest(tmp_pa
     ):
         _save(tmp_path, archive, largest=20_000)
     assert sorted(path.name for path in path_of(tmp_path, "door").iterdir()) == before
-    assert _same(_again(tmp_path).contents, saved.contents)
+    assert _same(_again(tmp_path).snapshot, saved.snapshot)
     _save(tmp_path, archive)
-    assert _same(_again(tmp_path).contents, archive.contents())
+    assert _same(_again(tmp_path).snapshot, archive.snapshot())
 
 
 _WRITER = """
@@ -364,7 +364,7 @@ while True:
     for _ in range(50):
         archive.add(_kept(10, frame=number), first=10 * number, captured=(number, number))
         number += 1
-    write(Path(sys.argv[1]), SavedPast("door", float(number), {}, archive.contents()), largest=50_000)
+    write(Path(sys.argv[1]), SavedPast("door", float(number), {}, archive.snapshot()), largest=50_000)
     print(number, flush=True)
 """
 
@@ -386,18 +386,18 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing_that_was_saved(tmp_path: P
         writer.stdout.close()
         found = _again(tmp_path)
         assert found.saved_at >= (told + rest)[-1]
-        for window in found.contents.windows:
+        for window in found.snapshot.windows:
             number = int(window.captured[0])
             tokens, keys = _kept(10, frame=number)
             assert torch.equal(window.read(), tokens.features.half())
             assert torch.equal(window.keys, keys.half())
-        assert found.contents.windows[-1].captured[0] == found.saved_at - 1
+        assert found.snapshot.windows[-1].captured[0] == found.saved_at - 1
         named = json.dumps(sorted(path.name for path in home.iterdir()))
         assert "unfinished" not in named
         assert len(json.loads(named)) <= 30
         remove(tmp_path, "door")
-        assert found.contents.firsts[-1] == 10 * (found.saved_at - 1)
+        assert found.snapshot.firsts[-1] == 10 * (found.saved_at - 1)
         assert not list(tmp_path.iterdir())
         archive = Archive("door", most_bytes=400_000, max_age=1e9)
-        archive.take_back(found.contents, emitted=0, now=found.saved_at)
-        assert archive.gone(NONE) is not None
+        archive.restore(found.snapshot, emitted=0, now=found.saved_at)
+        assert archive.evicted(NONE) is not None

@@ -62,7 +62,7 @@ def test_neither_bytes_nor_age_ever_go_beyond_their_bounds(
         windows = archive._windows
         assert archive.nbytes == sum(window.nbytes for window in windows) <= most_bytes
         assert all(window.captured[1] >= at - max_age for window in windows)
-        gone = archive.gone(NONE)
+        gone = archive.evicted(NONE)
         assert (0 if gone is None else len(gone)) == sum(map(len, windows))
     serials = [window.first for window in archive._windows]
     assert serials == sorted(serials), "what is left is what came last"
@@ -87,7 +87,7 @@ def test_tokens_come_back_as_they_were_to_sixteen_bits(
     )
     whole, keys = _kept(9, dtype=dtype)
     archive.add((whole, keys), first=5, captured=(1.0, 2.0))
-    gone = archive.gone(torch.tensor([5, 7]))
+    gone = archive.evicted(torch.tensor([5, 7]))
     assert gone is not None
     assert gone.row.tolist() == [1, 3, 4, 5, 6, 7, 8]
     tokens = gone.windows[0].tokens(gone.row)
@@ -107,19 +107,19 @@ def test_a_magnitude_beyond_sixteen_bits_is_cut() -> None:
     tokens, keys = _kept(2)
     tokens.features[0, 0] = 1e9
     archive.add((tokens, keys), first=0, captured=(0.0, 0.0))
-    gone = archive.gone(NONE)
+    gone = archive.evicted(NONE)
     assert gone is not None
     assert bool(gone.windows[0].tokens(gone.row).features.isfinite().all())
 
 
 def test_of_a_memory_that_was_lost_everything_is_recallable_and_stays_so() -> None:
     archives = Archives(most_bytes=1 << 20, max_age=1e9, folder=None)
-    archive = archives.of_new_memory("cam")
+    archive = archives.for_new_session("cam")
     _fill(archive, [4, 4])
-    assert archive.gone(torch.arange(8)) is None
-    assert archives.of_new_memory("cam") is archive
+    assert archive.evicted(torch.arange(8)) is None
+    assert archives.for_new_session("cam") is archive
     archive.add(_kept(3, frame=9), first=0, captured=(9.0, 9.0))  # serials begin anew
-    gone = archive.gone(torch.arange(2))
+    gone = archive.evicted(torch.arange(2))
     assert gone is not None
     assert list(zip(gone.owner.tolist(), gone.row.tolist(), strict=True)) == [
         *((0, row) for row in range(4)),
@@ -127,7 +127,7 @@ def test_of_a_memory_that_was_lost_everything_is_recallable_and_stays_so() -> No
         (2, 2),
     ]
     archives.drop("cam")
-    assert archives.of_new_memory("cam") is not archive
+    assert archives.for_new_session("cam") is not archive
 
 
 @contextmanager

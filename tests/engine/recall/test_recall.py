@@ -204,7 +204,7 @@ def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
     """The others are answered by the very step that sets the question aside."""
     engine = _engine(tiny_model, "auto")
     _show(engine, 30)
-    begin = AnswerBatch._begin
+    begin = AnswerBatch._allocate
 
     def full_for_one(batch: AnswerBatch) -> None:
         """Room for a batch of several, on a device that has none for whoever asks alone."""
@@ -212,7 +212,7 @@ def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
             raise torch.OutOfMemoryError("out of memory")
         begin(batch)
 
-    monkeypatch.setattr(AnswerBatch, "_begin", full_for_one)
+    monkeypatch.setattr(AnswerBatch, "_allocate", full_for_one)
     monkeypatch.setattr(answering, "PIECE", 512 if is_read_at_once else 8)
     monkeypatch.setattr(tiny_model, "tuned", replace(tiny_model.tuned, recall_from=-1.0))
     wishes: dict[str, Recall] = {"here": "never", "there": "never", "back": wish}
@@ -225,7 +225,7 @@ def test_a_batch_that_finds_no_room_takes_no_answer_of_others_with_it(
     assert (sorted(answers), failed.question.id) == (["here", "there"], "back")
     assert isinstance(failed.error, OutOfMemory)
     assert "\n" not in str(failed.error)
-    monkeypatch.setattr(AnswerBatch, "_begin", begin)
+    monkeypatch.setattr(AnswerBatch, "_allocate", begin)
     assert _ask(engine, "always")["q0"].tokens.recalled == 64
 
 

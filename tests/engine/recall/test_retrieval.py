@@ -13,7 +13,7 @@ from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.plan import MemoryPlan, RecallPlan
 from stream_sttm.engine.recall.archive import Archive
-from stream_sttm.engine.recall.retrieval import RecallContext, in_turn
+from stream_sttm.engine.recall.retrieval import RecallContext, spread_order
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.snapshot import recall_context, take_view
 from stream_sttm.engine.view import View
@@ -63,7 +63,7 @@ def _past(session: StreamSession) -> RecallContext:
 def _logits(model: VideoLLM, view: View, text: str) -> Tensor:
     seen: list[Tensor] = []
     batch = AnswerBatch(model, view, [_question(text)], AnswerFormats(model))
-    batch._take = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
+    batch._choose_tokens = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
 
@@ -94,7 +94,7 @@ def test_recalling_everything_shows_what_a_larger_memory_shows(
     part = view.prefix[0]
     snapshot = whole.cache.snapshot()
     for layer in range(4):
-        again, first = part.shared(layer), snapshot.shared(layer)
+        again, first = part.prefix_kv(layer), snapshot.prefix_kv(layer)
         end = again.keys.shape[2]
         torch.testing.assert_close(again.keys, first.keys[:, :, :end], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(again.values, first.values[:, :, :end], rtol=1e-3, atol=1e-3)
@@ -107,7 +107,7 @@ def test_what_is_recallable_is_what_was_emitted_and_is_not_held(
     plan = replace(SMALL, retention=build_policy(policy))
     session = _recalling(tiny_model, plan, "sttm_streaming")
     _feed(session, _video(tiny_model, 60, seed=4), WINDOW)
-    gone, deep = _past(session).gone, session.cache.deep
+    gone, deep = _past(session).evicted, session.cache.deep
     serials = [gone.windows[w].first + r for w, r in zip(gone.owner, gone.row, strict=True)]
     held = set(deep.table.serials.tolist())
     assert sorted(map(int, serials)) == [n for n in range(deep.emitted) if n not in held]
@@ -143,7 +143,7 @@ def test_keys_to_search_by_say_what_was_seen_and_not_when(tiny_model: VideoLLM) 
     session = _recalling(tiny_model)
     still = _video(tiny_model, 1).repeat(FRAMES, 1, 1, 1)
     _feed(session, still, WINDOW)
-    keys = _past(session).gone.keys(0).float()
+    keys = _past(session).evicted.keys(0).float()
     torch.testing.assert_close(keys[:CELLS], keys[-CELLS:], rtol=1e-2, atol=1e-2)
     assert not torch.allclose(keys[0], keys[1], atol=1e-2)
 
@@ -161,10 +161,10 @@ def test_a_recalled_view_stays_within_the_models_positions(tiny_model: VideoLLM)
         past = recall_context(session, take_view(session))
         if past is None:
             continue
-        tokens, _ = past._tokens(past._chosen(past._relevance(_question())))
+        tokens, _ = past._read_tokens(past._choose_rows(past._relevance(_question())))
         view = past.recalled(_question())
         for group, (time, _) in zip(view.prefix[1].groups, view.starts, strict=True):
-            places, begin = past.axis.before(group, tokens, grid)
+            places, begin = past.positions.before(group, tokens, grid)
             assert int(places[0].min()) == begin
             assert int(places[0].max()) < group.origin
             assert time - (begin - group.offset) <= horizon + room + group.values[0].end
@@ -210,7 +210,7 @@ def test_size_bias_weighs_recalled_tokens_as_it_does_those_remembered(
     session = _recalling(tiny_model, plan, "sttm_streaming")
     _feed(session, _video(tiny_model, FRAMES), WINDOW)
     view = _past(session).recalled(_question())
-    deep, below = view.prefix[0].shared(3).bias, view.prefix[0].shared(0).bias
+    deep, below = view.prefix[0].prefix_kv(3).bias, view.prefix[0].prefix_kv(0).bias
     assert below is None
     assert deep is not None
     pinned = len(tiny_model.preamble())
@@ -223,7 +223,7 @@ def test_size_bias_weighs_recalled_tokens_as_it_does_those_remembered(
 def test_the_most_relevant_come_first_and_their_neighbours_last() -> None:
     worth = torch.tensor([0.1, 0.9, 0.8, -torch.inf, 0.2, 0.7])
     at = [0.0, 10.0, 11.0, 12.0, 30.0, 31.0]
-    assert list(in_turn(worth, at)) == [1, 5, 0, 2, 4]
+    assert list(spread_order(worth, at)) == [1, 5, 0, 2, 4]
 
 
 def test_tokens_are_cut_to_what_may_be_recalled_at_once(tiny_model: VideoLLM) -> None:
@@ -234,9 +234,9 @@ def test_tokens_are_cut_to_what_may_be_recalled_at_once(tiny_model: VideoLLM) ->
     assert past.recalled(_question()).recalled == CELLS + 3
     relevance = past._relevance(_question())
     assert relevance.sum() > 0
-    (place, rows), *_ = past._chosen(relevance)
+    (place, rows), *_ = past._choose_rows(relevance)
     assert bool((rows.diff() > 0).all())
-    assert place < len(past.gone.windows)
+    assert place < len(past.evicted.windows)
 
 
 def test_questions_that_look_back_are_set_aside_and_the_others_are_answered(
@@ -284,12 +284,14 @@ def test_a_lookback_probe_is_the_share_of_attention_that_goes_to_what_is_not_the
     at, counts = torch.tensor([4, 1]), torch.tensor([True, False])
     probe = past.probe(2)
     for layer in range(4):
-        probe.see(at, counts, layer, queries, 0.3)
+        probe.observe(at, counts, layer, queries, 0.3)
     wanted = []
     for layer in range(4):
         snapshot, fresh = past.view.prefix
         pinned = len(tiny_model.preamble())
-        keys = torch.cat([snapshot.shared(layer).keys[:, :, pinned:], fresh.shared(layer).keys], 2)
+        keys = torch.cat(
+            [snapshot.prefix_kv(layer).keys[:, :, pinned:], fresh.prefix_kv(layer).keys], 2
+        )
         keys = keys[0].repeat_interleave(heads // 2, 0)
         weights = (queries[0, :, 4, None] @ keys.transpose(1, 2) * 0.3).softmax(-1)[:, 0]
         is_past = ~past.is_now[0 if layer < 2 else 1]
@@ -332,8 +334,8 @@ def test_a_follow_up_is_searched_for_by_its_own_words_in_the_light_of_those_befo
     session = _recalling(tiny_model)
     _feed(session, _video(tiny_model, FRAMES), WINDOW)
     past, turns = _past(session), (("what was in the road?", "a red car"),)
-    alone = past._words(_question("and then?"), (0, 2))
-    behind = past._words(_question("and then?", turns=turns), (0, 2))
+    alone = past._query_words(_question("and then?"), (0, 2))
+    behind = past._query_words(_question("and then?", turns=turns), (0, 2))
     assert [one.shape for one in behind] == [one.shape for one in alone]
     closing = len(tiny_model._closing)
     torch.testing.assert_close(behind[0][:, -closing:], alone[0][:, -closing:])
