@@ -16,8 +16,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from stream_sttm import metrics
-from stream_sttm.engine.mosaic import Mosaic
-from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Progress, Unanswered
+from stream_sttm.engine.outcomes import Lost, Mosaic, Observed, Outcome, Progress, Unanswered
 from stream_sttm.errors import QuestionExpired, Stopping
 from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.types import Answer, Clip, Event, EventKind, Evidence, Frame, Question

@@ -26,8 +26,7 @@ from stream_sttm.config.settings import AnsweringSettings, Settings
 from stream_sttm.config.streams import StreamSettings
 from stream_sttm.engine.checkpoint import archive_file, session_file
 from stream_sttm.engine.engine import Engine
-from stream_sttm.engine.mosaic import Mosaic
-from stream_sttm.engine.outcomes import Outcome, Unanswered
+from stream_sttm.engine.outcomes import Mosaic, Outcome, Unanswered
 from stream_sttm.errors import StreamSTTMError
 from stream_sttm.models import load_model
 from stream_sttm.types import Clip, Question

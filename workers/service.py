@@ -16,7 +16,7 @@ from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import AnsweringSettings, Settings
 from stream_sttm.control.additions import AddedQuery
 from stream_sttm.control.switches import Place
-from stream_sttm.engine.mosaic import Mosaic
+from stream_sttm.engine.outcomes import Mosaic
 from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
 from stream_sttm.sources.images import jpeg
 from stream_sttm.stats import Stats

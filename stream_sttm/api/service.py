@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from stream_sttm.config.settings import AnsweringSettings
-from stream_sttm.engine.mosaic import Mosaic
+from stream_sttm.engine.outcomes import Mosaic
 from stream_sttm.types import Answer, Question, StreamStatus
 
 

@@ -22,8 +22,7 @@ from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.batching import make_batches, split_lookback
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.answering.sequence import Completion
-from stream_sttm.engine.mosaic import Mosaic
-from stream_sttm.engine.outcomes import Lost, Observed, Outcome, Progress, Unanswered
+from stream_sttm.engine.outcomes import Lost, Mosaic, Observed, Outcome, Progress, Unanswered
 from stream_sttm.engine.plan import plan_for
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler, Work
 from stream_sttm.engine.session import StreamSession

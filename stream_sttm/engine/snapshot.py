@@ -15,7 +15,7 @@ from torch import Tensor
 from stream_sttm.engine import forward
 from stream_sttm.engine.cache.rolling import CacheSnapshot
 from stream_sttm.engine.cache.suffix import SuffixCache
-from stream_sttm.engine.mosaic import Mosaic, Tile, TileKind
+from stream_sttm.engine.outcomes import Mosaic, Tile, TileKind
 from stream_sttm.engine.recall.lookback import NOW
 from stream_sttm.engine.recall.retrieval import RecallContext
 from stream_sttm.engine.session import StreamSession

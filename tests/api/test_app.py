@@ -13,7 +13,7 @@ import pytest
 
 from stream_sttm.api.schemas import AnswerShape
 from stream_sttm.api.static import PAGE
-from stream_sttm.engine.mosaic import Mosaic, Tile, TileKind
+from stream_sttm.engine.outcomes import Mosaic, Tile, TileKind
 from stream_sttm.errors import (
     NoVideoYet,
     QuestionExpired,

@@ -16,7 +16,7 @@ from stream_sttm.api.app import create_app
 from stream_sttm.api.feed import Feed
 from stream_sttm.config.http import HttpSettings
 from stream_sttm.config.settings import AnsweringSettings
-from stream_sttm.engine.mosaic import Mosaic
+from stream_sttm.engine.outcomes import Mosaic
 from stream_sttm.storage.answers import AnswerStore
 from stream_sttm.types import Answer, Question, StreamState, StreamStatus
 from tests.support.answers import make_answer, make_status
