@@ -19,6 +19,7 @@ from stream_sttm.control.additions import Additions, strangers
 from stream_sttm.control.switches import Switches
 from stream_sttm.sinks import open_sink
 from stream_sttm.sources.webrtc.publishers import Publishers
+from stream_sttm.storage.backends import events_file, open_outbox, open_store
 from stream_sttm.storage.events import EventLog
 from workers import delivery, gateway
 from workers.additions import LiveAdditions
@@ -41,8 +42,8 @@ async def run(
     afterwards streams, sinks and the store may fail and recover without ending it.
     """
     feed = Feed()
-    store = delivery.open_store(settings.store.path)
-    own = delivery.file_beside(store)
+    store = open_store(settings.store.path)
+    own = events_file(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
     additions, toggles = Additions(own), Switches(own)
     settings = additions.over(settings)
@@ -63,7 +64,7 @@ async def run(
         app.include_router(routes)
     opened = partial(open_sink, commands=service)
     sinks = {url: opened(url) for url in settings.sinks}
-    limits, backlog = delivery.limits_of(settings), delivery.backlog_of(settings)
+    limits, backlog = delivery.limits_of(settings), open_outbox(settings)
     outlets = SinkTasks(limits, backlog)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
