@@ -153,11 +153,9 @@ CONFIG_CURRENT = Gauge(
 MQTT_CONNECTED = Gauge(
     _P + "mqtt_connected", "1 while connected to the MQTT broker, else 0.", ["broker"]
 )
-MQTT_OUTBOX = Gauge(_P + "mqtt_outbox_depth", "Messages waiting for the MQTT broker.", ["broker"])
-MQTT_DROPPED = Counter(
-    _P + "mqtt_dropped_total",
-    "Messages given up for the MQTT broker, by reason.",
-    ["broker", "reason"],
+SINK_OUTBOX_DEPTH = Gauge(_P + "sink_outbox_depth", "Messages waiting for a sink.", ["sink"])
+SINK_DROPPED = Counter(
+    _P + "sink_dropped_total", "Messages given up for a sink, by reason.", ["sink", "reason"]
 )
 DEAD_LETTERS = Counter(
     _P + "dead_letters_total",
