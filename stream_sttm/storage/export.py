@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stream_sttm.storage.answers import COLUMNS, JSON_COLUMNS
+from stream_sttm.storage.sql_answers import COLUMNS, JSON_COLUMNS
 
 CSV_COLUMNS = ("seq", *COLUMNS)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for one

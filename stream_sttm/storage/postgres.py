@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 
 from stream_sttm import urls
 from stream_sttm.errors import StoreError
-from stream_sttm.storage.answers import SqlAnswers
+from stream_sttm.storage.sql_answers import SqlAnswers
 
 MIGRATIONS = (
     """

@@ -15,7 +15,8 @@ import pytest
 
 from stream_sttm.errors import StoreError
 from stream_sttm.storage import backends, export
-from stream_sttm.storage.answers import MAX_LIMIT, MIGRATIONS, AnswerStore, Store, Wanted
+from stream_sttm.storage.answers import MIGRATIONS, AnswerStore, Store
+from stream_sttm.storage.sql_answers import MAX_LIMIT, Wanted
 from stream_sttm.types import AnswerType, Form
 from tests.support.answers import make_answer
 from tests.support.postgres import PASSWORD, Postgres

@@ -356,14 +356,14 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
 
 KILLED = """
 import asyncio, sys
-from stream_sttm.storage.outbox import Backlog
+from stream_sttm.storage.outbox import OutboxTable
 from stream_sttm.sinks.mqtt.sink import MqttSink
 from tests.support.answers import make_answer, make_status
 from workers.outbox import Outbox
 from workers.durable_queue import Limits
 async def main():
     async with MqttSink(sys.argv[1]) as sink:
-        box = Outbox(sink, Limits(), Backlog(sys.argv[2]))
+        box = Outbox(sink, Limits(), OutboxTable(sys.argv[2]))
         await box.open()
         for number in range(300):
             box.put(make_answer(number=number))
