@@ -17,6 +17,7 @@ from stream_sttm.config.streams import Section
 from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form, Recall
 
 MAX_CHOICES = 64
+MAX_NEW_TOKENS = 1024
 MAX_SCHEMA_CHARS = 20_000
 _TRIGGER = re.compile(r"change|manual|frigate(:[a-z0-9][a-z0-9 _-]{0,62})?")
 
@@ -97,7 +98,10 @@ class AskSettings(FormSettings):
         description="Of the questions that wait, the greatest is answered first.",
     )
     max_new_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
+        None,
+        ge=1,
+        le=MAX_NEW_TOKENS,
+        description="Longest answer in tokens; null: answering.max_new_tokens.",
     )
 
 

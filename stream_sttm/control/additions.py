@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from stream_sttm import urls
 from stream_sttm.config import yaml_file
+from stream_sttm.config.faults import fault_line
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import Settings, contradictions
 from stream_sttm.config.streams import SourceRules, StreamSettings
@@ -129,7 +130,7 @@ def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedS
     try:
         stream = AddedStream.model_validate({**given, "source": filled})
     except ValidationError as error:
-        raise ConfigError(_told(path, error)) from None
+        raise ConfigError(_fault_lines(path, error)) from None
     for url in stream.candidates:
         check_source(f"{path}.source", url, strangers(rules))
     return stream
@@ -142,7 +143,7 @@ def query_of(
     try:
         query = AddedQuery.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(_told(f"queries.{name}", error)) from None
+        raise ConfigError(_fault_lines(f"queries.{name}", error)) from None
     tree = {"streams": dict.fromkeys(streams), "queries": {name: query.model_dump()}}
     if faults := contradictions(tree, longest):
         raise ConfigError("\n".join(faults))
@@ -186,9 +187,6 @@ def _require_free(kind: Kind, name: str, own: Mapping[str, object]) -> None:
         raise ConfigError(f"{kind}.{name}: is in the configuration file now, which counts")
 
 
-def _told(path: str, error: ValidationError) -> str:
-    """A line for each fault, without the input."""
-    return "\n".join(
-        f"{'.'.join([path, *map(str, item['loc'])])}: {str(item['msg']).removeprefix('Value error, ')}"
-        for item in error.errors()
-    )
+def _fault_lines(path: str, error: ValidationError) -> str:
+    """Return a line for each fault, without the input."""
+    return "\n".join(fault_line(fault, path) for fault in error.errors())

@@ -7,6 +7,7 @@ response topic or on `<topic>/error`, and never more than that. What the broker 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from uuid import uuid4
 from pydantic import ConfigDict, Field, ValidationError
 
 from stream_sttm.config.queries import AskSettings
+from stream_sttm.config.question_check import NO_UNICODE, check, fault_lines
 from stream_sttm.errors import QuestionRejected, StreamSTTMError, TooManyQuestions
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.message import Incoming, Message
@@ -128,9 +130,6 @@ class Requests:
 
     async def _ask(self, stream: str, message: Incoming) -> None:
         asked = _read(message.payload)
-        _check(asked, self._commands.answering.max_question_chars)
-        if asked.id in self._ids:
-            raise Refused("id: was used before; give each question one of its own", asked.id)
         question = Question(
             id=asked.id or uuid4().hex,
             stream=stream,
@@ -144,6 +143,12 @@ class Requests:
             recall=asked.recall,
             priority=asked.priority,
         )
+        try:
+            check(question, self._commands.answering)
+        except QuestionRejected as error:
+            raise Refused(str(error), asked.id) from error
+        if question.id in self._ids:
+            raise Refused("id: was used before; give each question one of its own", asked.id)
         self._ids.append(question.id)
         try:
             answer = await self._commands.ask(question)
@@ -200,25 +205,21 @@ def _read(payload: bytes) -> Asked:
     try:
         return Asked.model_validate_json(text)
     except ValidationError as error:
-        raise Refused("; ".join(_fault_of(item) for item in error.errors()[:5])) from None
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise Refused(_json_fault(text, first["ctx"]["error"])) from None
+        raise Refused(fault_lines(error)) from None
 
 
-def _fault_of(item: Any) -> str:
-    """One of pydantic's errors as path and message, without the input."""
-    if item["type"] == "json_invalid":
-        return f"is not JSON: {item['ctx']['error']}"
-    path = ".".join(str(part) for part in item["loc"])
-    return f"{path}: {item['msg']}" if path else str(item["msg"])
-
-
-def _check(asked: Asked, longest: int) -> None:
-    text = asked.question
-    if not text.strip():
-        raise Refused("question: is empty; write what you want to know", asked.id)
-    if len(text) > longest:
-        raise Refused(
-            f"question: has {len(text)} characters; at most {longest} are taken", asked.id
-        )
+def _json_fault(text: str, why: str) -> str:
+    """Return why `text` can't be read. Half of a surrogate pair, escaped, is JSON to Python but not to pydantic."""
+    try:
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return NO_UNICODE.format("question")
+    except (ValueError, RecursionError):
+        pass
+    return f"is not JSON: {why}"
 
 
 def _is_on(payload: bytes) -> bool:
