@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the project, one row each; incremented where the thing happens, nowhere declared else.
+"""Every Prometheus metric of the project, one row each. Each is incremented where the thing happens.
 
 Base units, `_total` for counters, histograms instead of averages. Labels are names from the configuration or fixed
 words, never a URL or a text.
@@ -176,7 +176,7 @@ BUILD_INFO = Info(_P + "build", "Version of stream-sttm and the model it runs.")
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Observe the duration of the `with` body as one sample of stage `name`, one of STAGES."""
+    """Observe the duration of the `with` body as one sample of the stage `name`, one of STAGES."""
     started = perf_counter()
     try:
         yield
