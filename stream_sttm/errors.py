@@ -6,8 +6,8 @@
     │   ├── SourceUnavailable    nobody there, cut off, timed out: worth trying again
     │   ├── SourceDenied         wrong password or not allowed: tried again, but slowly
     │   └── NotVideo             something answers that is no video
-    ├── PublishError             somebody who wants to publish a stream is refused
-    │   ├── NotAnOffer           what was sent can't be used as an offer of video
+    ├── PublishError             a publisher of a stream is refused
+    │   ├── NotAnOffer           what was sent is no usable SDP offer of video
     │   ├── AlreadyPublished     somebody else publishes it now
     │   └── TooManyOffers        asked too often: worth trying again later
     ├── ModelError               the model can't be used
@@ -20,26 +20,26 @@
     │   ├── NoVideoYet           the stream has shown no frame so far
     │   ├── QuestionExpired      not answered in time
     │   └── Stopping             the service is about to end
-    ├── ControlError             the service can't do what it is told to
+    ├── ControlError             the service can't do what was requested
     │   ├── UnknownQuery         no standing query of that name
     │   ├── UnknownEvent         no event of that id, or no picture of it any more
-    │   ├── NotPossible          its configuration or state is against it
+    │   ├── NotPossible          its configuration or state forbids it
     │   ├── TooManyTests         sources are being tried out already: worth trying again
     │   └── NotReady             it has not started yet: worth trying again
     ├── NotASighting             a message that should be Frigate's is not
     ├── StateError               a saved memory can't be written, read or used
     ├── StoreError               the answer store can't be read or written
     └── SinkError                an answer could not be handed over: worth trying again
-        ├── SinkHungUp           the other side hung up while it was given this: tried again, but watched
+        ├── SinkHungUp           the other side hung up while this was sent: tried again, but watched
         └── SinkRefused          this one will never be taken: given up
 
 A message is one line: what, where, what to do. Third-party exceptions are mapped in the file that imports the
-library. An error is never passed off as an answer.
+library. An error is never returned as an answer.
 """
 
 
 class StreamSTTMError(Exception):
-    """Root of the tree; the text is fit to be shown to a user and holds no secret."""
+    """Root of the tree. The text may be shown to a user and holds no secret."""
 
 
 class ConfigError(StreamSTTMError):
@@ -63,11 +63,11 @@ class NotVideo(SourceError):  # noqa: N818
 
 
 class PublishError(StreamSTTMError):
-    """Somebody who wants to publish a stream is refused."""
+    """A publisher of a stream is refused."""
 
 
 class NotAnOffer(PublishError):  # noqa: N818
-    """What was sent can't be used as an offer of video."""
+    """What was sent is no usable SDP offer of video."""
 
 
 class AlreadyPublished(PublishError):  # noqa: N818
@@ -119,11 +119,11 @@ class QuestionExpired(QuestionError):  # noqa: N818
 
 
 class Stopping(QuestionError):  # noqa: N818
-    """The service is about to end and answers nothing any more."""
+    """The service is stopping and answers nothing any more."""
 
 
 class ControlError(StreamSTTMError):
-    """The service can't do what it is told to."""
+    """The service can't do what was requested."""
 
 
 class UnknownQuery(ControlError):  # noqa: N818
@@ -135,7 +135,7 @@ class UnknownEvent(ControlError):  # noqa: N818
 
 
 class NotPossible(ControlError):  # noqa: N818
-    """The configuration or state of what is meant is against it."""
+    """The configuration or state of what is meant forbids it."""
 
 
 class TooManyTests(ControlError):  # noqa: N818
@@ -163,8 +163,8 @@ class SinkError(StreamSTTMError):
 
 
 class SinkHungUp(SinkError):  # noqa: N818
-    """The other side hung up while it was given this: tried again, but watched."""
+    """The other side hung up while this was sent: tried again, but watched."""
 
 
 class SinkRefused(SinkError):  # noqa: N818
-    """This answer will never be taken by the other side: given up, not retried."""
+    """The other side will never take this answer: given up, not retried."""

@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the project, one row each; incremented where the thing happens, nowhere declared else.
+"""Every Prometheus metric of the project, one row each. Each is incremented where the thing happens.
 
 Base units, `_total` for counters, histograms instead of averages. Labels are names from the configuration or fixed
 words, never a URL or a text.
@@ -153,11 +153,9 @@ CONFIG_CURRENT = Gauge(
 MQTT_CONNECTED = Gauge(
     _P + "mqtt_connected", "1 while connected to the MQTT broker, else 0.", ["broker"]
 )
-MQTT_OUTBOX = Gauge(_P + "mqtt_outbox_depth", "Messages waiting for the MQTT broker.", ["broker"])
-MQTT_DROPPED = Counter(
-    _P + "mqtt_dropped_total",
-    "Messages given up for the MQTT broker, by reason.",
-    ["broker", "reason"],
+SINK_OUTBOX_DEPTH = Gauge(_P + "sink_outbox_depth", "Messages waiting for a sink.", ["sink"])
+SINK_DROPPED = Counter(
+    _P + "sink_dropped_total", "Messages given up for a sink, by reason.", ["sink", "reason"]
 )
 DEAD_LETTERS = Counter(
     _P + "dead_letters_total",
@@ -178,7 +176,7 @@ BUILD_INFO = Info(_P + "build", "Version of stream-sttm and the model it runs.")
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Observe the duration of the `with` body as one sample of stage `name`, one of STAGES."""
+    """Observe the duration of the `with` body as one sample of the stage `name`, one of STAGES."""
     started = perf_counter()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Open families by name: a table of "name: module:Class" strings, entry points of other packages beside it.
+"""Find classes by name: in a table of "name: module:Class" strings, then among other packages' entry points.
 
-Importing a table imports none of its members, so an optional library is only needed by who names it. Options
-are checked against the class's dataclass fields before it is built.
+Importing a table imports none of its members, so an optional library is needed only where it is named. Options are
+checked against the class's dataclass fields before it is built.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stream_sttm.errors import ConfigError
 
 
 def names(table: Mapping[str, str], group: str) -> list[str]:
-    """Every name of a family, our own and other packages', sorted."""
+    """List every name of a family, our own and other packages', sorted."""
     return sorted({*table, *(point.name for point in entry_points(group=group))})
 
 
 def find(table: Mapping[str, str], group: str, name: str, *, kind: str) -> Any:
-    """The class behind `name`; raises ConfigError for an unknown name or a missing optional library."""
+    """Return the class of `name`. Raises ConfigError for an unknown name or a missing optional library."""
     target = table.get(name) or next(
         (point.value for point in entry_points(group=group) if point.name == name), None
     )
@@ -38,7 +38,7 @@ def find(table: Mapping[str, str], group: str, name: str, *, kind: str) -> Any:
 
 
 def build(cls: Any, options: Mapping[str, Any], *, kind: str) -> Any:
-    """`cls(**options)` after checking the option names; raises ConfigError naming the nearest right one."""
+    """Return `cls(**options)`. Raises ConfigError for an unknown option, naming the nearest known one."""
     check_options(cls, options, kind=kind)
     try:
         return cls(**options)
@@ -57,12 +57,12 @@ def check_options(cls: Any, options: Mapping[str, Any], *, kind: str) -> None:
 
 
 def options_of(cls: Any) -> list[str]:
-    """The names of the options that `cls` has, none where it is no dataclass."""
+    """Return the names of the options that `cls` has, none where it is no dataclass."""
     return [field.name for field in fields(cls) if field.init] if is_dataclass(cls) else []
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all of them."""
+    """Return the end of a message about an unknown word: the nearest known one, or all of them."""
     near = difflib.get_close_matches(word, known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

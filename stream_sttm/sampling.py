@@ -1,7 +1,7 @@
-"""Frames to clips: picks frames at the wanted rate without drift and cuts them into clips.
+"""Sample frames at a fixed rate without drift, and group them into clips.
 
-Pure: time is each frame's `pts`, nothing waits. Knows nothing of where frames come from. Frames are due at the points
-of a grid that starts with the first; what was missed in a gap is not made up for.
+Pure: time is each frame's `pts`, nothing waits. Frames are due at the points of a grid that starts with the first
+frame. Points missed in a gap are skipped. Knows nothing of where frames come from.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from math import floor
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.types import Clip, Frame
 
-EARLY = 0.1  # share of the period by which a frame may come early and still be the one that is due
+EARLY = 0.1  # share of the period by which a frame may come early and still count as due
 
 
 class Sampler:
-    """Turns one stream's frames, given in order of `pts`, into clips of `clip_frames` frames taken at `fps`."""
+    """Turns one stream's frames, given in order of `pts`, into clips of `clip_frames` frames at `fps`."""
 
     def __init__(self, fps: float, clip_frames: int) -> None:
         self._fps = fps
@@ -26,7 +26,7 @@ class Sampler:
         self._clips = 0
 
     def add(self, frame: Frame) -> Clip | None:
-        """Take or leave the next frame; the clip that it completes, if it does."""
+        """Sample or skip the next frame. Returns the clip that it completes, if any."""
         if self._origin is None:
             self._origin = frame.pts
         reached = floor((frame.pts - self._origin) * self._fps + EARLY)
@@ -41,12 +41,12 @@ class Sampler:
         return self.flush() if len(self._frames) == self._clip_frames else shorter
 
     def restart(self) -> Clip | None:
-        """Begin a new grid with the next frame, as after a break; what was taken before it, as `flush`."""
+        """Begin a new grid with the next frame, as after a break. Returns what `flush` does."""
         self._origin, self._due = None, 0
         return self.flush()
 
     def flush(self) -> Clip | None:
-        """What has been taken since the last clip, as a shorter one: a stream's end or a break in it."""
+        """Return the frames since the last clip as a shorter clip, at a stream's end or a break. None without any."""
         if not self._frames:
             return None
         frames, self._frames = tuple(self._frames), []

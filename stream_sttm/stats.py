@@ -1,6 +1,6 @@
-"""The service's numbers as one JSON object: what the metrics say, by stream and sink, for those who don't scrape.
+"""The metrics as one JSON object, by stream and sink, for clients that don't scrape Prometheus.
 
-Reads the metrics' own registry, so both tell the same. Knows nothing of who reads it.
+Reads the metrics' own registry, so that both agree. Knows nothing of who reads it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stream_sttm import __version__
 from stream_sttm.types import StreamStatus
 
 _P = "stream_sttm_"
-_OF_STREAM = {  # what is told of a stream, by the series it is the sum of
+_OF_STREAM = {  # the keys of a stream, by the series that is summed up
     _P + "frames_received_total": "frames_received",
     _P + "frames_dropped_total": "frames_dropped",
     _P + "stream_reconnects_total": "reconnects",
@@ -26,19 +26,19 @@ _OF_STREAM = {  # what is told of a stream, by the series it is the sum of
     _P + "memory_span_seconds": "memory_span_s",
 }
 _OF_SINK = {
-    _P + "mqtt_outbox_depth": "waiting",
-    _P + "mqtt_dropped_total": "dropped",
-    _P + "mqtt_connected": "connected",
+    _P + "sink_outbox_depth": "waiting",
+    _P + "sink_dropped_total": "dropped",
 }
+_OF_BROKER = {_P + "mqtt_connected": "connected"}  # a broker is a sink
 _OF_ALL = {
     _P + "store_errors_total": "store_errors",
     "process_resident_memory_bytes": "memory_bytes",
 }
-_RATE_OVER = 5.0  # seconds, at least, that a rate is taken over
+_RATE_OVER = 5.0  # seconds that a rate is measured over, at least
 
 
 class Stats:
-    """Collects the numbers; remembers frame counts for the rates."""
+    """Collects the numbers. Remembers frame counts for the rates."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -47,7 +47,7 @@ class Stats:
         self._rates: dict[str, float] = {}
 
     def collect(self, streams: Iterable[StreamStatus], *, model: str) -> dict[str, Any]:
-        """The numbers now, null what is not known yet; `fps` takes five seconds to count in."""
+        """Return the numbers now, null where not known yet. `fps` appears after five seconds."""
         totals = _totals()
         self._measure(totals["stream"])
         return {
@@ -61,7 +61,7 @@ class Stats:
                     "state": status.state.value,
                     "last_frame_at": status.last_frame_at,
                     "fps": self._rates.get(status.stream),
-                    "event_to_answer_ms": None,  # known to whoever hands answers over
+                    "event_to_answer_ms": None,  # filled in by who delivers the answers
                     **dict.fromkeys(_OF_STREAM.values()),
                     **totals["stream"].get(status.stream, {}),
                 }
@@ -84,18 +84,19 @@ class Stats:
 
 
 def _totals() -> dict[str, dict[str, dict[str, float]]]:
-    """Sums by kind, by stream or sink, by what is told of it."""
+    """Return sums by kind (stream, sink, all), by the name of the stream or sink, and by key."""
     totals: dict[str, dict[str, dict[str, float]]] = {"stream": {}, "sink": {}, "all": {}}
     for family in REGISTRY.collect():
         for sample in family.samples:
             for kind, label, names in (
                 ("stream", "stream", _OF_STREAM),
-                ("sink", "broker", _OF_SINK),
+                ("sink", "sink", _OF_SINK),
+                ("sink", "broker", _OF_BROKER),
                 ("all", "", _OF_ALL),
             ):
                 if key := names.get(sample.name):
-                    of = totals[kind].setdefault(sample.labels.get(label, ""), defaultdict(float))
-                    of[key] += sample.value
+                    name = sample.labels.get(label, "")
+                    totals[kind].setdefault(name, defaultdict(float))[key] += sample.value
     return {
         kind: {name: dict(numbers) for name, numbers in each.items()}
         for kind, each in totals.items()

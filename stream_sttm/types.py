@@ -1,7 +1,7 @@
-"""The nouns that cross borders: frames and clips in, questions, answers and events out, status beside them.
+"""The data that passes between packages: frames, clips, questions, answers, events and stream states.
 
-Plain frozen data, no torch, no sockets. Fields ending in `_at` are wall-clock seconds since the epoch; `pts`
-is the stream's own clock in seconds, monotonic for as long as the stream is configured, reconnects included.
+Plain frozen data, no torch, no sockets. Fields ending in `_at` are wall-clock seconds since the epoch. `pts` is the
+stream's own clock in seconds, monotonic for as long as the stream is configured, reconnects included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Recall = Literal["never", "auto", "always"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One decoded picture of one stream; `image` is (H, W, 3) uint8 RGB and never written to."""
+    """One decoded picture of one stream. `image` is (H, W, 3) uint8 RGB and is never written to."""
 
     stream: str
     image: NDArray[np.uint8]
@@ -28,12 +28,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Sampled frames of one stream that are encoded together; `index` counts the stream's clips.
+    """Sampled frames of one stream that are encoded together. `index` counts the stream's clips.
 
-    `same_as`: index of an earlier clip whose last frame shows what each of these does, None where there is none;
-    `changed` (rows, columns): but for these blocks, which tile the picture, None where that holds everywhere.
-    `is_still`: nothing has changed, though it may be encoded anew. `wants_whole`: it is the same, but is to be encoded
-    where what it is the same as was encoded in parts.
+    `same_as`: index of an earlier clip whose last frame looks like each of these, None where there is none. `changed`
+    (rows, columns): the blocks of the picture that differ from it, None where none does. `is_still`: nothing has
+    changed, though the clip may be encoded again. `wants_whole`: it looks the same, but must be encoded where the
+    earlier clip was encoded in parts.
     """
 
     stream: str
@@ -51,7 +51,7 @@ class Clip:
 
 
 class AnswerType(StrEnum):
-    """What kind of answer a question wants."""
+    """The type of answer that a question asks for."""
 
     TEXT = "text"
     YES_NO = "yes_no"
@@ -62,7 +62,7 @@ class AnswerType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What an answer must look like: its type, what may be chosen, or a JSON schema as text."""
+    """The form of an answer: its type, the choices, or a JSON schema as text."""
 
     type: AnswerType = AnswerType.TEXT
     choices: tuple[str, ...] = ()
@@ -78,14 +78,13 @@ Structured = bool | float | str | dict[str, Any] | list[Any] | None
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something asked of one stream's memory; `query` names the standing query it came from, if any.
+    """A question about one stream's memory. `query` names the standing query it came from, if any.
 
-    `timeout`: seconds for which whoever asked waits, None for as long as the engine's own limit. `window_s`: seconds
-    before the newest frame of which it is asked, None for all that is remembered. `fresh_frames`: newest frames shown
-    unmerged, None for what the memory is set to. `recall`: whether the past that the memory has lost is looked through
-    for it, None for what the memory is set to; with a `window_s` it never is. Of those that wait, the greatest
-    `priority` is answered first. `turns`: what was asked and answered before in the same conversation, oldest first.
-    With `is_streamed`, a free answer is told as it is written.
+    `timeout`: seconds that the asker waits, None for the engine's own limit. `window_s`: seconds before the newest
+    frame that it is about, None for all that is remembered. `fresh_frames`: newest frames shown unmerged, None for the
+    memory's setting. `recall`: whether the archived past is searched, None for the memory's setting, and never with a
+    `window_s`. The greatest `priority` is answered first. `turns`: earlier questions and answers of the same
+    conversation, oldest first. With `is_streamed`, a free answer is reported while it is written.
     """
 
     id: str
@@ -105,15 +104,15 @@ class Question:
 
     @property
     def look(self) -> tuple[float | None, int | None]:
-        """What it looks at: questions that agree in it can be answered from one view."""
+        """Window and fresh frames. Questions that agree in both can be answered from one view."""
         return self.window_s, self.fresh_frames
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """What one answer cost: visual tokens seen (and what they stand for), question and answer tokens.
+    """The token counts of one answer: visual tokens seen, the tokens they were merged from, question, answer.
 
-    Of the visual ones `recalled` had left the memory and were brought back, and `fresh` are the newest frames unmerged.
+    Of the visual ones, `recalled` were brought back from the archive, and `fresh` are the newest frames unmerged.
     """
 
     visual: int
@@ -126,15 +125,17 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """What it took to make what an answer was given from: `fresh`, to show the newest frames unmerged, once for all
-    questions of that moment; `recall`, to find what had left the memory and to show it again, for this question alone.
+    """Seconds spent to prepare an answer's context.
+
+    `fresh`: to add the newest frames unmerged, once for all questions of that moment. `recall`: to find archived video
+    and add it again, for this question alone.
     """
 
     fresh: float = 0.0
     recall: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
-        """The one JSON shape of it."""
+        """Return its only JSON form."""
         return {"fresh": round(self.fresh, 6), "recall": round(self.recall, 6)}
 
 
@@ -142,8 +143,8 @@ class Seconds:
 class Answer:
     """A question's answer, with the span of video (wall clock) that the memory held when it was asked.
 
-    `structured` is the answer as data where the question's form asks for more than text; `confidence`, from 0 to 1,
-    is the probability of what was said among all that might have been, None where nothing says.
+    `structured`: the answer as data, where the question's form is more than text. `confidence`: the probability (0-1)
+    of this answer among all possible ones, None where it is unknown.
     """
 
     question: Question
@@ -159,11 +160,11 @@ class Answer:
 
     @property
     def captured_at(self) -> float:
-        """Wall clock of the newest frame the answer rests on."""
+        """Wall clock of the newest frame that the answer is based on."""
         return self.span[1]
 
     def as_dict(self, *, published_at: float) -> dict[str, Any]:
-        """The one JSON shape of an answer, for every sink, the HTTP interface and the store."""
+        """Return the only JSON form of an answer, for every sink, the HTTP interface and the store."""
         question = self.question
         return {
             "id": question.id,
@@ -194,7 +195,7 @@ class Answer:
 
 
 class EventKind(StrEnum):
-    """What is told of an event: that it begins, goes on, or is over."""
+    """The kind of a message about an event: it begins, goes on, or has ended."""
 
     NEW = "new"
     UPDATE = "update"
@@ -203,12 +204,12 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a standing query watches for, from its start to its end on one stream; told again at each change.
+    """Something that a standing query watches for, from its start to its end on one stream. Sent again at each change.
 
-    One that has begun has one `end`, with the same `id`, before the query begins another on that stream. `state` is
-    what was answered, `confidence` that answer's, `answer_id` the id of the answer that this telling rests on, `span`
-    the video (wall clock) from the first frame that showed it to the newest. `escalated`: it went on for so long that
-    it was told once more; `has_snapshot`: a picture of its start was taken.
+    Each event that begins has one `end` with the same `id`, before the query begins another on that stream. `state`
+    and `confidence` are those of the answer `answer_id`, on which this message is based. `span`: the video (wall clock)
+    from the first frame that showed it to the newest. `escalated`: it lasted so long that it was sent once more.
+    `has_snapshot`: a picture of its start was taken.
     """
 
     id: str
@@ -226,7 +227,7 @@ class Event:
     has_snapshot: bool = False
 
     def as_dict(self, *, published_at: float) -> dict[str, Any]:
-        """The one JSON shape of an event, for every sink, the HTTP interface and the store."""
+        """Return the only JSON form of an event, for every sink, the HTTP interface and the store."""
         return {
             "id": self.id,
             "kind": self.kind.value,
@@ -247,14 +248,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """The picture with which the event of that id began."""
+    """The picture with which the event of this id began."""
 
     event: str
     frame: Frame
 
 
 class StreamState(StrEnum):
-    """Where a stream stands, in the words users of cameras know."""
+    """The state of a stream, in the words that users of cameras know."""
 
     CONNECTING = "connecting"
     ONLINE = "online"
@@ -265,7 +266,7 @@ class StreamState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """A stream's state as told to MQTT, HTTP and the page; `reason` is one masked line, never a URL's secret."""
+    """A stream's state as MQTT, HTTP and the page show it. `reason` is one line without a URL's secret."""
 
     stream: str
     state: StreamState
@@ -276,7 +277,7 @@ class StreamStatus:
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The one JSON shape of a stream's status."""
+        """Return the only JSON form of a stream's status."""
         return {
             "stream": self.stream,
             "state": self.state.value,

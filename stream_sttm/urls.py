@@ -1,7 +1,7 @@
-"""URLs as people may see them: credentials taken out by parsing, never by pattern.
+"""Mask credentials in URLs, by parsing and never by pattern.
 
-Knows nothing of what a URL is for. `mask` is the only way a source or sink URL reaches a log, topic or answer; where
-it can't tell a credential from the rest, it hides the rest too.
+`mask` is the only way in which the URL of a source or sink reaches a log, topic or answer. Where it can't tell a
+credential from the rest, it hides the rest too. Knows nothing of what a URL is for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECRET_KEYS = ("password", "passwd", "pass", "pwd", "token", "key", "secret", "
 
 
 def split(url: str) -> SplitResult:
-    """Parse `url`; raises ConfigError, without showing it, where it has no scheme or a bad port."""
+    """Parse `url`. Raises ConfigError, which does not repeat it, where it has no scheme or a bad port."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -39,7 +39,7 @@ def split(url: str) -> SplitResult:
 
 
 def mask(url: str) -> str:
-    """The URL with user, password and whatever else looks secret in it replaced by ***."""
+    """Return the URL with user, password and anything else that looks secret replaced by ***."""
     try:
         parts = split(url)
     except ConfigError:
@@ -61,7 +61,7 @@ def mask(url: str) -> str:
 
 
 def scrub(text: str, url: str) -> str:
-    """`text` (an error of some library, say) with every secret part of `url` taken out, however it is encoded."""
+    """Return `text`, such as a library's error, without the secret parts of `url`, however they are encoded."""
     text = text.replace(url, mask(url))
     try:
         parts = split(url)
@@ -80,12 +80,12 @@ def scrub(text: str, url: str) -> str:
 
 
 def shown(word: str) -> str:
-    """A key or name as a message may repeat it: someone may have put a URL in its place."""
+    """Return a key or name as a message may repeat it, because it may be a URL put in the wrong place."""
     return mask(word) if "://" in word or "@" in word else word
 
 
 def _spellings(secrets: set[str]) -> set[str]:
-    """Each secret as it stands in the URL, as it is meant, and as another program may write it."""
+    """Return each secret as it stands in the URL, decoded, and as another program may encode it."""
     forms = set()
     for secret in secrets:
         meant = {unquote(secret), unquote(secret.replace("+", " "))}
@@ -97,7 +97,7 @@ def _spellings(secrets: set[str]) -> set[str]:
 
 
 def _names_secret(part: str) -> bool:
-    """Whether a path's part gives a credential, as some cameras want it: /user=admin_password=x_channel=1."""
+    """Return whether a part of a path holds a credential, as for some cameras: /user=admin_password=x_channel=1."""
     return "=" in part and _is_secret(unquote(part))
 
 

@@ -15,8 +15,8 @@ def test_counts_are_summed_by_stream_and_sink_and_rates_taken_over_seconds() -> 
     metrics.FRAMES_RECEIVED.labels("stats-a").inc(10)
     for reason, count in (("still", 3), ("late", 4)):
         metrics.FRAMES_DROPPED.labels("stats-a", reason).inc(count)
-    metrics.MQTT_DROPPED.labels("stats-broker", "full").inc(2)
-    metrics.MQTT_OUTBOX.labels("stats-broker").set(7)
+    metrics.SINK_DROPPED.labels("stats-broker", "full").inc(2)
+    metrics.SINK_OUTBOX_DEPTH.labels("stats-broker").set(7)
     statuses = [make_status("stats-a"), make_status("stats-new")]
     first = stats.collect(statuses, model="demo")
     assert first["streams"]["stats-a"]["fps"] is None

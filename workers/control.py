@@ -153,7 +153,7 @@ class Control:
                 raise
             metrics.RELOADS.labels("applied" if change else "unchanged").inc()
             metrics.CONFIG_CURRENT.set(1)
-            _log.info("configuration: %s", change.told())
+            _log.info("configuration: %s", change.summary())
             new = diff.taken_over(self.settings, new)
             self._switches = await asyncio.to_thread(self._stored.load, new)
             await self._follow(parts, new)

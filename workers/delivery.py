@@ -11,18 +11,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from stream_sttm import metrics
 from stream_sttm.api.feed import Feed
 from stream_sttm.config.settings import Settings
-from stream_sttm.errors import ConfigError, StoreError
+from stream_sttm.errors import StoreError
 from stream_sttm.sinks import Sink
 from stream_sttm.sources.images import jpeg
-from stream_sttm.storage.answers import AnswerStore, Store
+from stream_sttm.storage.answers import Store
 from stream_sttm.storage.events import EventLog
 from stream_sttm.storage.outbox import OutboxTable
-from stream_sttm.storage.sqlite_file import SqliteFile
 from stream_sttm.types import Answer, Event, Evidence, StreamStatus
 from workers.channel import Channel
 from workers.durable_queue import Limits
@@ -86,45 +84,12 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def open_store(path: str) -> Store:
-    """Where answers are kept: a SQLite file or a PostgreSQL database; raises StoreError where that can't be used."""
-    if not path.startswith(("postgresql://", "postgres://")):
-        return AnswerStore(path)
-    try:
-        from stream_sttm.storage.postgres import PostgresStore
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"store.path: postgresql:// needs the package {error.name!r}: pip install 'stream-sttm[postgres]'"
-        ) from error
-    return PostgresStore(path)
-
-
 def count_lost(item: Outgoing) -> None:
     """Count and log an item that was dropped ahead of delivery. Neither store nor sink gets it."""
     if isinstance(item, Answer | Event):
         stream = item.question.stream if isinstance(item, Answer) else item.stream
         metrics.STORE_ERRORS.inc()
         _log.error("stream %s: an answer was lost, delivery is %d behind", stream, ANSWERS_AHEAD)
-
-
-def file_beside(store: Store) -> SqliteFile:
-    """Where events and switches are kept: the answers' own file, or events.db where these are in PostgreSQL."""
-    return store.file if isinstance(store, AnswerStore) else AnswerStore("events.db").file
-
-
-def backlog_of(settings: Settings) -> OutboxTable | None:
-    """Where answers wait on disk for their sinks; None where there is no place, or none that works."""
-    path = settings.outbox.path
-    if path is None and settings.store.path != ":memory:" and "://" not in settings.store.path:
-        store = Path(settings.store.path)
-        path = str(store.with_name(f"{store.stem}-outbox{store.suffix}"))
-    if path is None:
-        return None
-    try:
-        return OutboxTable(path)
-    except StoreError as error:
-        _log.error("answers that can't be delivered wait in memory alone: %s", error)
-        return None
 
 
 def _dispatch(

@@ -19,6 +19,7 @@ from stream_sttm.control.additions import Additions, strangers
 from stream_sttm.control.switches import Switches
 from stream_sttm.sinks import open_sink
 from stream_sttm.sources.webrtc.publishers import Publishers
+from stream_sttm.storage.backends import events_file, open_outbox, open_store
 from stream_sttm.storage.events import EventLog
 from workers import delivery, gateway
 from workers.additions import LiveAdditions
@@ -41,8 +42,8 @@ async def run(
     start. Later, streams, sinks and the store may fail and recover without ending it.
     """
     feed = Feed()
-    store = delivery.open_store(settings.store.path)
-    own = delivery.file_beside(store)
+    store = open_store(settings.store.path)
+    own = events_file(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
     additions, switches = Additions(own), Switches(own)
     settings = additions.over(settings)
@@ -63,8 +64,8 @@ async def run(
         app.include_router(routes)
     opened = partial(open_sink, commands=service)
     sinks = {url: opened(url) for url in settings.sinks}
-    limits, backlog = delivery.limits_of(settings), delivery.backlog_of(settings)
-    sink_tasks = SinkTasks(limits, backlog)
+    limits, outbox = delivery.limits_of(settings), open_outbox(settings)
+    sink_tasks = SinkTasks(limits, outbox)
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     try:
         async with publishers, asyncio.TaskGroup() as group:
@@ -92,5 +93,5 @@ async def run(
         thread.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(store.close)
         await asyncio.to_thread(own.close)
-        if backlog is not None:
-            await asyncio.to_thread(backlog.close)
+        if outbox is not None:
+            await asyncio.to_thread(outbox.close)

@@ -157,12 +157,12 @@ class Outbox:
         if self._dropped == 0 and reason in _LOGGED:
             _log.warning("sink %s: answers are being dropped (%s)", self.name, reason)
         self._dropped += count
-        metrics.MQTT_DROPPED.labels(self.name, reason).inc(count)
+        metrics.SINK_DROPPED.labels(self.name, reason).inc(count)
         self._count()
 
     def _count(self) -> None:
         waiting = len(self._waiting) + len(self._statuses)
-        metrics.MQTT_OUTBOX.labels(self.name).set(waiting)
+        metrics.SINK_OUTBOX_DEPTH.labels(self.name).set(waiting)
         self.level.set(waiting)
 
     def _note(self, trouble: str) -> None:

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from stream_sttm.storage import export
-from stream_sttm.storage.answers import MAX_LIMIT, Store, Wanted
+from stream_sttm.storage.answers import Store
+from stream_sttm.storage.sql_answers import MAX_LIMIT, Wanted
 from stream_sttm.types import AnswerType
 
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]

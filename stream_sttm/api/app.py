@@ -26,7 +26,9 @@ from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
 from stream_sttm.api.middleware import ErrorBody, Guard, refusal
 from stream_sttm.api.service import Service
+from stream_sttm.config.faults import fault_line
 from stream_sttm.config.http import HttpSettings
+from stream_sttm.config.question_check import MAX_FAULTS
 from stream_sttm.errors import (
     AlreadyPublished,
     AnswerUnfinished,
@@ -243,14 +245,18 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _refused(request, 422, "; ".join(_fault(item) for item in error.errors()[:5]), {})
+    return _refused(
+        request, 422, "; ".join(_fault(item) for item in error.errors()[:MAX_FAULTS]), {}
+    )
 
 
-def _fault(item: dict[str, Any]) -> str:
-    """One of pydantic's errors as path and message, without the input."""
-    if item["type"] == "json_invalid":
-        return f"body: is not JSON: {item['ctx']['error']}"
-    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+def _fault(error: dict[str, Any]) -> str:
+    """Return one of pydantic's errors as a line. A field of the body is named alone, as the sender knows it."""
+    if error["type"] == "json_invalid":
+        return f"body: is not JSON: {error['ctx']['error']}"
+    place, *field = error["loc"]
+    is_in_body = place == "body" and (field or error["type"] == "value_error")
+    return fault_line({**error, "loc": field} if is_in_body else error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

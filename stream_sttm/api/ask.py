@@ -22,13 +22,13 @@ from stream_sttm import registry
 from stream_sttm.api.auth import Caller
 from stream_sttm.api.schemas import ANSWERED
 from stream_sttm.api.service import Service
+from stream_sttm.config import question_check
 from stream_sttm.config.queries import AskSettings
 from stream_sttm.config.settings import AnsweringSettings
 from stream_sttm.config.streams import Section
 from stream_sttm.errors import QuestionExpired, QuestionRejected, StreamSTTMError, UnknownStream
 from stream_sttm.types import Answer, Question, StreamStatus
 
-MAX_TURNS = 32
 MAX_STREAMS = 64  # asked at once
 EVENT_STREAM = "text/event-stream"
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -37,8 +37,8 @@ UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 class Turn(Section):
     """What was asked and answered before."""
 
-    question: str = Field(max_length=100_000)
-    answer: str = Field(max_length=100_000)
+    question: str
+    answer: str
 
 
 class AskRequest(AskSettings):
@@ -52,7 +52,7 @@ class AskRequest(AskSettings):
     question: str = Field(description="The question, in words.", examples=["Is someone there?"])
     turns: list[Turn] = Field(
         [],
-        max_length=MAX_TURNS,
+        max_length=question_check.MAX_TURNS,
         description="The conversation that it follows up, oldest turn first.",
     )
     timeout: float | None = Field(
@@ -126,7 +126,7 @@ def check(service: Service, questions: Sequence[Question], request: Request) -> 
     for question in questions:
         if not may_see(request, question.stream):
             raise HTTPException(403, f"the token is not for stream {question.stream[:64]!r}")
-        _check_words(question, service.answering.max_question_chars)
+        question_check.check(question, service.answering)
         status_of(service, question.stream)
     is_ready, reason = service.readiness()
     if not is_ready:
@@ -206,16 +206,3 @@ def status_of(service: Service, name: str) -> StreamStatus:
         near = registry.suggest(name[:64], sorted(streams))
         raise UnknownStream(f"there is no stream {name[:64]!r}{near}")
     return streams[name]
-
-
-def _check_words(question: Question, longest: int) -> None:
-    if not question.text.strip():
-        raise QuestionRejected("question: is empty; write what you want to know")
-    said = [question.text, *(part for turn in question.turns for part in turn)]
-    length = sum(map(len, said))
-    if length > longest:
-        raise QuestionRejected(f"question: has {length} characters; at most {longest} are taken")
-    if any(
-        "\ud800" <= char <= "\udfff" for part in said for char in part
-    ):  # JSON may escape half of one
-        raise QuestionRejected("question: is no valid Unicode; send UTF-8")

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from stream_sttm.api import ask
 from stream_sttm.api.service import Service
 from stream_sttm.config.queries import FormSettings
+from stream_sttm.config.question_check import MAX_TURNS
 from stream_sttm.errors import QuestionRejected, StreamSTTMError
 from stream_sttm.types import FREE_TEXT, Answer, AnswerType, Form, Question
 
@@ -94,7 +95,7 @@ class ChatRequest(_Body):
     """A conversation about a stream; `seed`, `temperature` and the like change nothing: answers are greedy."""
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=2 * ask.MAX_TURNS + 1)
+    messages: list[Message] = Field(min_length=1, max_length=2 * MAX_TURNS + 1)
     stream: bool = False
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)

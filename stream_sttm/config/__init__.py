@@ -1,1 +1,1 @@
-"""What a person may set: every key, its default and limits, and how files and variables are read."""
+"""The configuration: every key with its default and limits, and how files and variables are read."""

@@ -1,6 +1,6 @@
-"""The part of the configuration that says where HTTP listens and who may call it.
+"""The settings of the HTTP interface: where it listens and who may call it.
 
-Knows a token only by its hash; what a scope allows is known in api/.
+A token is known only by its hash. What a scope allows is decided in api/auth.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Scope(StrEnum):
-    """What a token may do."""
+    """What a token allows."""
 
     READ = "read"
     ASK = "ask"
@@ -27,7 +27,7 @@ class Scope(StrEnum):
 
 
 class TokenSettings(Section):
-    """A token of somebody's own; `stream-sttm token NAME` makes one."""
+    """A personal token. `stream-sttm token NAME` makes one."""
 
     name: str = Field(
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Who holds it, for the log."
@@ -49,12 +49,12 @@ class TokenSettings(Section):
 
     @field_validator("hash")
     @classmethod
-    def _is_a_hash(cls, told: str) -> str:
-        if not _HASH.fullmatch(told):
+    def _is_a_hash(cls, text: str) -> str:
+        if not _HASH.fullmatch(text):
             raise ValueError(
                 "must be sha256: and 64 hexadecimal digits, as `stream-sttm token` prints"
             )
-        return told
+        return text
 
 
 class HttpSettings(Section):

@@ -1,8 +1,8 @@
-"""The configuration from a file a person wrote: read, expanded, checked whole, every fault told at once.
+"""Load the configuration from a file: read, expand, check it whole, and report every fault at once.
 
 Order: defaults < YAML < environment (`STREAM_STTM__MEMORY__WINDOW_TOKENS`) < overrides of the command line. Secrets
-come in by `${NAME}` from the environment. A fault is one line: where it was given, its path, what is wrong; never the
-value, which may be a secret.
+come in by `${NAME}` from the environment. A fault is one line: where it was set, its path, what is wrong. It never
+holds the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stream_sttm.config import yaml_file
 from stream_sttm.config.settings import Settings, at, contradictions
 from stream_sttm.errors import ConfigError
 
-_WORDS = {  # what to do, where pydantic's own words name its classes
+_WORDS = {  # in place of messages of pydantic that name its classes
     "missing": "missing",
     "model_type": "must be a map of keys, not a value or a list",
     "dict_type": "must be a map of names, not a value or a list",
@@ -34,10 +34,10 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     check: Callable[[Mapping[str, Any]], list[str]] | None = None,
 ) -> Settings:
-    """Read, expand and check a configuration file; raises ConfigError listing every fault, a line each.
+    """Read, expand and check a configuration file. Raises ConfigError with a line for every fault.
 
     `overrides` are dotted keys (`"http.port": 0`) of the command line, which win over file and environment. `check`
-    finds further faults in the merged tree, for what this layer may not know (which schemes and reducers exist).
+    returns further faults of the merged tree that this layer can't know, such as unknown schemes and reducers.
     """
     tree, faults = yaml_file.expand(yaml_file.read(path)) if path is not None else ({}, [])
     environment, unknown = _environment()
@@ -45,18 +45,22 @@ def load(
     tree = _merged(_merged(tree, environment), given)
     try:
         settings = Settings(**tree)
-    except ValidationError as error:  # without the one of no place, which `contradictions` repeats
+    except (
+        ValidationError
+    ) as error:  # without those that have no path, which `contradictions` repeats
         faults += [_fault(item) for item in error.errors() if item["loc"]]
     faults += contradictions(tree, at(tree, ["answering", "max_question_chars"]))
     faults += check(tree) if check is not None else []
     if faults or unknown:
         origins = {"command line": given, "environment": environment}
-        raise ConfigError("\n".join([*(_told(fault, origins, path) for fault in faults), *unknown]))
+        raise ConfigError(
+            "\n".join([*(_located(fault, origins, path) for fault in faults), *unknown])
+        )
     return settings
 
 
 def _environment() -> tuple[dict[str, Any], list[str]]:
-    """The settings that the environment gives, and a fault for each variable of ours that names none."""
+    """Return the settings given by the environment, and a fault for each of our variables that names none."""
     prefix = str(Settings.model_config.get("env_prefix"))
     known = list(Settings.model_fields)
     tree: dict[str, Any] = {}
@@ -64,7 +68,9 @@ def _environment() -> tuple[dict[str, Any], list[str]]:
     for name in sorted(name for name in os.environ if name.upper().startswith(prefix)):
         word = name[len(prefix) :].split("__")[0].lower()
         source = EnvSettingsSource(Settings)
-        source.env_vars = {name.lower(): os.environ[name]}  # one by one, to tell whose fault it is
+        source.env_vars = {
+            name.lower(): os.environ[name]
+        }  # one by one, so that a fault names its variable
         try:
             part = source()
         except SettingsError:
@@ -90,7 +96,7 @@ def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`low` with `high` laid over it, maps merged key by key, anything else replaced."""
+    """Return `low` overridden by `high`. Maps are merged key by key, anything else is replaced."""
     tree = dict(low)
     for key, value in high.items():
         under = tree.get(key)
@@ -100,8 +106,8 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _told(fault: str, origins: Mapping[str, Mapping[str, Any]], path: str | Path | None) -> str:
-    """`fault`, which begins with its path in the tree, with where that was given put in front."""
+def _located(fault: str, origins: Mapping[str, Mapping[str, Any]], path: str | Path | None) -> str:
+    """Return `fault`, which begins with its path in the tree, prefixed with where that was set."""
     location = fault.partition(":")[0].split(".")
     for origin, tree in origins.items():
         if at(tree, location) is not None:
@@ -110,7 +116,7 @@ def _told(fault: str, origins: Mapping[str, Mapping[str, Any]], path: str | Path
 
 
 def _fault(error: Any) -> str:
-    """One line for one of pydantic's errors: path, what is wrong, what to do."""
+    """Return one of pydantic's errors as a line: path, what is wrong, what to do."""
     path = ".".join(urls.shown(str(part)) for part in error["loc"])
     message = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -120,7 +126,7 @@ def _fault(error: Any) -> str:
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `location` knows."""
+    """Return the keys of the section at `location`."""
     node: Any = Settings
     for part in location:
         node = get_args(node)[1] if get_origin(node) is dict else node.model_fields[part].annotation

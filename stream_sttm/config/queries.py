@@ -1,7 +1,6 @@
-"""The part of the configuration that says what is asked: a standing question, when, how its answer must look, and
-what becomes of it.
+"""The settings of a question: its text, its answer's form, when it is asked, and what its answers trigger.
 
-Knows of a form only whether it can be one; what a question is asked of is checked with the streams.
+Checks a form by itself. Whether its streams exist is checked in settings.py.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from stream_sttm.config.streams import Section
 from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form, Recall
 
 MAX_CHOICES = 64
+MAX_NEW_TOKENS = 1024
 MAX_SCHEMA_CHARS = 20_000
 _TRIGGER = re.compile(r"change|manual|frigate(:[a-z0-9][a-z0-9 _-]{0,62})?")
 
 
 class FormSettings(Section):
-    """How an answer must look; part of whatever asks."""
+    """The form of an answer, part of every question."""
 
     type: Annotated[AnswerType, Strict(False)] = Field(
         AnswerType.TEXT,
@@ -66,13 +66,13 @@ class FormSettings(Section):
 
     @property
     def form(self) -> Form:
-        """The same for the engine."""
+        """The form as the engine takes it."""
         schema = "" if self.json_schema is None else json.dumps(self.json_schema)
         return Form(self.type, tuple(self.choices), schema)
 
 
 class AskSettings(FormSettings):
-    """What can be said with any question: its answer's form, what it looks at, and how soon it is answered."""
+    """The options of any question: its answer's form, what it looks at, and its priority."""
 
     window_s: float | None = Field(
         None,
@@ -97,7 +97,10 @@ class AskSettings(FormSettings):
         description="Of the questions that wait, the greatest is answered first.",
     )
     max_new_tokens: int | None = Field(
-        None, ge=1, le=1024, description="Longest answer in tokens; null: answering.max_new_tokens."
+        None,
+        ge=1,
+        le=MAX_NEW_TOKENS,
+        description="Longest answer in tokens; null: answering.max_new_tokens.",
     )
 
 
@@ -170,8 +173,8 @@ class QuerySettings(AskSettings):
         if not set(self.alert_on) <= set(self.choices):
             raise ValueError("alert_on: each must be one of the choices, as written there")
         for name in ("on_after", "off_after", "cooldown", "escalate"):
-            is_told = getattr(self, name) != type(self).model_fields[name].default
-            if is_told and not self.makes_events:
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and not self.makes_events:
                 raise ValueError(f"{name}: only type yes_no, and choice with alert_on, have events")
         if self.min_confidence and self.type is AnswerType.TEXT:
             raise ValueError("min_confidence: nothing says how certain a text is")
@@ -179,11 +182,11 @@ class QuerySettings(AskSettings):
 
     @property
     def makes_events(self) -> bool:
-        """Whether there is a state that begins and ends: of yes_no yes, of choice those of alert_on."""
+        """Whether its answers make events: of yes_no while it is yes, of choice while it is one of alert_on."""
         return self.type is AnswerType.YES_NO or bool(self.alert_on)
 
     @property
     def meaning(self) -> tuple[Any, ...]:
-        """What its answers stand for; an event outlives a change of anything else."""
+        """The settings that give its answers their meaning. A change of any other keeps a running event."""
         look = self.window_s, self.fresh_frames, self.recall
         return self.ask, self.form, tuple(self.alert_on), *look

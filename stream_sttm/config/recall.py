@@ -1,4 +1,4 @@
-"""The part of the configuration that says what is kept of the past beyond each memory, and when it is looked through."""
+"""The settings of recall: what is kept of the past beyond each memory, and when it is searched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stream_sttm.types import Recall
 
 
 class RecallSettings(Section):
-    """The past beyond the memory: what leaves it is kept beside it, for questions that look back."""
+    """Recall: what leaves the memory is kept beside it, for questions that look back."""
 
     when: Recall = Field(
         "never",

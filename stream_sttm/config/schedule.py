@@ -1,7 +1,7 @@
-"""When a standing query is asked at all: days and hours of a local time zone, and quiet hours taken out of them.
+"""The schedule of a standing query: days and hours in a local time zone, minus quiet hours.
 
-A span is read off the wall of that zone: what a clock change leaves out is left out, what it repeats counts twice.
-Pure; the wall clock is passed in.
+Spans follow local time: an hour that a clock change skips is left out, one that it repeats counts twice. Pure: the
+wall clock is passed in.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _DAY_MINUTES = 24 * 60
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From one minute of the day to another on some days; at or past midnight it belongs to the day it began on."""
+    """A span of minutes on some days of the week. One that passes midnight belongs to the day on which it began."""
 
     days: frozenset[int]  # Monday is 0
     start: int  # minutes since midnight
     end: int
 
     def holds(self, day: int, minute: int) -> bool:
-        """Whether the minute of that day lies in it."""
+        """Return whether the minute of that day lies in it."""
         if self.start < self.end:
             return day in self.days and self.start <= minute < self.end
         has_begun = day in self.days and minute >= self.start
@@ -44,7 +44,7 @@ class Span:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Span:
-    """`mon-fri 08:00-18:00`, `sat,sun 22:00-06:00`, `00:00-24:00`; raises ValueError with a line for anything else."""
+    """Parse `mon-fri 08:00-18:00`, `sat,sun 22:00-06:00` or `00:00-24:00`. Raises ValueError for anything else."""
     match = _SPAN.fullmatch(" ".join(text.lower().split()))
     if match is None:
         raise ValueError("each must be HH:MM-HH:MM, after days where meant: mon-fri 08:00-18:00")
@@ -70,7 +70,7 @@ def _days(text: str | None) -> frozenset[int]:
 
 
 class ScheduleSettings(Section):
-    """Days and hours at which a query is asked."""
+    """The days and hours at which a query is asked."""
 
     zone: str | None = Field(
         None, description="Time zone by name, such as Europe/Berlin; null: this machine's own."
@@ -107,7 +107,7 @@ class ScheduleSettings(Section):
         return spans
 
     def is_open(self, now: float) -> bool:
-        """Whether the wall clock `now` lies in the hours and in no quiet ones."""
+        """Return whether the wall clock `now` lies in the hours and in no quiet ones."""
         zone = ZoneInfo(self.zone) if self.zone is not None else None
         local = datetime.fromtimestamp(now, UTC).astimezone(zone)
         day, minute = local.weekday(), local.hour * 60 + local.minute

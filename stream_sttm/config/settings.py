@@ -1,7 +1,7 @@
-"""The configuration: what can be set, within which limits and with which defaults; frozen once built.
+"""The configuration: every setting with its limits and default, frozen once built.
 
-configfile.py reads it from a file. Knows nothing of what the settings do; reducer options are checked where the reducer
-is built, schemes where sources and sinks are.
+loading.py reads it from a file. Knows nothing of what the settings do: reducer options are checked where the reducer is
+built, schemes where sources and sinks are.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Url = Annotated[str, BeforeValidator(_url)]
 
 
 class Choice(BaseModel):
-    """One of a family by `name`, or its name alone; any further key is an option of it."""
+    """One of a family by `name`, or its name alone. Any further key is an option of it."""
 
     model_config = ConfigDict(
         frozen=True, extra="allow", allow_inf_nan=False, hide_input_in_errors=True
@@ -46,17 +46,17 @@ class Choice(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, told: Any) -> Any:
-        return {"name": told} if isinstance(told, str) else told
+    def _named(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
     @property
     def options(self) -> dict[str, Any]:
-        """The further keys, as options for what is named."""
+        """The further keys: options for what is named."""
         return dict(self.model_extra or {})
 
 
 class ReducerSettings(Choice):
-    """How visual tokens are merged; any further key is an option of the named reducer."""
+    """How visual tokens are merged. Any further key is an option of the named reducer."""
 
     name: str = Field(
         "sttm_streaming",
@@ -74,7 +74,7 @@ class ReducerSettings(Choice):
 
 
 class RetentionSettings(Choice):
-    """What a full memory lets go of; any further key is an option of the named policy."""
+    """What a full memory evicts. Any further key is an option of the named policy."""
 
     name: str = Field(
         "fifo",
@@ -140,7 +140,7 @@ class AnsweringSettings(Section):
 
 
 class Settings(BaseSettings):
-    """Everything a service is told."""
+    """All settings of a service."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` merged: file, environment and overrides in their order."""
+        """Use only what `load` merged: file, environment and overrides, in this order."""
         return (init_settings,)
 
     @model_validator(mode="after")
@@ -213,7 +213,7 @@ class Settings(BaseSettings):
 
 
 def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str]:
-    """Faults that no single key shows, found as well in a tree that has others."""
+    """List the faults that no single key shows, even in a tree that has other faults."""
     streams, queries = (_maps(tree.get(key)) for key in ("streams", "queries"))
     faults = [
         f"{kind}: the name {urls.shown(name)!r} may hold letters, digits, '_' and '-' only, 64 at most, for it"
@@ -248,7 +248,7 @@ def contradictions(tree: Mapping[str, Any], max_question_chars: Any) -> list[str
 
 
 def at(node: Any, location: Sequence[str]) -> Any:
-    """What stands at `location` of a tree of maps and lists; None where nothing does."""
+    """Return the value at `location` of a tree of maps and lists, None where there is none."""
     for part in location:
         if isinstance(node, dict):
             node = node.get(part)

@@ -1,9 +1,9 @@
-"""How a stream's source may be spelt: our URLs, go2rtc's where they are plain mappings, and options behind a '#'.
+"""Spellings of a stream's source: our URLs, go2rtc's where they map directly, and options after a '#'.
 
     rtsp://cam/live#transport=udp          webrtc:http://host:1984/api/webrtc?src=door
     rtsps://cam/live#verify=false          v4l2:device?video=/dev/video0&video_size=1280x720
 
-Pure: knows which options a scheme has, not what they do. A fault never repeats a value, which may be a password.
+Pure: knows which options a scheme has, not what they do. A message never repeats a value, which may be a password.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _VERIFY = {"verify": ("true", "false")}
 _SILENT = {
     "media": ("video",),
     "backchannel": ("0",),
-}  # what is done anyhow, but go2rtc's users write
+}  # options of go2rtc that change nothing here
 _RTSP = {"transport": ("tcp", "udp", "http"), **_SILENT}
 OPTIONS: dict[str, Mapping[str, tuple[str, ...]]] = {
     "rtsp": _RTSP,
@@ -40,7 +40,7 @@ _NOT_OURS = ("exec", "echo", "expr", "onvif", "homekit", "isapi", "dvrip", "nest
 
 
 def plain(source: str) -> str:
-    """`source` as a URL; what is no URL and no known spelling of one comes back as it is."""
+    """Return `source` as a URL. What is no known spelling of one is returned unchanged."""
     head, colon, rest = source.partition(":")
     if source == "whip:":
         return "whip://"
@@ -61,9 +61,9 @@ def plain(source: str) -> str:
 
 
 def options(url: str) -> tuple[str, dict[str, str]]:
-    """The URL without what stands behind its '#', and that as options; raises ConfigError for one it has not."""
+    """Split `url` into the URL before its '#' and the options after it. Raises ConfigError for an unknown option."""
     scheme = urls.split(url).scheme
-    if scheme not in OPTIONS:  # another package's, whose fragment is its own matter
+    if scheme not in OPTIONS:  # another package's scheme, which reads its own fragment
         return url, {}
     bare, _, fragment = url.partition("#")
     known, found = OPTIONS[scheme], dict[str, str]()
@@ -81,7 +81,7 @@ def options(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _device(query: str) -> str:
-    """go2rtc's v4l2:device?video=/dev/video0&... as v4l2:///dev/video0?..."""
+    """Return go2rtc's v4l2:device?video=/dev/video0&... as v4l2:///dev/video0?..."""
     pairs = parse_qsl(query, keep_blank_values=True)
     path = next((value for key, value in pairs if key == "video"), "")
     rest = urlencode([(key, value) for key, value in pairs if key != "video"])

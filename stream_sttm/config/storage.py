@@ -1,4 +1,4 @@
-"""The part of the configuration that says what is kept on disk: answers, what waits for a sink, memories."""
+"""The settings of what is kept on disk: answers, outboxes, memories."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StoreSettings(Section):
 
 
 class OutboxSettings(Section):
-    """Answers that wait for a sink which can't be reached."""
+    """The outbox: answers that wait for a sink which can't be reached."""
 
     path: str | None = Field(
         None,
@@ -42,7 +42,7 @@ class OutboxSettings(Section):
 
 
 class StateSettings(Section):
-    """Memories kept over restarts."""
+    """Memories saved over restarts."""
 
     dir: str | None = Field(
         None,

@@ -1,6 +1,6 @@
-"""The part of the configuration that says what is watched: a stream's settings, and what its source may be.
+"""The settings of a stream, and the rules for what its source may reach.
 
-Knows how a source may be spelt, and of a rule only whether it can be one; what they mean is known in sources/.
+Checks spellings only. What a source and a rule mean is known in sources/.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})|\*")
 
 
 def _source(value: object) -> object:
-    """A stream's source: one URL or several, in any spelling that is understood."""
+    """Check a stream's source: one URL or several, in any known spelling."""
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
         raise ValueError("must be a URL, or a list of URLs of the same camera")
@@ -37,7 +37,7 @@ def _source(value: object) -> object:
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
+    """A section of the configuration: frozen, and without unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
@@ -89,23 +89,23 @@ class StreamSettings(Section):
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The source's URLs in our own spelling, from best to last resort."""
+        """The source's URLs in our own spelling, the best first."""
         given = [self.source] if isinstance(self.source, str) else self.source
         return tuple(source_url.plain(one) for one in given)
 
     @property
     def encodes_regions(self) -> bool:
-        """Whether what has changed of a picture may be encoded alone."""
+        """Whether the changed regions of a picture may be encoded alone."""
         return self.regions and self.max_still > 0
 
     @property
     def is_pushed(self) -> bool:
-        """Whether the stream is published to us instead of fetched."""
+        """Whether the stream is published to the service (WHIP) instead of fetched."""
         return self.candidates[0].startswith("whip:")
 
 
 class SourceRules(Section):
-    """What the source of a stream may be and reach; without any of it, whatever this file names."""
+    """What the source of a stream may be and reach. By default it may be whatever the configuration file names."""
 
     schemes: list[str] | None = Field(
         None, description="Schemes a source may have, such as [rtsp, rtsps]; null: every one."

@@ -1,6 +1,6 @@
-"""A YAML file as a tree of plain values: no key twice, every ${NAME} and ${file:/path} filled in, faults in one line.
+"""Read a YAML file as a tree of plain values, without duplicate keys, and expand ${NAME} and ${file:/path}.
 
-Knows nothing of what the keys mean. No message repeats a value, for any value may be a secret.
+Knows nothing of what the keys mean. A fault is one line and never repeats a value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_SECRET = 64 * 1024  # bytes of a file that is named for its content
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The file's tree, an empty file being an empty one; raises ConfigError for one that can't be read as a map."""
+    """Return the file's tree, {} for an empty file. Raises ConfigError where it can't be read as a map."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +42,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
-    """`node` with every ${NAME} and ${file:/path} replaced, and a fault for each that can't be."""
+    """Return `node` with every ${NAME} and ${file:/path} replaced, and a fault for each that can't be."""
     if isinstance(node, str):
         faults = [
             f"{path}: {fault}" for match in _VARIABLE.finditer(node) for fault in _faults(match)
@@ -61,12 +61,12 @@ def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
 
 
 def named(text: str) -> list[str]:
-    """What `text` takes from elsewhere: NAME of a variable, file:/path of a file."""
+    """Return what `text` refers to: NAME of a variable, file:/path of a file."""
     return [match[0][2:-1] for match in _VARIABLE.finditer(text)]
 
 
 def _faults(match: re.Match[str]) -> list[str]:
-    """Why a variable or file has no value, if it has none."""
+    """Return why a variable or file has no value. Empty where it has one."""
     name, path = match.groups()
     if name is not None:
         if name in os.environ:
@@ -81,7 +81,7 @@ def _faults(match: re.Match[str]) -> list[str]:
 
 
 def _content(path: str) -> str:
-    """A file's text without its last line's end."""
+    """Return a file's text without the newline at its end."""
     with Path(path).open("rb") as file:
         content = file.read(MAX_SECRET + 1)
     if len(content) > MAX_SECRET:
@@ -90,27 +90,27 @@ def _content(path: str) -> str:
 
 
 def _value(match: re.Match[str]) -> str:
-    """A variable's or file's value; inside a URL it is percent-encoded, so that any password fits."""
+    """Return the value of a variable or file. Inside a URL it is percent-encoded, so that any password fits."""
     name, path = match.groups()
     value = os.environ.get(name, "") if name is not None else ""
     if path is not None:
-        with contextlib.suppress(OSError, ValueError):  # told by _faults
+        with contextlib.suppress(OSError, ValueError):  # reported by _faults
             value = _content(path)
     return quote(value, safe="") if "://" in match.string[: match.start()] else value
 
 
 class _Fault(yaml.constructor.ConstructorError):
-    """A fault of ours, whose text is fit to be shown."""
+    """An error of our own, whose text may be shown."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, with keys that stand twice and values that contain themselves refused."""
+    """YAML's safe subset. Refuses duplicate keys and values that contain themselves."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # what << brings in, the map itself may override
+                continue  # the map itself may override what << merges in
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 reason = "a key that is no text; quote it where it is meant as a name"
@@ -121,7 +121,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        # deep from the root on: a value that contains itself is then an error and no endless tree
+        # deep from the root on, so that a value that contains itself is an error and no endless tree
         try:
             return super().construct_object(node, deep=True)
         except (ValueError, OverflowError) as error:
@@ -135,7 +135,7 @@ def _place(error: yaml.YAMLError) -> str:
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    """What is wrong, without any of the file's own text."""
+    """Return what is wrong, without any of the file's own text."""
     if isinstance(error, yaml.composer.ComposerError) or (
         isinstance(error, yaml.constructor.ConstructorError) and not isinstance(error, _Fault)
     ):

@@ -1,7 +1,7 @@
-"""Streams and queries that came over HTTP: kept apart from the configuration file, laid over it, over restarts.
+"""Streams and queries added over HTTP: kept over restarts, and merged into the configuration file's settings.
 
-Kept is what was sent, `${NAME}` not filled in. The file's own entries count more; what does not fit beside them any
-more is left out and told, and kept for when it does. What a source that came this way may reach is decided here.
+They are stored as they were sent, with `${NAME}` not expanded. The file's own entries win. An addition that no longer
+fits is left out and logged, and stays stored until it fits again. What such a source may reach is decided here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from stream_sttm import urls
 from stream_sttm.config import yaml_file
+from stream_sttm.config.faults import fault_line
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import Settings, contradictions
 from stream_sttm.config.streams import SourceRules, StreamSettings
@@ -32,22 +33,22 @@ _log = logging.getLogger(__name__)
 
 
 class AddedStream(StreamSettings):
-    """A stream that came over HTTP."""
+    """A stream that was added over HTTP."""
 
 
 class AddedQuery(QuerySettings):
-    """A standing question that came over HTTP."""
+    """A standing query that was added over HTTP."""
 
 
 class Additions:
-    """What came over HTTP, in `file`, which has the tables of events.py; blocking, raises StoreError."""
+    """The additions in `file`, which has the tables of storage/events.py. Calls block and raise StoreError."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self.left_out: tuple[str, ...] = ()  # why what is kept is not in force, a line each
+        self.left_out: tuple[str, ...] = ()  # a line for each addition that is not in force
 
     def load(self) -> Kept:
-        """All that is kept, as it was sent, the oldest first."""
+        """Return all additions as they were sent, the oldest first."""
         with self._file.reading() as db:
             rows = db.execute("SELECT kind, name, settings FROM added ORDER BY rowid").fetchall()
         kept: Kept = {"streams": {}, "queries": {}}
@@ -56,7 +57,7 @@ class Additions:
         return kept
 
     def write(self, changes: Mapping[Place, Mapping[str, Any] | None]) -> None:
-        """Keep or, where there are no settings, forget entries: all of them, or none."""
+        """Store entries, or delete those without settings: all of them, or none."""
         with self._file.writing() as db:
             for (kind, name), settings in changes.items():
                 if settings is None:
@@ -69,7 +70,7 @@ class Additions:
                 )
 
     def over(self, settings: Settings) -> Settings:
-        """`settings` with what is kept beside their own entries; what does not fit is told and left out."""
+        """Return `settings` with the additions. Those that do not fit are logged and left out."""
         merged, faults = laid_over(without_added(settings), self.load())
         for fault in faults:
             if fault not in self.left_out:
@@ -79,7 +80,7 @@ class Additions:
 
 
 def laid_over(settings: Settings, kept: Kept) -> tuple[Settings, list[str]]:
-    """`settings` with `kept` beside their own entries, and a line for each that does not fit."""
+    """Return `settings` with the additions `kept`, and a line for each that does not fit."""
     streams, queries, faults = dict(settings.streams), dict(settings.queries), list[str]()
     for name, given in kept["streams"].items():
         try:
@@ -98,7 +99,7 @@ def laid_over(settings: Settings, kept: Kept) -> tuple[Settings, list[str]]:
 
 
 def without_added(settings: Settings) -> Settings:
-    """The entries that are the configuration's own."""
+    """Return `settings` without additions."""
     own = {
         "streams": {n: s for n, s in settings.streams.items() if not isinstance(s, AddedStream)},
         "queries": {n: q for n, q in settings.queries.items() if not isinstance(q, AddedQuery)},
@@ -107,18 +108,18 @@ def without_added(settings: Settings) -> Settings:
 
 
 def access_of(settings: StreamSettings, rules: SourceRules) -> Access:
-    """What a stream may reach: one that came over HTTP nothing of this site that the rules don't name."""
+    """Return what a stream may reach. One added over HTTP reaches no local address that the rules don't name."""
     return strangers(rules) if isinstance(settings, AddedStream) else Access.of(rules)
 
 
 def strangers(rules: SourceRules) -> Access:
-    """What a source that came over HTTP may reach."""
+    """Return what a source that was added over HTTP may reach."""
     own = Access.of(rules)
     return own if rules.http_private else own.for_strangers()
 
 
 def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedStream:
-    """The stream that was sent as `given`; raises ConfigError, or SourceDenied where it may not be reached."""
+    """Return the stream sent as `given`. Raises ConfigError, or SourceDenied where it may not be reached."""
     path = f"streams.{name}"
     source = given.get("source")
     for one in source if isinstance(source, list) else [source]:
@@ -129,7 +130,7 @@ def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedS
     try:
         stream = AddedStream.model_validate({**given, "source": filled})
     except ValidationError as error:
-        raise ConfigError(_told(path, error)) from None
+        raise ConfigError(_fault_lines(path, error)) from None
     for url in stream.candidates:
         check_source(f"{path}.source", url, strangers(rules))
     return stream
@@ -138,11 +139,11 @@ def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedS
 def query_of(
     name: str, given: Mapping[str, Any], streams: Mapping[str, StreamSettings], longest: int
 ) -> AddedQuery:
-    """The query that was sent as `given`; raises ConfigError."""
+    """Return the query sent as `given`. Raises ConfigError."""
     try:
         query = AddedQuery.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(_told(f"queries.{name}", error)) from None
+        raise ConfigError(_fault_lines(f"queries.{name}", error)) from None
     tree = {"streams": dict.fromkeys(streams), "queries": {name: query.model_dump()}}
     if faults := contradictions(tree, longest):
         raise ConfigError("\n".join(faults))
@@ -155,7 +156,7 @@ def check_source(path: str, url: str, access: Access) -> None:
         open_source(url, stream="-", fps=1.0, max_side=640, access=access)
         scheme, shown = urls.split(url).scheme, urls.mask(url)
         if scheme not in SOURCES and access.schemes is None and not access.private:
-            # another package's, which may know nothing of these rules
+            # another package's source, which may know nothing of these rules
             raise SourceDenied(f"{shown}: {scheme}:// over HTTP has to be among sources.schemes")
         if scheme == "file":
             _check_file(url, access)
@@ -173,7 +174,7 @@ def _check_file(url: str, access: Access) -> None:
 
 
 def _check_variables(path: str, source: str, rules: SourceRules) -> None:
-    """Secrets of the service go nowhere that somebody names over HTTP, but for those that are meant for it."""
+    """Raise SourceDenied where a source takes a variable that HTTP may not use, which may be a secret."""
     for word in yaml_file.named(source):
         if not any(fnmatch.fnmatchcase(word, pattern) for pattern in rules.http_variables):
             raise SourceDenied(
@@ -186,9 +187,6 @@ def _require_free(kind: Kind, name: str, own: Mapping[str, object]) -> None:
         raise ConfigError(f"{kind}.{name}: is in the configuration file now, which counts")
 
 
-def _told(path: str, error: ValidationError) -> str:
-    """A line for each fault, without the input."""
-    return "\n".join(
-        f"{'.'.join([path, *map(str, item['loc'])])}: {str(item['msg']).removeprefix('Value error, ')}"
-        for item in error.errors()
-    )
+def _fault_lines(path: str, error: ValidationError) -> str:
+    """Return a line for each fault, without the input."""
+    return "\n".join(fault_line(fault, path) for fault in error.errors())

@@ -1,7 +1,7 @@
-"""What differs between two configurations, and which of it can be taken over while the service runs.
+"""What differs between two configurations, and what of it can be applied while the service runs.
 
-Pure. Streams, queries, sinks, limits for answers, the rules for sources and the log level are live; any other key waits
-for a restart of the process and is named. Names keys, never values.
+Pure. Streams, queries, sinks, limits for answers, the rules for sources and the log level are live. Any other key waits
+for a restart of the process and is named. Only keys are named, never values.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from stream_sttm.config.settings import Settings
 from stream_sttm.config.streams import StreamSettings
 
 LIVE = ("streams", "queries", "sinks", "answering", "sources", "log_level")
-_MEMORY = ("fps", "clip_frames")  # of a stream, what its memory is cut to
+_MEMORY = ("fps", "clip_frames")  # settings of a stream that its memory depends on
 _NOT_READ = (
     "enabled",
     "frigate",
-)  # of a stream, what its source and frames have nothing to do with
+)  # settings of a stream that reading it does not depend on
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The names of what came, went and became different."""
+    """The names of what was added, removed and changed."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Named:
         return bool(self.added or self.removed or self.changed)
 
     def as_dict(self) -> dict[str, list[str]]:
-        """For JSON."""
+        """Return them as JSON."""
         return {
             "added": list(self.added),
             "removed": list(self.removed),
@@ -44,7 +44,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """From one configuration to the next; `waiting` are the keys that need a restart of the process."""
+    """The changes from one configuration to the next. `waiting`: the keys that need a restart of the process."""
 
     streams: Named
     queries: Named
@@ -60,7 +60,7 @@ class Changes:
         return any(live) or any(flags) or bool(self.waiting)
 
     def as_dict(self) -> dict[str, Any]:
-        """The one JSON shape of what a reload did."""
+        """Return the only JSON form of what a reload did."""
         return {
             "streams": self.streams.as_dict(),
             "queries": self.queries.as_dict(),
@@ -71,8 +71,8 @@ class Changes:
             "needs_restart": list(self.waiting),
         }
 
-    def told(self) -> str:
-        """The same as one line."""
+    def summary(self) -> str:
+        """Return the changes as one line."""
         parts = [
             f"{kind} {word}: {', '.join(names)}"
             for kind, named in (
@@ -91,7 +91,7 @@ class Changes:
 
 
 def between(old: Settings, new: Settings) -> Changes:
-    """What `new` makes different from `old`."""
+    """Compare `old` with `new`."""
     sinks = Named(
         tuple(urls.mask(url) for url in new.sinks if url not in old.sinks),
         tuple(urls.mask(url) for url in old.sinks if url not in new.sinks),
@@ -112,19 +112,19 @@ def between(old: Settings, new: Settings) -> Changes:
 
 
 def taken_over(old: Settings, new: Settings) -> Settings:
-    """`new` as far as it can hold without a restart, the rest as in `old`."""
+    """Return `new` as far as it applies without a restart, the rest as in `old`."""
     return old.model_copy(update={name: getattr(new, name) for name in LIVE})
 
 
 def keeps_memory(old: StreamSettings, new: StreamSettings) -> bool:
-    """Whether a stream's memory can go on under other settings."""
+    """Return whether a stream's memory can be kept under other settings."""
     return all(getattr(old, name) == getattr(new, name) for name in _MEMORY)
 
 
 def reads_alike(old: StreamSettings, new: StreamSettings) -> bool:
-    """Whether a stream is read in the same way, so that what reads it can go on."""
+    """Return whether a stream is read in the same way, so that its reader can go on."""
     left_out = set(_NOT_READ)
-    if type(old) is not type(new):  # what it may reach depends on where it came from
+    if type(old) is not type(new):  # what a stream may reach depends on where it was added
         return False
     return old.model_dump(exclude=left_out) == new.model_dump(exclude=left_out)
 
@@ -142,7 +142,7 @@ def _dumped(settings: Settings, name: str) -> Any:
 
 
 def _different(old: Any, new: Any, path: str) -> Iterator[str]:
-    """The paths of the leaves that differ."""
+    """Yield the paths of the leaves that differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _different(old.get(key), new.get(key), f"{path}.{key}")

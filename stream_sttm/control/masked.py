@@ -1,6 +1,6 @@
-"""The settings in force as people may see them: every default filled in, no credential in them.
+"""The settings in force with every default, credentials masked.
 
-Pure. What could hold a credential is known here by its place; whoever adds such a key adds it here.
+Pure. The keys that can hold a credential are listed here. Whoever adds such a key adds it here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stream_sttm.errors import ConfigError
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """All of the settings as JSON, credentials as ***."""
+    """Return all settings as JSON, credentials as ***."""
     tree = settings.model_dump(mode="json")
     tree["streams"] = {name: shown_stream(stream) for name, stream in settings.streams.items()}
     tree["sinks"] = [urls.mask(url) for url in settings.sinks]
@@ -28,7 +28,7 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 
 def shown_stream(stream: StreamSettings) -> dict[str, Any]:
-    """A stream's settings as JSON, the credentials of its source as ***."""
+    """Return a stream's settings as JSON, the credentials of its source as ***."""
     tree = stream.model_dump(mode="json")
     several = isinstance(stream.source, list)
     tree["source"] = [mask(one) for one in stream.source] if several else mask(str(stream.source))
@@ -36,7 +36,7 @@ def shown_stream(stream: StreamSettings) -> dict[str, Any]:
 
 
 def mask(source: str) -> str:
-    """A source, in whatever spelling, without its credentials."""
+    """Return a source, in any spelling, without its credentials."""
     try:
         return urls.mask(source_url.plain(source))
     except ConfigError:

@@ -1,15 +1,16 @@
-"""Whether what a standing query watches for goes on, on one stream: events with a start, updates and an end.
+"""Turn the answers of one standing query on one stream into events with a start, updates and an end.
 
-Only yes_no queries, and choices with `alert_on`, have events. Hysteresis counts answers, not seconds: false answers are
-what it is to survive, and a count holds whatever the clock, a gap or an irregular rhythm does. An answer that says
-neither, or is not certain enough, neither counts nor breaks a row. Pure; the wall clock is passed in, and durations are
-sums of its forward steps, so that a clock set back prolongs nothing.
+Only yes_no queries, and choices with `alert_on`, have events. Hysteresis counts answers, not seconds, because it is
+there to survive false answers, and a count holds through gaps and irregular intervals. An answer that is unclear or not
+certain enough neither counts nor breaks a row. Pure: the wall clock is passed in. Durations are sums of its forward
+steps, so that a clock set back prolongs nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import assert_never
 from uuid import uuid4
 
 from stream_sttm.config.queries import QuerySettings
@@ -17,36 +18,40 @@ from stream_sttm.types import Answer, AnswerType, Event, EventKind
 
 
 def reading(answer: Answer, query: QuerySettings) -> bool | None:
-    """Whether what the query watches for happens, as the answer says; None where it does not say that well enough."""
+    """Return whether the answer says that what the query watches for happens. None where it is unclear."""
     value, confidence = answer.structured, answer.confidence
     if query.min_confidence and (confidence is None or confidence < query.min_confidence):
         return None
-    if query.type is AnswerType.YES_NO:
-        return value if isinstance(value, bool) else None
-    return value in query.alert_on if isinstance(value, str) else None
+    match query.type:
+        case AnswerType.YES_NO:
+            return value if isinstance(value, bool) else None
+        case AnswerType.CHOICE | AnswerType.TEXT | AnswerType.NUMBER | AnswerType.JSON:
+            return value in query.alert_on if isinstance(value, str) else None
+        case _:
+            assert_never(query.type)
 
 
 @dataclass(slots=True)
 class EventTracker:
-    """The event that goes on, if one does, and what it takes to begin or end one."""
+    """The running event, if any, and the count of answers towards its start or end."""
 
     event: Event | None = None
     since_start: float = inf  # seconds since an event last began
-    now: float | None = None  # the wall clock at which that was so
+    now: float | None = None  # the wall clock at which `since_start` was updated
     _row: int = field(default=0, init=False)  # answers in a row against the present state
     _first: float = field(default=0.0, init=False)  # the wall clock of that row's first frame
 
     def take(
         self, answer: Answer, query: QuerySettings, *, now: float, has_snapshot: bool = False
     ) -> Event | None:
-        """What `answer` makes known of an event, if anything; `has_snapshot` goes with one that begins."""
+        """Take in `answer`. Returns the event that it begins, updates or ends. `has_snapshot` goes into a new one."""
         self._age(now)
-        says = reading(answer, query)
-        if says is None:
+        is_happening = reading(answer, query)
+        if is_happening is None:
             return None
-        if says == (self.event is not None):
+        if is_happening == (self.event is not None):
             self._row = 0
-            return None if self.event is None else self._gone_on(self.event, answer, query)
+            return None if self.event is None else self._updated(self.event, answer, query)
         if self._row == 0:
             self._first = answer.captured_at
         self._row += 1
@@ -57,7 +62,7 @@ class EventTracker:
         return self._begun(answer, has_snapshot=has_snapshot)
 
     def lapse(self, now: float) -> Event | None:
-        """The end of what goes on, because nobody asks any more; its state is unknown from here."""
+        """End the running event because its query is no longer asked. Returns the end, without a state, or None."""
         self._age(now)
         event, self.event, self._row = self.event, None, 0
         if event is None:
@@ -68,7 +73,7 @@ class EventTracker:
         )
 
     def _age(self, now: float) -> None:
-        """Let the time since the last call pass."""
+        """Advance the clock to `now`."""
         self.since_start += max(0.0, now - self.now) if self.now is not None else 0.0
         self.now = now
 
@@ -91,9 +96,9 @@ class EventTracker:
         )
         return self.event
 
-    def _gone_on(self, event: Event, answer: Answer, query: QuerySettings) -> Event | None:
-        """An update where it is to be told; the event's span grows either way."""
-        is_other = answer.structured != event.state
+    def _updated(self, event: Event, answer: Answer, query: QuerySettings) -> Event | None:
+        """Extend the event's span. Returns an update where one has to be sent."""
+        has_changed = answer.structured != event.state
         escalates = (
             query.escalate is not None
             and not event.escalated
@@ -110,8 +115,8 @@ class EventTracker:
             span=(event.span[0], max(event.span[1], answer.captured_at)),
             escalated=event.escalated or escalates,
         )
-        is_told = is_other or escalates or query.announce == "always"
-        return self.event if is_told else None
+        is_news = has_changed or escalates or query.announce == "always"
+        return self.event if is_news else None
 
     def _ended(self, event: Event, answer: Answer) -> Event:
         at = max(event.updated_at, answer.captured_at)

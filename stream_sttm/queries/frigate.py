@@ -1,6 +1,6 @@
-"""What Frigate tells on its topics `events` and `reviews`, read as what has newly been seen by which camera.
+"""Parse Frigate's messages on its topics `events` and `reviews` as new sightings of a camera.
 
-Pure: bytes in, sightings out. Only what is new calls for an answer: an object or review that begins, or a label that an
+Pure: bytes in, sightings out. Only what is new triggers a query: an object or review that begins, or a label that an
 update adds. Knows nothing of MQTT, streams or queries.
 """
 
@@ -19,13 +19,13 @@ _MAX_WORD = 100  # characters of a camera's or label's name
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Frigate's `camera` newly sees `labels`, in lower case."""
+    """New labels, in lower case, on one of Frigate's cameras."""
 
     camera: str
     labels: frozenset[str]
 
     def calls_for(self, triggers: list[str]) -> bool:
-        """Whether a query answers to it by its `on_event`."""
+        """Return whether it triggers a query with these `on_event`."""
         return any(
             trigger == "frigate" or trigger.removeprefix("frigate:") in self.labels
             for trigger in triggers
@@ -34,20 +34,20 @@ class Sighting:
 
 
 def sighting(payload: bytes) -> Sighting | None:
-    """What a message on `frigate/events` or `frigate/reviews` newly tells, None where nothing.
+    """Return what a message on `frigate/events` or `frigate/reviews` newly reports, None where nothing is new.
 
-    Raises NotASighting, in one line, for what is no such message.
+    Raises NotASighting, in one line, for anything else.
     """
-    told = _map(_decoded(payload), "the message")
-    kind = told.get("type")
+    message = _map(_decoded(payload), "the message")
+    kind = message.get("type")
     if kind not in _TYPES:
         raise NotASighting("frigate: the message's type is none of new, update, end")
-    after = _map(told.get("after"), "after")
+    after = _map(message.get("after"), "after")
     camera = _word(after.get("camera"), "after.camera")
     labels = _labels(after)
     if kind in ("end", "genai") or after.get("false_positive") is True:
         return None
-    if kind == "update" and isinstance(before := told.get("before"), dict):
+    if kind == "update" and isinstance(before := message.get("before"), dict):
         was_false = before.get("false_positive") is True
         labels -= frozenset() if was_false else _labels(before)
         return Sighting(camera, labels) if labels else None
@@ -64,7 +64,7 @@ def _decoded(payload: bytes) -> Any:
 
 
 def _labels(side: dict[str, Any]) -> frozenset[str]:
-    """An event's label, or the objects of a review."""
+    """Return an event's label, or the objects of a review."""
     if "label" in side:
         return frozenset([_word(side["label"], "label").lower()])
     objects = _map(side.get("data"), "data").get("objects")

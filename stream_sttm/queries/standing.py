@@ -1,7 +1,7 @@
-"""Standing queries: which questions are due on a stream, which of their answers are news, and what events they make.
+"""Standing queries: which questions are due on a stream, which of their answers are news, and their events.
 
-Pure bookkeeping: the stream's clock (`pts`) and the wall clock (`now`) are passed in, nothing is awaited or sent. Of
-each query and stream, rhythm.py says when it is asked and alarm.py what its answers mean; here they are held together,
+Pure: the stream's clock (`pts`) and the wall clock (`now`) are passed in, nothing is awaited or sent. For each query
+and stream, cadence.py decides when it is asked, and event_tracker.py what its answers mean. This module keeps both,
 over changes of the configuration too.
 """
 
@@ -17,12 +17,12 @@ from stream_sttm.queries.cadence import Cadence
 from stream_sttm.queries.event_tracker import EventTracker, reading
 from stream_sttm.types import Answer, Event, Question
 
-_LOST_AFTER = 2.0  # timeouts; by then a question that nobody settled is taken for lost
+_LOST_AFTER = 2.0  # timeouts after which a question without an outcome counts as lost
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What an answer comes to: whether it is kept, is news, came late, is clear, and what it tells of an event."""
+    """What follows from an answer: whether it is kept, is news, came late, is clear, and its event, if any."""
 
     is_kept: bool = True
     is_news: bool = True
@@ -37,18 +37,18 @@ class _Standing:
 
     query: QuerySettings
     is_on: bool
-    rhythm: Cadence = field(default_factory=Cadence)
-    alarm: EventTracker = field(default_factory=EventTracker)
+    cadence: Cadence = field(default_factory=Cadence)
+    tracker: EventTracker = field(default_factory=EventTracker)
     last_text: str | None = None
 
     def is_asked(self, now: float) -> bool:
-        """Whether it is asked at all at this time."""
+        """Return whether it is asked at this time."""
         schedule = self.query.schedule
         return self.is_on and (schedule is None or schedule.is_open(now))
 
 
 class StandingQueries:
-    """The standing queries of a configuration, each with its rhythm and its events on each of its streams."""
+    """The standing queries of a configuration, each with its timing and its events on each of its streams."""
 
     def __init__(self, queries: Mapping[str, QuerySettings], answering: AnsweringSettings) -> None:
         self.answering = answering  # limits, which may be replaced
@@ -58,55 +58,56 @@ class StandingQueries:
     def due(
         self, stream: str, pts: float, now: float, *, has_changed: bool = False
     ) -> list[Question]:
-        """The questions to ask of `stream` at `pts` seconds of its clock; each counts as asked from here on.
+        """Return the questions to ask of `stream` at `pts` seconds of its clock. Each counts as asked from now on.
 
-        `has_changed`: whether the newest clip shows something new, which is a call of the kind `change`.
+        `has_changed`: whether the newest clip shows something new, which is the trigger `change`.
         """
         questions = []
         for name, one in self._standing.get(stream, {}).items():
             if has_changed and "change" in one.query.on_event:
-                one.rhythm.call(now)
+                one.cadence.call(now)
             if (question := self._ask(one, stream, name, pts=pts, now=now)) is not None:
                 questions.append(question)
         return questions
 
     def call(self, stream: str, name: str, now: float) -> Question | None:
-        """Something calls for the query's answer: the question to ask now, None where that must wait."""
+        """Trigger the query. Returns the question to ask now, None where it must wait."""
         one = self._find(stream, name)
         if one is None or not one.is_asked(now):
             return None
-        one.rhythm.call(now)
+        one.cadence.call(now)
         return self._ask(one, stream, name, pts=None, now=now)
 
     def settled(self, question: Question) -> None:
-        """Tell that `question` has failed, so that its query may be asked again."""
+        """Note that `question` has failed, so that its query may be asked again."""
         one = self._find(question.stream, question.query)
         if one is not None:
-            one.rhythm.settled(question)
+            one.cadence.settled(question)
 
     def take(self, answer: Answer, now: float, *, has_snapshot: bool = False) -> Taken:
-        """What to make of `answer`, which settles its question; on demand it is news, of a query as that says.
+        """Take in `answer`, which closes its question, and return what follows from it.
 
-        Where it begins an event, `has_snapshot` is what that says of a picture.
+        An answer on demand is always news, one of a standing query as its settings say. `has_snapshot`: whether an
+        event that it begins has a picture.
         """
         question = answer.question
         one = self._find(question.stream, question.query)
         if one is None:
             return Taken()
         query = one.query
-        was_open = one.rhythm.settled(question)
+        was_open = one.cadence.settled(question)
         is_late = query.deadline is not None and now - question.asked_at > query.deadline
         if is_late and query.late == "drop":
             return Taken(is_kept=False, is_news=False, is_late=True)
         is_news = self._is_news(one, answer)
         if not (query.makes_events and was_open and one.is_asked(now)):
             return Taken(is_news=is_news, is_late=is_late)
-        event = one.alarm.take(answer, query, now=now, has_snapshot=has_snapshot)
+        event = one.tracker.take(answer, query, now=now, has_snapshot=has_snapshot)
         is_clear = reading(answer, query) is not None
         return Taken(is_news=is_news, is_late=is_late, is_clear=is_clear, event=event)
 
     def lapsed(self, stream: str, now: float) -> list[Event]:
-        """The ends of the stream's events whose query is not asked at this hour."""
+        """End the stream's events whose query is not asked at this hour. Returns the ends."""
         ones = self._standing.get(stream, {}).values()
         return _ends((one for one in ones if not one.is_asked(now)), now)
 
@@ -117,10 +118,10 @@ class StandingQueries:
         *,
         is_on: Callable[[str, str], bool] | None = None,
     ) -> list[Event]:
-        """Take other queries from now on; the ends of events that nobody asks about any more.
+        """Use other queries from now on. Returns the ends of events whose query is gone.
 
-        A query that is as it was goes on undisturbed; one that means the same keeps its event and cooldown. `is_on`
-        says of a stream and a query whether it is asked, where that is not as configured.
+        An unchanged query goes on undisturbed. One with the same meaning keeps its event and cooldown. `is_on(stream,
+        query)` overrides whether a query is enabled.
         """
         old, self._standing = self._standing, {}
         over = []
@@ -130,24 +131,24 @@ class StandingQueries:
                 one = was if was is not None and was.query == query else _Standing(query, True)
                 one.is_on = query.enabled if is_on is None else is_on(stream, name)
                 if was is not None and was.query.meaning == query.meaning:
-                    one.alarm, one.last_text = was.alarm, was.last_text
+                    one.tracker, one.last_text = was.tracker, was.last_text
                 elif was is not None:
                     over.append(was)
                 if not one.is_on:
                     over.append(one)
                 self._standing.setdefault(stream, {})[name] = one
-        return _ends([*over, *(one for gone in old.values() for one in gone.values())], now)
+        return _ends([*over, *(one for removed in old.values() for one in removed.values())], now)
 
     def resume(self, events: Iterable[Event], now: float) -> list[Event]:
-        """Go on from each query's last event on a stream, as an earlier run left it; the ends of those that can't."""
+        """Resume each query's last event on a stream after a restart. Returns the ends of those that can't go on."""
         ends = []
         for event in events:
             one = self._find(event.stream, event.query)
-            goes_on = event if event.ended_at is None else None
-            alarm = EventTracker(goes_on, since_start=max(0.0, now - event.started_at), now=now)
+            running = event if event.ended_at is None else None
+            tracker = EventTracker(running, since_start=max(0.0, now - event.started_at), now=now)
             if one is not None and one.query.makes_events and one.is_on:
-                one.alarm = alarm
-            elif (end := alarm.lapse(now)) is not None:
+                one.tracker = tracker
+            elif (end := tracker.lapse(now)) is not None:
                 ends.append(end)
         return ends
 
@@ -157,9 +158,9 @@ class StandingQueries:
     def _ask(
         self, one: _Standing, stream: str, name: str, *, pts: float | None, now: float
     ) -> Question | None:
-        """The question, where it is due and asked at this time."""
+        """Return the question where it is due and asked at this time."""
         lost = _LOST_AFTER * self.answering.timeout
-        if not (one.is_asked(now) and one.rhythm.is_due(pts, one.query, now=now, lost=lost)):
+        if not (one.is_asked(now) and one.cadence.is_due(pts, one.query, now=now, lost=lost)):
             return None
         query = one.query
         question = Question(
@@ -176,11 +177,11 @@ class StandingQueries:
             recall=query.recall,
             priority=query.priority,
         )
-        one.rhythm.asked(question, query)
+        one.cadence.asked(question, query)
         return question
 
     def _is_news(self, one: _Standing, answer: Answer) -> bool:
-        """Whether to announce `answer`, as its query says; remembers it as the last one."""
+        """Return whether to announce `answer`, as its query says. Remembers it as the last one."""
         query, confidence = one.query, answer.confidence
         if query.min_confidence and (confidence is None or confidence < query.min_confidence):
             return False
@@ -191,6 +192,6 @@ class StandingQueries:
 
 
 def _ends(standing: Iterable[_Standing], now: float) -> list[Event]:
-    """The ends of what goes on there, because nobody asks any more."""
-    ends = [one.alarm.lapse(now) for one in standing]
+    """End the running events of queries that are no longer asked. Returns the ends."""
+    ends = [one.tracker.lapse(now) for one in standing]
     return [end for end in ends if end is not None]

@@ -1,7 +1,7 @@
-"""Where answers go: one file per protocol, found by URL scheme.
+"""The sinks, where answers go: one module or package per protocol, found by URL scheme.
 
-A sink hands over one thing at a time and raises SinkError when it can't. Queues, retries, age limits and the
-isolation of sinks from each other are in workers/delivery.py. Importing this table imports no client library.
+A sink sends one thing at a time and raises SinkError where it can't. Queues, retries and age limits are in
+workers/outbox.py. Importing this table imports no client library.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ SINKS: dict[str, str] = {
 
 
 class Sink(AbstractAsyncContextManager["Sink"], Protocol):
-    """An output; entering starts it without waiting for the other side, leaving says goodbye."""
+    """An output. Entering starts it without waiting for the other side, leaving disconnects."""
 
     @property
     def name(self) -> str:
-        """What logs, metrics and the outbox call it, such as host:port/prefix; no other's, never a credential."""
+        """Its unique name in logs, metrics and the outbox, such as host:port/prefix. Holds no credential."""
         ...
 
     async def send(self, answer: Answer) -> None:
-        """Hand over one answer; returns when the other side has it.
+        """Send one answer. Returns once the other side has it.
 
         Raises SinkError where trying again may help and SinkRefused where it never will.
         """
         ...
 
     async def send_event(self, event: Event) -> None:
-        """Hand over what is told of an event; like `send`."""
+        """Send an event, like `send`."""
         ...
 
     async def report(self, status: StreamStatus) -> None:
-        """Tell the other side a stream's status; raises SinkError like `send`."""
+        """Send a stream's status. Raises SinkError like `send`."""
         ...
 
 
 @runtime_checkable
 class BatchSink(Sink, Protocol):
-    """A sink that is faster with several things at once."""
+    """A sink that is faster with several items at once."""
 
     async def send_all(self, items: Sequence[Answer | Event]) -> list[SinkRefused | None]:
-        """Hand over in order; what became of the first of them, one at least: None, or why it never will be taken.
+        """Send in order. Returns an outcome for the first one or more items: None, or why it is refused for good.
 
         Raises SinkError where not even the first was taken and trying again may help.
         """
@@ -61,9 +61,9 @@ class BatchSink(Sink, Protocol):
 
 
 def open_sink(url: str, *, commands: Commands | None = None) -> Sink:
-    """The sink for `url`, not yet connected; raises ConfigError for an unknown scheme or a missing extra.
+    """Return the sink for `url`, not yet connected. Raises ConfigError for an unknown scheme or a missing extra.
 
-    A sink that the other side can ask and steer has the option `commands` and is given them.
+    A sink that takes questions and commands has the option `commands`.
     """
     scheme = urls.split(url).scheme
     cls = registry.find(SINKS, GROUP, scheme, kind="sink scheme")

@@ -1,7 +1,7 @@
-"""What the other side of a sink may ask of the service: questions, switches, triggers, and what there is to see.
+"""The part of the service that a sink may use: questions, switches, triggers, and the state to show.
 
-A protocol alone: a sink knows the service by nothing else. All of it is called on the event loop and must not block
-it, but `snapshot`, which is called from a thread.
+A protocol, and all that a sink knows of the service. Its methods are called on the event loop and must not block it,
+except `snapshot`, which is called from a thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stream_sttm.types import Answer, Question, StreamStatus
 
 
 class Commands(Protocol):
-    """The service, as a sink may use it; what can't be done raises a StreamSTTMError that says why."""
+    """The service as a sink may use it. A method raises StreamSTTMError, with the reason, where it can't."""
 
     @property
     def model(self) -> str:
@@ -33,45 +33,45 @@ class Commands(Protocol):
         ...
 
     def streams(self) -> list[StreamStatus]:
-        """Every stream's status now, in the configuration's order."""
+        """Return every stream's status, in the configuration's order."""
         ...
 
     def standing(self) -> Mapping[str, QuerySettings]:
-        """The standing queries by name."""
+        """Return the standing queries by name."""
         ...
 
     def is_query_enabled(self, query: str, stream: str) -> bool:
-        """Whether a query is asked of a stream now."""
+        """Return whether a query is asked of a stream now."""
         ...
 
     def stats(self) -> dict[str, Any]:
-        """The service's numbers as JSON."""
+        """Return the service's statistics as JSON."""
         ...
 
     def snapshot(self, stream: str) -> bytes | None:
-        """The stream's newest picture as JPEG, None before the first; called from a thread."""
+        """Return the stream's newest picture as JPEG, None before the first. Called from a thread."""
         ...
 
     def resend(self) -> None:
-        """Report every stream's status anew."""
+        """Report every stream's status again."""
         ...
 
     async def ask(self, question: Question) -> Answer:
-        """The answer to a question asked now; it is also delivered like any other."""
+        """Answer a question. The answer is also delivered like any other."""
         ...
 
     async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
-        """Watch a stream, or leave it out."""
+        """Enable or disable a stream."""
         ...
 
     async def set_query_enabled(self, query: str, stream: str, is_enabled: bool) -> None:
-        """Ask a query of a stream, or leave it out."""
+        """Enable or disable a query on a stream."""
         ...
 
     async def trigger(self, query: str, stream: str) -> None:
-        """Ask a standing query of a stream now, whatever its rhythm."""
+        """Ask a standing query of a stream now, whatever its interval."""
         ...
 
     def sighted(self, payload: bytes) -> None:
-        """Take a message of Frigate's topics `events` or `reviews`; garbage is counted and told, never raised."""
+        """Take a message of Frigate's topics `events` or `reviews`. Counts and logs an invalid one, never raises."""
         ...

@@ -1,9 +1,9 @@
-"""Answers, events and stream states posted to a URL as JSON: `https://hooks.example/door#secret=${HOOK_SECRET}`.
+"""Post answers, events and stream states to a URL as JSON: `https://hooks.example/door#secret=${HOOK_SECRET}`.
 
 Each POST is signed: `X-Signature` is `sha256=` and the hexadecimal HMAC-SHA256, under the secret, of `X-Timestamp`, a
-dot and the body. Whoever listens answers 2xx once it has it; redirects are not followed. What is refused, or fails
-`attempts` times where somebody answers, is given up and kept in a file of dead letters. Knows nothing of queues and
-pauses (workers/outbox.py).
+dot and the body. The receiver answers 2xx once it has it. Redirects are not followed. A body that is refused, or that
+fails `attempts` times while the receiver answers, is given up and appended to a file of dead letters. Queues and pauses
+are in workers/outbox.py.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ from stream_sttm.types import Answer, Event, StreamStatus
 
 KINDS = ("answers", "events", "states")
 OPTIONS = ("secret", "send", "attempts", "timeout", "dead_letters")
-MAX_REPLY = 64 * 1024  # bytes of an answer that are read, so that the connection can be used again
-MAX_LETTERS = (
-    16 * 1024 * 1024
-)  # bytes of a file of dead letters; then it becomes the older one of two
-_AGAIN = (408, 425, 429)  # of the refusals, those that may pass
+MAX_REPLY = 64 * 1024  # bytes of a reply that are read, so that the connection can be used again
+MAX_LETTERS = 16 * 1024 * 1024  # bytes of the file of dead letters, after which it is rotated
+_AGAIN = (408, 425, 429)  # client errors that are worth trying again
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 _log = logging.getLogger(__name__)
@@ -40,7 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class WebhookSink:
-    """One URL; behind its '#' stand `secret`, `send` (answers,events,states), `attempts`, `timeout`, `dead_letters`."""
+    """A URL to post to.
+
+    Options after its '#': `secret`, `send` (answers,events,states), `attempts`, `timeout`, `dead_letters`.
+    """
 
     url: str = field(repr=False)
 
@@ -55,9 +56,9 @@ class WebhookSink:
         except httpx.InvalidURL:
             raise ConfigError("a webhook's URL holds characters that no URL has") from None
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        # A path may be a secret, as many services have it; this tells two of one host apart all the same.
-        place = hashlib.sha256(self._target.encode()).hexdigest()[:6]
-        self.name = f"{host}:{parts.port or _DEFAULT_PORT[parts.scheme]}/~{place}"
+        # Many services have a secret in the path. A hash tells two webhooks of one host apart without it.
+        path_hash = hashlib.sha256(self._target.encode()).hexdigest()[:6]
+        self.name = f"{host}:{parts.port or _DEFAULT_PORT[parts.scheme]}/~{path_hash}"
         self._secret = options.get("secret", "").encode()
         self._kinds = _kinds(options.get("send"))
         self._attempts = int(_number(options, "attempts", 10, least=1))
@@ -77,7 +78,7 @@ class WebhookSink:
         )
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._client is not None:
             await self._client.aclose()
 
@@ -88,38 +89,41 @@ class WebhookSink:
             await self._deliver(answer.question.id, body)
 
     async def send_event(self, event: Event) -> None:
-        """Post what is told of `event`."""
+        """Post `event`."""
         if "events" in self._kinds:
             body = {"type": "event", **event.as_dict(published_at=time.time())}
             await self._deliver(f"{event.id}/{event.kind.value}/{event.updated_at}", body)
 
     async def report(self, status: StreamStatus) -> None:
-        """Post a stream's state; one that is not taken is given up at once, for the next will say more."""
+        """Post a stream's state. One that is not taken is given up at once, because the next replaces it."""
         if "states" in self._kinds:
             try:
                 await self._post({"type": "status", **status.as_dict()})
-            except _Unmoved as error:
+            except _PostFailed as error:
                 raise SinkRefused(str(error)) from error
 
     async def _deliver(self, key: str, body: dict[str, Any]) -> None:
-        """Post `body`; raises SinkRefused once it is a dead letter."""
+        """Post `body`. Raises SinkRefused once it is a dead letter."""
         try:
             await self._post(body)
         except SinkRefused as error:
-            await self._bury(body, str(error))
+            await self._keep_dead_letter(body, str(error))
             raise
-        except _Unmoved as error:
+        except _PostFailed as error:
             last, count = self._failed
             count = count + 1 if last == key else 1
             self._failed = (key, count)
             if count < self._attempts:
                 raise
-            await self._bury(body, str(error))
+            await self._keep_dead_letter(body, str(error))
             raise SinkRefused(f"{error}, {count} times") from error
         self._failed = ("", 0)
 
     async def _post(self, body: dict[str, Any]) -> None:
-        """Post once; raises SinkError where nobody is there, _Unmoved where it fails, SinkRefused if it always will."""
+        """Post once.
+
+        Raises SinkError where nobody answers, _PostFailed where it fails, and SinkRefused where it always will.
+        """
         assert self._client is not None
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         try:
@@ -130,11 +134,13 @@ class WebhookSink:
                 async with request as reply:
                     await _read_some(reply)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise SinkError(f"webhook {self.name}: can't connect: {self._told(error)}") from error
+            raise SinkError(
+                f"webhook {self.name}: can't connect: {self._scrubbed(error)}"
+            ) from error
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _Unmoved(f"webhook {self.name}: no answer in {self._timeout:g} s") from error
+            raise _PostFailed(f"webhook {self.name}: no answer in {self._timeout:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _Unmoved(f"webhook {self.name}: {self._told(error)}") from error
+            raise _PostFailed(f"webhook {self.name}: {self._scrubbed(error)}") from error
         self._judge(reply)
 
     def _judge(self, reply: httpx.Response) -> None:
@@ -145,18 +151,18 @@ class WebhookSink:
             raise SinkRefused(f"{line}: redirects are not followed; name the URL it leads to")
         if reply.is_client_error and reply.status_code not in _AGAIN:
             raise SinkRefused(line)
-        raise _Unmoved(line)
+        raise _PostFailed(line)
 
     def _signed(self, content: bytes) -> dict[str, str]:
-        """The headers of a body, with its signature where there is a secret."""
+        """Return the headers of a body, with its signature where there is a secret."""
         at = str(int(time.time()))
         headers = {"Content-Type": "application/json", "X-Timestamp": at}
         if self._secret:
             headers["X-Signature"] = signature(self._secret, at, content)
         return headers
 
-    async def _bury(self, body: dict[str, Any], why: str) -> None:
-        """Keep what is given up, where there is a file for it."""
+    async def _keep_dead_letter(self, body: dict[str, Any], why: str) -> None:
+        """Append what is given up to the file of dead letters, where there is one."""
         result = "lost"
         if self._letters is not None:
             letter = {"at": time.time(), "sink": self.name, "why": why, "body": body}
@@ -168,25 +174,25 @@ class WebhookSink:
         metrics.DEAD_LETTERS.labels(self.name, result).inc()
         self._failed = ("", 0)
 
-    def _told(self, error: Exception) -> str:
-        """A library's error in a line without the URL's secrets."""
+    def _scrubbed(self, error: Exception) -> str:
+        """Return a library's error as one line without the URL's secrets."""
         line = " ".join(str(error).split()) or type(error).__name__
         return urls.scrub(line, self.url)
 
 
-class _Unmoved(SinkError):  # noqa: N818 - reads better where it is raised
-    """Somebody is there but did not take it: worth trying again, though not for ever."""
+class _PostFailed(SinkError):  # noqa: N818 - reads better where it is raised
+    """The receiver answers but did not take it: worth trying again, though not for ever."""
 
 
 def signature(secret: bytes, timestamp: str, body: bytes) -> str:
-    """What `X-Signature` says of a body sent at `timestamp`; compare it with hmac.compare_digest."""
+    """Return the `X-Signature` of a body sent at `timestamp`. Compare it with hmac.compare_digest."""
     return (
         f"sha256={hmac.new(secret, timestamp.encode() + b'.' + body, hashlib.sha256).hexdigest()}"
     )
 
 
 async def _read_some(reply: httpx.Response) -> None:
-    """Read the answer as far as it may go; what is longer costs it the connection."""
+    """Read the reply up to MAX_REPLY. A longer one closes the connection."""
     size = 0
     async for part in reply.aiter_raw():
         size += len(part)
@@ -195,7 +201,7 @@ async def _read_some(reply: httpx.Response) -> None:
 
 
 def _append(path: Path, letter: dict[str, Any]) -> None:
-    """Add a line to a file that only its owner may read; blocks."""
+    """Append a line to a file that only its owner may read. Blocks."""
     if path.exists() and path.stat().st_size > MAX_LETTERS:
         path.replace(path.with_name(f"{path.name}.1"))
     line = json.dumps(letter, ensure_ascii=False).encode(errors="replace")
@@ -205,7 +211,7 @@ def _append(path: Path, letter: dict[str, Any]) -> None:
 
 
 def _options(fragment: str) -> dict[str, str]:
-    """The options behind the '#', joined by '&' or '#'; raises ConfigError, without a value, for what is none."""
+    """Parse the options after the '#', joined by '&' or '#'. Raises ConfigError for an unknown one."""
     options = {}
     for part in filter(None, fragment.replace("#", "&").split("&")):
         key, equals, value = part.partition("=")

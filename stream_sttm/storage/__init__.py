@@ -1,1 +1,1 @@
-"""What is kept on disk: answers, events, waiting messages. SQLite, or PostgreSQL for answers."""
+"""Storage on disk: answers, events, waiting messages. SQLite, or PostgreSQL for the answers."""

@@ -1,6 +1,6 @@
-"""Events in the store, as last told, with a picture of how each began; both bounded.
+"""Events in the store's SQLite file, in their newest version, with a picture of how each began. Both are bounded.
 
-Blocking, like the store whose file it shares; calls may come from any thread and raise StoreError.
+Calls block, may come from any thread, and raise StoreError.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ADDED = """
         settings TEXT NOT NULL,
         PRIMARY KEY (kind, name)
     );
-"""  # what came over HTTP; another one
+"""  # another migration: what was added over HTTP
 MAX_LIMIT = 1000
 _COLUMNS = (
     "id",
@@ -80,7 +80,7 @@ _SELECT = (
     " FROM events LEFT JOIN snapshots ON snapshots.event = events.id"
 )
 _DROP_OLDEST = "DELETE FROM snapshots WHERE seq <= (SELECT MAX(seq) FROM snapshots) - ?"
-_DROP_ORPHANS = (  # but the newest, whose event may be about to be written
+_DROP_ORPHANS = (  # except the newest, whose event may be written next
     "DELETE FROM snapshots WHERE event NOT IN (SELECT id FROM events)"
     " AND seq < (SELECT MAX(seq) FROM snapshots)"
 )
@@ -88,20 +88,20 @@ _LAST = "events.seq IN (SELECT MAX(seq) FROM events GROUP BY stream, query)"
 
 
 class EventLog:
-    """The events and the newest `keep_snapshots` pictures in `file`, which has gone through SCHEMA."""
+    """The events and the newest `keep_snapshots` pictures in `file`, which has the tables of SCHEMA."""
 
     def __init__(self, file: SqliteFile, *, keep_snapshots: int = 1000) -> None:
         self._file, self._keep_snapshots = file, keep_snapshots
 
     def add(self, event: Event, *, published_at: float) -> None:
-        """Keep `event` as it is told now, in place of what was told of it before."""
-        told = event.as_dict(published_at=published_at)
-        told |= {name: json.dumps(told[name]) for name in ("state", "span")}
+        """Keep `event` in place of its earlier version."""
+        row = event.as_dict(published_at=published_at)
+        row |= {name: json.dumps(row[name]) for name in ("state", "span")}
         with self._file.writing() as db:
-            db.execute(_ADD, [told[name] for name in _COLUMNS])
+            db.execute(_ADD, [row[name] for name in _COLUMNS])
 
     def add_snapshot(self, event: str, jpeg: bytes) -> None:
-        """Keep the picture with which an event began; the oldest ones go where there are too many."""
+        """Keep the picture with which an event began. Deletes the oldest pictures where there are too many."""
         with self._file.writing() as db:
             db.execute("INSERT OR IGNORE INTO snapshots (event, jpeg) VALUES (?, ?)", (event, jpeg))
             db.execute(_DROP_OLDEST, (self._keep_snapshots,))
@@ -114,7 +114,7 @@ class EventLog:
         limit: int = 50,
         before: int | None = None,
     ) -> list[dict[str, Any]]:
-        """The newest events first, as `Event.as_dict` with `seq`; `before` is the `seq` to go on from."""
+        """Return events, newest first, as `Event.as_dict` with `seq`. `before` is the last page's lowest `seq`."""
         wanted = {"stream = ?": stream, "query = ?": query, "events.seq < ?": before}
         given = {clause: value for clause, value in wanted.items() if value is not None}
         where = f" WHERE {' AND '.join(given)}" if given else ""
@@ -125,25 +125,25 @@ class EventLog:
         return [_shown(row) for row in rows]
 
     def event(self, event: str) -> dict[str, Any]:
-        """One event as in `recent`; raises UnknownEvent."""
+        """Return one event as `recent` does. Raises UnknownEvent."""
         rows = self._read(f"{_SELECT} WHERE id = ?", (event,))
         if not rows:
             raise UnknownEvent(f"there is no event {event!r}; it may have been too old to keep")
         return _shown(rows[0])
 
     def snapshot(self, event: str) -> bytes:
-        """The picture with which an event began, as JPEG; raises UnknownEvent where none is kept."""
+        """Return the picture with which an event began, as JPEG. Raises UnknownEvent where none is kept."""
         rows = self._read("SELECT jpeg FROM snapshots WHERE event = ?", (event,))
         if not rows:
             raise UnknownEvent(f"no picture of an event {event!r} is kept")
         return bytes(rows[0]["jpeg"])
 
     def last(self) -> list[Event]:
-        """Each query's last event on each stream, for the bookkeeping to go on from after a restart."""
+        """Return each query's last event on each stream, from which to go on after a restart."""
         return [_event(row) for row in self._read(f"{_SELECT} WHERE {_LAST}")]
 
     def prune(self, *, older_than: float) -> None:
-        """Delete what was over before the wall clock `older_than`, and the pictures of it."""
+        """Delete events that ended before the wall clock `older_than`, and their pictures."""
         with self._file.writing() as db:
             db.execute(
                 "DELETE FROM events WHERE updated_at < ? AND ended_at IS NOT NULL", (older_than,)
@@ -175,9 +175,8 @@ def _event(row: sqlite3.Row) -> Event:
 
 
 def _shown(row: sqlite3.Row) -> dict[str, Any]:
-    told = _event(row).as_dict(published_at=0.0)
     return {
         "seq": row["seq"],
-        **told,
+        **_event(row).as_dict(published_at=0.0),
         "event_to_answer_ms": row["event_to_answer_ms"],
     }

@@ -1,6 +1,6 @@
-"""Kept answers as text for other programs: JSON Lines, which loses nothing, or CSV for spreadsheets.
+"""Stored answers as text for other programs: JSON Lines, which loses nothing, or CSV for spreadsheets.
 
-Both give piece after piece, so the whole of a store never stands in memory. Knows nothing of where answers come from.
+Both are generators, so a whole store is never in memory at once. Knows nothing of where answers come from.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stream_sttm.storage.answers import COLUMNS, JSON_COLUMNS
+from stream_sttm.storage.sql_answers import COLUMNS, JSON_COLUMNS
 
 CSV_COLUMNS = ("seq", *COLUMNS)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for one
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet's formula may begin
 
 
 def jsonl(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """One line of JSON per answer."""
+    """Yield one line of JSON per answer."""
     for answer in answers:
         yield json.dumps(dict(answer), ensure_ascii=False) + "\n"
 
 
 def csv_lines(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """A heading and a record per answer; lists and maps stand in it as JSON.
+    """Yield a header and one record per answer, with lists and maps as JSON.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front; what a camera sees is not trusted.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front. What a camera sees is not trusted.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer)

@@ -1,7 +1,7 @@
-"""What waits for a sink, in SQLite: it outlives the process, keeps its order, and is bounded by whoever writes.
+"""The outbox table: answers and events that wait for a sink, in SQLite, so that they outlive the process.
 
-Each sink has a numbered row of its own; numbers only rise. Calls block and may come from any thread. Knows nothing of
-how things are handed over, tried again or given up (workers/outbox.py).
+Each sink has a queue of its own with rising numbers. The writer bounds it. Calls block and may come from any thread.
+Sending, retries and giving up are in workers/outbox.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something that waits, its number, and the wall clock at which it came; None is a row that can't be read."""
+    """A waiting item, its number, and the wall clock of its arrival. `item` is None where the row can't be read."""
 
     seq: int
     since: float
@@ -51,7 +51,7 @@ class Entry:
 
 
 class OutboxTable:
-    """What waits for every sink, in the SQLite file `path`; opened and migrated at once.
+    """The waiting items of every sink, in the SQLite file `path`, which is opened and migrated at once.
 
     Every method raises StoreError where the file can't be used.
     """
@@ -66,50 +66,50 @@ class OutboxTable:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a second call does nothing, any other call after it raises StoreError."""
+        """Close the file. A second call does nothing, any other call after it raises StoreError."""
         self._file.close()
 
     def count(self, sink: str) -> tuple[int, int]:
-        """How many wait for `sink`, and the highest number ever given there that is still known, 0 for none."""
+        """Return how many entries wait for `sink` and the highest number among them, 0 for none."""
         select = "SELECT COUNT(*), COALESCE(MAX(seq), 0) FROM waiting WHERE sink = ?"
         with self._file.reading() as db:
             count, newest = db.execute(select, (sink,)).fetchone()
         return count, newest
 
     def add(self, sink: str, entries: Sequence[Entry]) -> None:
-        """Keep `entries`, all or none; one whose number is there already is left as it is."""
+        """Insert `entries`, all or none. An entry whose number exists already is left as it is."""
         rows = [(sink, entry.seq, entry.since, *_dumped(entry.item)) for entry in entries]
         with self._file.writing() as db:
             db.executemany(_ADD, rows)
 
     def first(self, sink: str, *, after: int, limit: int) -> list[Entry]:
-        """The oldest of those with a number above `after`."""
+        """Return the oldest `limit` entries whose number is above `after`."""
         select = "SELECT * FROM waiting WHERE sink = ? AND seq > ? ORDER BY seq LIMIT ?"
         with self._file.reading() as db:
             rows = db.execute(select, (sink, after, limit)).fetchall()
         return [Entry(row["seq"], row["since"], _loaded(row["kind"], row["body"])) for row in rows]
 
     def remove(self, sink: str, *, through: int) -> None:
-        """Forget all with numbers up to `through`."""
+        """Delete all entries with numbers up to `through`."""
         with self._file.writing() as db:
             db.execute("DELETE FROM waiting WHERE sink = ? AND seq <= ?", (sink, through))
 
     def drop(self, sink: str, *, after: int, count: int) -> int:
-        """Forget the `count` oldest of those with a number above `after`; how many there were."""
+        """Delete the `count` oldest entries whose number is above `after`. Returns how many were deleted."""
         oldest = "SELECT seq FROM waiting WHERE sink = ? AND seq > ? ORDER BY seq LIMIT ?"
         delete = f"DELETE FROM waiting WHERE sink = ? AND seq IN ({oldest})"
         with self._file.writing() as db:
             return db.execute(delete, (sink, sink, after, count)).rowcount
 
     def forget(self, *, before: float) -> int:
-        """Forget what came before the wall clock `before`, for sinks that nobody names any more as well."""
+        """Delete what arrived before the wall clock `before`, for every sink. Returns how many were deleted."""
         with self._file.writing() as db:
             return db.execute("DELETE FROM waiting WHERE since < ?", (before,)).rowcount
 
 
 def _dumped(item: Answer | Event | None) -> tuple[str, str]:
     assert item is not None
-    # ASCII, as a text may hold what is no valid Unicode
+    # ASCII, because a text may hold half of a surrogate pair
     return "answer" if isinstance(item, Answer) else "event", json.dumps(asdict(item))
 
 
@@ -144,6 +144,6 @@ def _event(tree: dict[str, Any]) -> Event:
 
 
 def _made(cls: type[_T], tree: dict[str, Any]) -> _T:
-    """An instance from its fields; those that this version does not know are left out."""
+    """Return an instance made from its fields. Fields that this version does not know are left out."""
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     return cls(**{name: value for name, value in tree.items() if name in known})

@@ -1,35 +1,23 @@
-"""Answers in PostgreSQL, for several services that keep theirs in one place; the promises are those of store.py.
+"""Answers in PostgreSQL, so that several services can share one store. It behaves as the SQLite one in answers.py.
 
-psycopg, not an ORM: what differs between the two databases is the text search, which no layer above SQL has in common.
-One connection behind a lock, made anew where the server was gone. Numbers rise with each answer, but of two services
-that write at once the lower one may show later, so an export that runs meanwhile can miss it.
+psycopg, not an ORM: the two databases differ in text search, and no layer above SQL covers both. One connection behind
+a lock, opened again where the server was gone. Numbers rise with each answer. When two services write at once, the
+lower number may become visible later, so an export that runs meanwhile can miss it.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
 from stream_sttm import urls
 from stream_sttm.errors import StoreError
-from stream_sttm.storage.answers import (
-    ALL,
-    COLUMNS,
-    JSON_COLUMNS,
-    MAX_LIMIT,
-    PRUNED_AT_ONCE,
-    Wanted,
-    asked_for,
-    pages,
-    row_of,
-)
-from stream_sttm.types import Answer
+from stream_sttm.storage.sql_answers import SqlAnswers
 
 MIGRATIONS = (
     """
@@ -62,32 +50,17 @@ MIGRATIONS = (
     ALTER TABLE answers ADD COLUMN seconds TEXT NOT NULL DEFAULT '{"fresh": 0.0, "recall": 0.0}';
     """,
 )
-_MIGRATING = 0x5354544D  # the advisory lock of whoever brings the schema up to date
-_LISTED = ", ".join(f'"{column}"' for column in COLUMNS)
-_ADD = (
-    f"INSERT INTO answers ({_LISTED}) VALUES ({', '.join(f'%({c})s' for c in COLUMNS)})"
-    " ON CONFLICT (id) DO NOTHING"
-)
-_PRUNE = (
-    "DELETE FROM answers WHERE seq IN (SELECT seq FROM answers WHERE answered_at < %s LIMIT %s)"
-)
-_CLAUSES = {
-    "stream": "stream = %s",
-    "query": "query = %s",
-    "answer_type": "answer_type = %s",
-    "since": "answered_at >= %s",
-    "until": "answered_at < %s",
-    "text": "words @@ plainto_tsquery('simple', %s)",
-    "before": "seq < %s",
-    "after": "seq > %s",
-}
+_MIGRATING = 0x5354544D  # the advisory lock that a migration holds
 
 
-class PostgresStore:
-    """The answers kept in the database `url`; connected to and migrated at once.
+class PostgresStore(SqlAnswers):
+    """The answers in the database `url`, connected to and migrated at once. The character NUL is kept as U+FFFD.
 
     `timeout` is how many seconds connecting and each statement may take. Every method raises StoreError.
     """
+
+    PARAMETER, NAMED = "%s", "%({})s"
+    TEXT_SEARCH = "words @@ plainto_tsquery('simple', {})"
 
     def __init__(self, url: str, *, timeout: float = 10.0) -> None:
         self._url, self._timeout = url, timeout
@@ -101,72 +74,34 @@ class PostgresStore:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Hang up; a second call does nothing, any other call after it raises StoreError."""
+        """Close the connection. A second call does nothing, any other call after it raises StoreError."""
         with self._lock:
             self._is_closed = True
             if self._db is not None:
                 self._db.close()
 
-    def add(self, answer: Answer, *, published_at: float | None = None) -> bool:
-        """Keep `answer`; False where one of its id is kept already. The character NUL is kept as U+FFFD."""
-        row = {name: _text(value) for name, value in row_of(answer, published_at).items()}
+    def _read(self, statement: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         with self._using() as db:
-            return bool(db.execute(_ADD, row).rowcount)
+            given = [_text(value) for value in values]
+            return db.execute(statement, given).fetchall()  # type: ignore[arg-type,unused-ignore]
 
-    def recent(
-        self,
-        *,
-        stream: str | None = None,
-        query: str | None = None,
-        limit: int = 50,
-        before: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """The newest answers of a stream, a query or both; see `find`."""
-        return self.find(Wanted(stream=stream, query=query), limit=limit, before=before)
-
-    def find(
-        self, wanted: Wanted, *, limit: int = 50, before: int | None = None
-    ) -> list[dict[str, Any]]:
-        """The newest first, as `Answer.as_dict` with `seq`; `before` is the `seq` to go on from."""
-        return self._select(wanted, "DESC", limit=limit, before=before)
-
-    def export(self, wanted: Wanted = ALL) -> Iterator[dict[str, Any]]:
-        """All of them, oldest first, a page at a time."""
-        return pages(lambda after: self._select(wanted, "ASC", limit=MAX_LIMIT, after=after))
-
-    def prune(self, *, older_than: float) -> int:
-        """Delete what was answered before the wall clock `older_than`; the number of answers deleted."""
-        deleted = 0
-        while True:
-            with self._using() as db:
-                count: int = db.execute(_PRUNE, (older_than, PRUNED_AT_ONCE)).rowcount
-            deleted += count
-            if count < PRUNED_AT_ONCE:
-                return deleted
-
-    def _select(
-        self, wanted: Wanted, order: str, *, limit: int, **cursor: int | None
-    ) -> list[dict[str, Any]]:
-        asked = {name: _text(value) for name, value in asked_for(wanted, cursor).items()}
-        if "text" in asked:
-            asked["text"] = asked["text"].encode(errors="replace").decode()
-        where = " AND ".join(_CLAUSES[name] for name in asked) or "TRUE"
-        select = f"SELECT seq, {_LISTED} FROM answers WHERE {where} ORDER BY seq {order} LIMIT %s"
+    def _write(self, statement: str, values: Sequence[Any] | dict[str, Any]) -> int:
+        given = (
+            {name: _text(value) for name, value in values.items()}
+            if isinstance(values, dict)
+            else values
+        )
         with self._using() as db:
-            values = [*asked.values(), max(0, min(limit, MAX_LIMIT))]
-            rows = db.execute(select, values).fetchall()  # type: ignore[arg-type,unused-ignore]
-        return [row | {name: json.loads(row[name]) for name in JSON_COLUMNS} for row in rows]
+            count: int = db.execute(statement, given).rowcount  # type: ignore[arg-type,unused-ignore]
+            return count
+
+    def _search_text(self, text: str) -> str:
+        return text.encode(errors="replace").decode()
 
     @contextmanager
     def _using(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-        """The connection, a new one where the last has gone; what psycopg raises becomes StoreError."""
+        """Give the connection, or a new one where it was lost. Turns psycopg's errors into StoreError."""
         with self._lock:
             if self._is_closed:
                 raise StoreError(f"store {urls.mask(self._url)}: is closed")
@@ -179,7 +114,7 @@ class PostgresStore:
                 raise StoreError(f"store {urls.mask(self._url)}: {why}") from error
 
     def _is_alive(self, db: psycopg.Connection[dict[str, Any]]) -> bool:
-        """Whether the server is still there; one that was started anew has forgotten the connection."""
+        """Whether the server still knows the connection, which a restarted one does not."""
         try:
             db.execute("SELECT 1")
         except psycopg.OperationalError:
@@ -195,7 +130,7 @@ class PostgresStore:
 
 
 def _migrate(db: psycopg.Connection[dict[str, Any]], name: str) -> None:
-    """Bring the schema to this version, all steps or none; several services may try at once."""
+    """Bring the schema to this version, all steps or none. Several services may try at once."""
     with db.transaction():
         db.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
         db.execute("CREATE TABLE IF NOT EXISTS stream_sttm_schema (version INTEGER NOT NULL)")
@@ -215,12 +150,12 @@ def _migrate(db: psycopg.Connection[dict[str, Any]], name: str) -> None:
 
 
 def _text(value: Any) -> Any:
-    """PostgreSQL has no place for the character NUL."""
+    """Replace the character NUL, which PostgreSQL can't store."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def _explain(error: Exception, url: str) -> str:
-    """What went wrong and what to do about it, in one line without secrets."""
+    """Return what went wrong and what to do about it, in one line without secrets."""
     text = " ".join(str(error).split()) or type(error).__name__
     advice = {
         "password authentication failed": "user or password refused; check store.path",

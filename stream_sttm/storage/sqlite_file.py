@@ -1,6 +1,6 @@
-"""A SQLite file: opened in WAL mode, migrated, begun anew where somebody took it away, its faults in one line each.
+"""A SQLite file: opened in WAL mode, migrated, created again where it was deleted, each error as one line.
 
-One connection behind a lock, so calls may come from any thread; they block, so an event loop makes them through
+One connection behind a lock, so calls may come from any thread. They block, so an event loop makes them through
 `asyncio.to_thread`. A schema grows by appending to its list of migrations. Knows nothing of what the tables hold.
 """
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """How messages call a file: what it is, the setting that names it, and what makes room where a disk is full."""
+    """Words for messages about a file: its name, its setting, and what frees space on a full disk."""
 
     name: str
     setting: str
@@ -30,7 +30,7 @@ class Purpose:
 
 
 class SqliteFile:
-    """The file `path` (`:memory:` for this run only); opened and migrated at once, by several processes if need be.
+    """The file `path` (`:memory:` for this run only), opened and migrated at once. Several processes may share it.
 
     `busy_timeout` is how many seconds a call may wait for another process's lock. Every method raises StoreError.
     """
@@ -56,19 +56,19 @@ class SqliteFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a second call does nothing, any other call after it raises StoreError."""
+        """Close the file. A second call does nothing, any other call after it raises StoreError."""
         with self._lock, self._mapped():
             self._db.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, to read from."""
+        """Give the connection for reading."""
         with self._lock, self._mapped():
             yield self._db
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """The connection within a transaction: all of the `with` body is written, or nothing."""
+        """Give the connection in a transaction: all of the `with` body is written, or nothing."""
         with self._lock, self._mapped():
             self._follow()
             self._db.execute("BEGIN IMMEDIATE")
@@ -100,7 +100,7 @@ class SqliteFile:
         self._file = self._identity()
 
     def _identity(self) -> tuple[int, int] | None:
-        """What tells the file at the path from any other; None where there is none."""
+        """Return device and inode of the file at the path, None where there is none."""
         try:
             found = Path(self.path).stat()
         except OSError:
@@ -108,7 +108,7 @@ class SqliteFile:
         return found.st_dev, found.st_ino
 
     def _follow(self) -> None:
-        """Begin a new file where somebody took this one away; SQLite itself would go on writing to nowhere."""
+        """Create a new file where this one was deleted. SQLite itself would write on into the deleted one."""
         if self._file is None or self._identity() == self._file:
             return
         self._db.close()
@@ -119,7 +119,7 @@ class SqliteFile:
         )
 
     def _migrate(self) -> None:
-        """Bring the schema to this version, all steps or none; several processes may try at once."""
+        """Bring the schema to this version, all steps or none. Several processes may try at once."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -140,14 +140,14 @@ class SqliteFile:
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
-        """Turn what sqlite3 raises into StoreError: what, where, what to do."""
+        """Turn sqlite3's errors into StoreError: what, where, what to do."""
         try:
             yield
         except (sqlite3.Error, UnicodeEncodeError) as error:
             raise StoreError(f"{self._purpose.name} {self.path}: {self._explain(error)}") from error
 
     def _explain(self, error: Exception) -> str:
-        """What went wrong and what to do about it, in one line."""
+        """Return what went wrong and what to do about it, in one line."""
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         folder, setting = Path(self.path).absolute().parent, self._purpose.setting
         if "unable to open" in text:
@@ -167,7 +167,7 @@ class SqliteFile:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one; a trigger's own semicolons end none."""
+    """Yield the statements of a script. Semicolons inside a trigger end none."""
     statement = ""
     for part in script.split(";"):
         statement += part

@@ -22,7 +22,7 @@ def settings(**more: Any) -> Settings:
 def test_nothing_differs() -> None:
     changes = between(settings(), settings())
     assert not changes
-    assert changes.told() == "nothing differs"
+    assert changes.summary() == "nothing differs"
 
 
 def test_live_keys_are_named_by_what_came_went_and_became_different() -> None:
@@ -44,7 +44,7 @@ def test_live_keys_are_named_by_what_came_went_and_became_different() -> None:
         "log_level": True,
         "needs_restart": [],
     }
-    assert "hunter2" not in changes.told()
+    assert "hunter2" not in changes.summary()
     assert taken_over(settings(), new) == new
 
 
@@ -57,7 +57,7 @@ def test_what_waits_for_a_restart_is_named_by_its_path_and_stays_as_it_was() -> 
     )
     changes = between(settings(), new)
     assert set(changes.waiting) == {"model", "http.port", "http.token", "reducer.refresh_every"}
-    assert "hunter2" not in changes.told()
+    assert "hunter2" not in changes.summary()
     held = taken_over(settings(), new)
     assert (held.model, held.http.port, held.log_level) == ("demo", 8080, "error")
     assert between(held, new).waiting == changes.waiting  # until the restart

@@ -231,7 +231,7 @@ async def test_dead_letters_are_bounded(tmp_path: Path) -> None:
     file = tmp_path / "letters.jsonl"
     file.write_bytes(b"x" * (MAX_LETTERS + 1))
     async with burying(file) as sink:
-        await sink._bury({"id": 1}, "no use")
+        await sink._keep_dead_letter({"id": 1}, "no use")
     assert len(letters(file)) == 1
     assert (tmp_path / "letters.jsonl.1").stat().st_size == MAX_LETTERS + 1
 
@@ -241,7 +241,7 @@ async def test_dead_letters_that_can_not_be_written_are_lost_and_told(
 ) -> None:
     async with burying(tmp_path / "none" / "letters.jsonl") as sink:
         before = buried(sink, "lost")
-        await sink._bury({"id": 1}, "no use")
+        await sink._keep_dead_letter({"id": 1}, "no use")
         assert buried(sink, "lost") == before + 1
     assert "No such file" in caplog.text
 

@@ -14,12 +14,12 @@ from urllib.parse import quote
 import pytest
 
 from stream_sttm.errors import StoreError
-from stream_sttm.storage import export
-from stream_sttm.storage.answers import MAX_LIMIT, MIGRATIONS, AnswerStore, Store, Wanted
+from stream_sttm.storage import backends, export
+from stream_sttm.storage.answers import MIGRATIONS, AnswerStore, Store
+from stream_sttm.storage.sql_answers import MAX_LIMIT, Wanted
 from stream_sttm.types import AnswerType, Form
 from tests.support.answers import make_answer
 from tests.support.postgres import PASSWORD, Postgres
-from workers import delivery
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         return
     server: Postgres = request.getfixturevalue("postgres")
     forget_all(server)
-    with delivery.open_store(server.url()) as opened:
+    with backends.open_store(server.url()) as opened:
         yield opened
 
 
@@ -312,7 +312,7 @@ def server(postgres: Postgres) -> Postgres:
 
 @pytest.mark.server
 def test_a_server_that_was_started_anew_is_found_again(server: Postgres) -> None:
-    with delivery.open_store(server.url()) as store:
+    with backends.open_store(server.url()) as store:
         store.add(make_answer(number=1))
         server.stop()
         with pytest.raises(StoreError, match="nobody listens there"):
@@ -325,7 +325,7 @@ def test_a_server_that_was_started_anew_is_found_again(server: Postgres) -> None
 @pytest.mark.server
 def test_several_services_may_start_and_write_at_once(server: Postgres) -> None:
     def write(start: int) -> None:
-        with delivery.open_store(server.url()) as store:
+        with backends.open_store(server.url()) as store:
             for number in range(start, start + 20):
                 store.add(make_answer(number=number % 60))
 
@@ -334,7 +334,7 @@ def test_several_services_may_start_and_write_at_once(server: Postgres) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    with delivery.open_store(server.url()) as store:
+    with backends.open_store(server.url()) as store:
         assert len(store.recent(limit=1000)) == 60
 
 
@@ -352,7 +352,7 @@ def test_a_database_that_can_not_be_used_is_one_line_without_the_password(
 ) -> None:
     url = change[1].join(server.url().rsplit(change[0], 1))
     with pytest.raises(StoreError, match=words) as caught:
-        delivery.open_store(url)
+        backends.open_store(url)
     told = str(caught.value)
     assert "\n" not in told
     assert PASSWORD not in told
@@ -363,16 +363,16 @@ def test_a_database_that_can_not_be_used_is_one_line_without_the_password(
 def test_a_database_of_a_newer_version_is_left_alone(server: Postgres) -> None:
     import psycopg
 
-    delivery.open_store(server.url()).close()
+    backends.open_store(server.url()).close()
     with psycopg.connect(server.url(), autocommit=True) as db:
         db.execute("UPDATE stream_sttm_schema SET version = 99")
     with pytest.raises(StoreError, match="newer version"):
-        delivery.open_store(server.url())
+        backends.open_store(server.url())
 
 
 @pytest.mark.server
 def test_a_closed_connection_says_so(server: Postgres) -> None:
-    store = delivery.open_store(server.url())
+    store = backends.open_store(server.url())
     store.close()
     store.close()
     with pytest.raises(StoreError, match="is closed"):

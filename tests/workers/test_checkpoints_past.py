@@ -29,7 +29,7 @@ from workers.engine_host import EngineHost
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="past")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
     _THREAD.shutdown()

@@ -137,11 +137,11 @@ def ids(numbers: Sequence[int] | range) -> list[str]:
 
 
 def dropped(sink: str, reason: str) -> float:
-    return float(metrics.MQTT_DROPPED.labels(sink, reason)._value.get())
+    return float(metrics.SINK_DROPPED.labels(sink, reason)._value.get())
 
 
 def waiting(sink: str) -> float:
-    return float(metrics.MQTT_OUTBOX.labels(sink)._value.get())
+    return float(metrics.SINK_OUTBOX_DEPTH.labels(sink)._value.get())
 
 
 async def test_answer_reaches_store_feed_and_every_sink_in_order() -> None:

@@ -10,6 +10,7 @@ from stream_sttm.config.settings import Settings
 from stream_sttm.errors import NotReady
 from stream_sttm.metrics import STORE_ERRORS
 from stream_sttm.sinks.commands import Commands
+from stream_sttm.storage.backends import open_outbox
 from tests.support.answers import make_answer, make_status
 from workers import delivery
 from workers.config_check import faults_of
@@ -76,7 +77,7 @@ def test_the_outbox_lies_beside_the_store_unless_told_otherwise(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     told = {"store": {"path": store}, "outbox": {"path": outbox}, "sinks": ["mqtt://h"]}
-    backlog = delivery.backlog_of(Settings.model_validate(told))
+    backlog = open_outbox(Settings.model_validate(told))
     if backlog is not None:
         backlog.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ([expected] if expected else [])

@@ -111,7 +111,7 @@ def ids(numbers: Sequence[int] | range) -> list[str]:
 
 
 def dropped(sink: str, reason: str) -> float:
-    return float(metrics.MQTT_DROPPED.labels(sink, reason)._value.get())
+    return float(metrics.SINK_DROPPED.labels(sink, reason)._value.get())
 
 
 def remove(folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Which questions are admitted: what a model has room for and the configuration allows. Knows no stream."""
+"""Which questions the engine takes: those that can be asked at all and have room. Knows no stream."""
 
 from __future__ import annotations
 
+from stream_sttm.config import question_check
 from stream_sttm.config.settings import AnsweringSettings
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.plan import MemoryPlan
@@ -12,13 +13,8 @@ from stream_sttm.types import Question
 def check(
     question: Question, *, formats: AnswerFormats, plan: MemoryPlan, limits: AnsweringSettings
 ) -> None:
-    """Raise QuestionRejected for a question that is empty or too long, or that can't have an answer of its format."""
-    if not question.text.strip():
-        raise QuestionRejected("the question is empty")
-    if len(question.text) > limits.max_question_chars:
-        raise QuestionRejected(
-            f"the question has {len(question.text)} characters; at most {limits.max_question_chars} are taken"
-        )
+    """Raise QuestionRejected for a question that can't be asked, or to which there can be no answer."""
+    question_check.check(question, limits)
     formats.check(question.form)
     if question.recall == "always" and plan.recall is None:
         raise QuestionRejected(

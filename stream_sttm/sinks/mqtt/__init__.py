@@ -1,1 +1,1 @@
-"""Answers, events and states on MQTT."""
+"""The MQTT sink: answers, events, states, and questions and commands that come in."""

@@ -1,8 +1,8 @@
-"""A live connection to an MQTT broker: publish in order with every acknowledgement read, and listen.
+"""A live connection to an MQTT broker: publish in order, read every acknowledgement, and listen.
 
-aiomqtt connects, pings and reads; publishing goes to its paho client directly, for aiomqtt passes over what an MQTT 5
-broker says in an acknowledgement. What is being published when the connection breaks fails at once. Knows nothing of
-topics, and never connects again by itself.
+aiomqtt connects, pings and reads. Publishing goes to its paho client directly, because aiomqtt ignores the reason code
+of an MQTT 5 acknowledgement. Messages in flight fail at once when the connection breaks. Knows nothing of topics, and
+never reconnects by itself.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 _MAX_PACKET_BYTES = 2 * 1024 * 1024  # that an MQTT 5 broker may send us
 _MAX_UNREAD = 1000  # messages
 _IN_FLIGHT = 20  # messages that wait for an acknowledgement; mosquitto's own default
-_KEEPALIVE = 15  # seconds; a broker that vanished is noticed, and our last will sent, soon after
-_CONNACK = 5.0  # seconds from connection to the broker's word that we are welcome
+_KEEPALIVE = 15  # seconds; soon after, a lost broker is noticed and our last will sent
+_CONNACK = 5.0  # seconds from the connection to the broker's CONNACK
 _DENIED = (4, 5, 134, 135)  # CONNACK codes of MQTT 3.1.1 and 5 for a wrong user or password
 _NEVER = (0x87, 0x90, 0x95, 0x99)  # PUBACK codes: not authorized, bad topic, too large, bad payload
 
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Connection:
-    """A connection that is up; `timeout` is how many seconds an acknowledgement may take."""
+    """An open connection. `timeout` is how many seconds an acknowledgement may take."""
 
     def __init__(self, client: aiomqtt.Client, endpoint: Endpoint, timeout: float) -> None:
         self._client, self._timeout = client, timeout
@@ -51,29 +51,29 @@ class Connection:
         self._lost: SinkError | None = None
 
     async def publish(self, message: Message) -> None:
-        """Publish one; returns on the broker's acknowledgement, raises SinkError without one."""
+        """Publish one message. Returns on the broker's acknowledgement, raises SinkError without one."""
         (refusal,) = await self.publish_all([message])
         if refusal is not None:
             raise refusal
 
     async def publish_all(self, messages: Sequence[Message]) -> list[SinkRefused | None]:
-        """Publish in order; what became of the first of them, at least one: None, or why it never will be taken.
+        """Publish in order. Returns an outcome for the first one or more messages: None, or why it is refused for good.
 
         Raises SinkError where not even the first was acknowledged.
         """
-        told: list[SinkRefused | None] = []
+        outcomes: list[SinkRefused | None] = []
         for future in [self._begin(message) for message in messages]:
             outcome = await self._outcome(future)
             if outcome is None or isinstance(outcome, SinkRefused):
-                told.append(outcome)
-            elif told:
+                outcomes.append(outcome)
+            elif outcomes:
                 break
             else:
                 raise outcome
-        return told
+        return outcomes
 
     async def subscribe(self, topics: Sequence[str]) -> list[str]:
-        """Subscribe with QoS 1; the topics that the broker refuses."""
+        """Subscribe with QoS 1. Returns the topics that the broker refuses."""
         if not topics:
             return []
         try:
@@ -84,7 +84,7 @@ class Connection:
         return [topic for topic, value in zip(topics, values, strict=True) if value >= 0x80]
 
     async def listen(self, receive: Callable[[Incoming], None]) -> SinkError:
-        """Pass on what comes in, until the connection breaks or is left; what happened then."""
+        """Pass on what comes in until the connection breaks or is left. Returns the reason."""
         try:
             async with asyncio.timeout(None) as self._watch:
                 if self._lost is not None:
@@ -100,7 +100,7 @@ class Connection:
         return lost
 
     def leave(self, error: SinkError) -> None:
-        """End `listen`: the other side does not behave."""
+        """End `listen` because of `error`."""
         self._lost = self._lost or error
         if self._watch is not None:
             self._watch.reschedule(0)
@@ -149,7 +149,7 @@ class Connection:
             async with asyncio.timeout(self._timeout):
                 return await future
         except TimeoutError:
-            # leave a silent broker, or each new try would pile up behind
+            # leave a silent broker, or new messages would pile up behind this one
             error = SinkError(f"{self._broker}: no acknowledgement")
             self.leave(error)
             return error
@@ -167,7 +167,7 @@ class Connection:
             future.set_result(kind(f"{self._broker}: refuses what is published: {reason}"))
 
     def _give_up(self, error: SinkError) -> None:
-        """Fail what is being published, now and from now on."""
+        """Fail the messages in flight, and all later ones."""
         self._lost = error
         for future in self._pending.values():
             if not future.done():
@@ -179,10 +179,10 @@ class Connection:
 async def connect(
     endpoint: Endpoint, *, will: Message, url: str, timeout: float
 ) -> AsyncIterator[Connection]:
-    """A connected link; raises SinkError with the reason, free of `url`'s secrets, where there is none."""
+    """Connect, and disconnect at the end. Raises SinkError with the reason, without `url`'s secrets."""
     broker = f"mqtt broker {endpoint.broker}"
     _log.debug("%s: connecting", broker)
-    silent = _log.getChild("library")  # it would tell of every failed attempt; the sink does once
+    silent = _log.getChild("library")  # it would log every failed attempt; the sink logs the first
     silent.setLevel(logging.CRITICAL)
     is_5 = endpoint.protocol == "5"
     client = aiomqtt.Client(
@@ -198,7 +198,7 @@ async def connect(
         keepalive=_KEEPALIVE,
         timeout=_CONNACK,
         max_queued_incoming_messages=_MAX_UNREAD,
-        # An MQTT 5 broker may allow as few, and paho does not read how many; before, only who publishes was bound.
+        # An MQTT 5 broker may set a limit that paho does not read. MQTT 3.1.1 has no such limit.
         max_inflight_messages=_IN_FLIGHT if is_5 else 0,
         logger=silent,
     )
@@ -206,7 +206,7 @@ async def connect(
     try:
         await asyncio.shield(connecting)
     except asyncio.CancelledError:
-        # the library connects in a thread that can't be stopped, but gives up within seconds
+        # the library connects in a thread that can't be cancelled, but gives up within seconds
         with suppress(aiomqtt.MqttError, OSError):
             await connecting
             await client.__aexit__(None, None, None)
@@ -229,7 +229,7 @@ def _limits() -> Properties:
 
 
 def _hang_up(client: aiomqtt.Client) -> None:
-    """End a failed attempt to connect: left half open, a slow broker would keep it, and our last will with it."""
+    """End a failed attempt to connect. Left half open, a slow broker would keep it, and our last will with it."""
     client._client.disconnect()  # noqa: SLF001 - there is no public way
 
 

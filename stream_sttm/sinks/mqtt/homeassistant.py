@@ -1,14 +1,14 @@
 """Home Assistant's MQTT discovery: one device per stream, its entities for queries, switches and diagnostics.
 
-https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload. `devices` is pure; `Announcements` knows
-what Home Assistant may have been told before, so that what is configured no more is taken back.
+https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload. `devices` is pure. `Announcements` knows what
+was announced before, so that what is no longer configured is removed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from stream_sttm import __version__
 from stream_sttm.config.queries import QuerySettings
@@ -19,7 +19,7 @@ from stream_sttm.sinks.mqtt.url import Endpoint
 from stream_sttm.types import AnswerType, EventKind, StreamState
 
 ORIGIN = {"name": "stream-sttm", "sw": __version__}
-STATS_EVERY = 10.0  # seconds between two publications of what the diagnostics show
+STATS_EVERY = 10.0  # seconds between two publications of the statistics
 _EXPIRE = int(3 * STATS_EVERY)
 _TOPIC_KEYS = ("stat_t", "json_attr_t", "img_t")
 
@@ -27,7 +27,7 @@ Device = dict[str, Any]
 
 
 def devices(commands: Commands, endpoint: Endpoint) -> dict[str, Device]:
-    """Each stream's discovery payload by its topic; abbreviated as Home Assistant allows."""
+    """Return each stream's discovery payload by its topic, abbreviated as Home Assistant allows."""
     asked = pairs(commands.standing())
     return {
         config_topic(endpoint, status.stream): _device(
@@ -38,7 +38,7 @@ def devices(commands: Commands, endpoint: Endpoint) -> dict[str, Device]:
 
 
 def config_topic(endpoint: Endpoint, stream: str) -> str:
-    """Where a stream's device is announced."""
+    """Return the topic on which a stream's device is announced."""
     return f"{endpoint.discovery}/device/{endpoint.node}_{stream}/config"
 
 
@@ -81,7 +81,7 @@ def _device(commands: Commands, endpoint: Endpoint, stream: str, queries: list[s
 
 
 def _available(topic: str) -> dict[str, str]:
-    """Available while the topic says `online`; every other word, such as `stopped`, is read as `offline`."""
+    """Return an availability: `online` while the topic says so, `offline` for any other word, such as `stopped`."""
     return {"t": topic, "val_tpl": "{{ 'online' if value == 'online' else 'offline' }}"}
 
 
@@ -98,7 +98,10 @@ def _answer(topics: Topics, stream: str, query: str, settings: QuerySettings) ->
             return {"p": "sensor", **entity, "stat_cla": "measurement"}
         case AnswerType.CHOICE:
             return {"p": "sensor", **entity, "dev_cla": "enum", "ops": list(settings.choices)}
-    return {"p": "sensor", **entity}
+        case AnswerType.TEXT | AnswerType.JSON:
+            return {"p": "sensor", **entity}
+        case _:
+            assert_never(settings.type)
 
 
 def _event(topics: Topics, stream: str, query: str) -> Device:
@@ -111,7 +114,7 @@ def _event(topics: Topics, stream: str, query: str) -> Device:
 
 
 def _switch(root: str, name: str, runs: dict[str, str]) -> Device:
-    """A switch works as long as the service runs, on a disabled stream above all."""
+    """Return a switch, available while the service runs: it also works on a disabled stream."""
     return {
         "p": "switch",
         "name": name,
@@ -159,34 +162,34 @@ def _diagnostics(topics: Topics, stream: str, runs: dict[str, str]) -> dict[str,
 
 
 class Announcements:
-    """What Home Assistant has been told over one broker, by this process and by those before it."""
+    """What was announced to Home Assistant over one broker, by this process and earlier ones."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint, self._topics = endpoint, Topics(endpoint.prefix)
-        self._known: dict[str, dict[str, Device]] = {}  # the components it may have, by topic
-        self._told: dict[str, Device] = {}  # payloads, since the last `forget`
+        self._known: dict[str, dict[str, Device]] = {}  # components that may exist, by topic
+        self._published: dict[str, Device] = {}  # payloads since the last `forget`, by topic
 
     @property
     def subscriptions(self) -> list[str]:
-        """What has to be subscribed to: earlier announcements, and Home Assistant's own birth."""
+        """The topics to subscribe to: earlier announcements, and Home Assistant's birth message."""
         return [f"{self._endpoint.discovery}/device/+/config", self.status_topic]
 
     @property
     def status_topic(self) -> str:
-        """Where Home Assistant says that it has started."""
+        """The topic of Home Assistant's birth message."""
         return f"{self._endpoint.discovery}/status"
 
     def may_be(self, topic: str) -> bool:
-        """Whether `topic` is one for announcements, ours or another's."""
+        """Return whether `topic` is a discovery topic, of ours or of others."""
         prefix = f"{self._endpoint.discovery}/device/"
         return topic.startswith(prefix) and topic.endswith("/config")
 
     def forget(self) -> None:
-        """Tell everything anew next time: Home Assistant or the broker has been started anew."""
-        self._told.clear()
+        """Publish everything again next time, because Home Assistant or the broker was restarted."""
+        self._published.clear()
 
     def found(self, topic: str, payload: bytes) -> None:
-        """Take in an announcement that the broker had kept; those of others, or no announcement, are passed over."""
+        """Take in a retained announcement. Ignores those of others and anything else."""
         try:
             device = json.loads(payload)
             is_ours = (
@@ -200,29 +203,29 @@ class Announcements:
             self._known[topic] = components | self._known.get(topic, {})
 
     def due(self, wanted: Mapping[str, Device]) -> list[Message]:
-        """What has to be published for Home Assistant to have `wanted` and nothing else of ours."""
+        """Return the messages after which Home Assistant has `wanted` and nothing else of ours."""
         messages: list[Message] = []
         for topic, device in wanted.items():
             components = device["cmps"]
-            gone = {k: c for k, c in self._known.get(topic, {}).items() if k not in components}
-            if gone:
-                removals = {key: {"p": each.get("p", "sensor")} for key, each in gone.items()}
+            removed = {k: c for k, c in self._known.get(topic, {}).items() if k not in components}
+            if removed:
+                removals = {key: {"p": each.get("p", "sensor")} for key, each in removed.items()}
                 body = {**device, "cmps": components | removals}
                 messages.append(Message(topic, as_json(body), is_retained=True))
-                messages += self._cleared(gone.values(), components.values())
-            if gone or self._told.get(topic) != device:
+                messages += self._cleared(removed.values(), components.values())
+            if removed or self._published.get(topic) != device:
                 messages.append(Message(topic, as_json(device), is_retained=True))
-            self._told[topic], self._known[topic] = device, dict(components)
+            self._published[topic], self._known[topic] = device, dict(components)
         for topic in [each for each in self._known if each not in wanted]:
             messages.append(Message(topic, b"", is_retained=True))
             messages += self._cleared(self._known.pop(topic).values(), ())
-            self._told.pop(topic, None)
+            self._published.pop(topic, None)
         return messages
 
-    def _cleared(self, gone: Iterable[Device], left: Iterable[Device]) -> list[Message]:
-        """What empties the retained topics of entities that are gone; of ours alone, and none that others share."""
+    def _cleared(self, removed: Iterable[Device], left: Iterable[Device]) -> list[Message]:
+        """Return the messages that clear the retained topics of removed entities: only ours, and no shared ones."""
         shared = {each.get(key) for each in left for key in _TOPIC_KEYS} | {self._topics.stats}
-        named = [each.get(key) for each in gone for key in _TOPIC_KEYS]
+        named = [each.get(key) for each in removed for key in _TOPIC_KEYS]
         return [
             Message(topic, b"", is_retained=True)
             for topic in dict.fromkeys(named)

@@ -1,6 +1,6 @@
-"""What is published on MQTT and what is received: a topic, a payload, and what goes with them.
+"""Messages to publish and messages received: topic, payload and MQTT properties.
 
-Plain data; knows no client library.
+Plain data. Knows no client library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to publish with QoS 1; `correlation` reaches MQTT 5 readers only."""
+    """A message to publish with QoS 1. `correlation` (correlation data) reaches MQTT 5 readers only."""
 
     topic: str
     payload: bytes
@@ -20,7 +20,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """Something received; `is_retained` where the broker had kept it from before."""
+    """A received message. `is_retained`: the broker had kept it from before."""
 
     topic: str
     payload: bytes

@@ -1,7 +1,7 @@
-"""What the service tells on MQTT by itself: switches, numbers, pictures, Home Assistant's devices, and all of it anew.
+"""Publish the service's state on MQTT: switches, statistics, pictures, Home Assistant's devices.
 
-Looks again and again at what there is and publishes what has changed; what is configured no more is emptied at the
-broker. Knows nothing of answers, and of connections only that one is up while `run` runs.
+Polls the state and publishes what has changed. Retained topics of what is no longer configured are cleared. Knows
+nothing of answers, and only that a connection is open while `run` runs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.topics import ONLINE, Topics, as_json, pairs
 from stream_sttm.sinks.mqtt.url import Endpoint
 
-_AT_ONCE = 200  # retained messages in flight
-_TICK = 1.0  # seconds between two looks at what has changed
-_HEARTBEAT = 60.0  # seconds between two reports of all that is well
+_AT_ONCE = 200  # retained messages in a batch
+_TICK = 1.0  # seconds between two checks for changes
+_HEARTBEAT = 60.0  # seconds between two reports of every stream's status
 
 
 class StatePublisher:
-    """Tells what `commands` show; `retained` is what the broker is to keep, answers' states and all."""
+    """Publishes what `commands` show. `retained`: the messages that the broker is to keep, answers' states included."""
 
     def __init__(
         self, endpoint: Endpoint, commands: Commands, retained: dict[str, Message]
@@ -35,26 +35,26 @@ class StatePublisher:
         self._topics = Topics(endpoint.prefix)
         self._devices = homeassistant.Announcements(endpoint) if endpoint.discovery else None
         self._changed = asyncio.Event()
-        self._is_asked_anew = False
+        self._is_resend_due = False
 
     @property
     def subscriptions(self) -> list[str]:
-        """What has to be subscribed to."""
+        """The topics to subscribe to."""
         return [self._topics.on_connect, *(self._devices.subscriptions if self._devices else ())]
 
     def look_again(self) -> None:
-        """Something may have changed."""
+        """Check for changes now."""
         self._changed.set()
 
     def take(self, message: Incoming) -> bool:
-        """Take in a message that concerns what is told; whether it did."""
+        """Handle a message about what is published. Returns whether it was one."""
         devices = self._devices
         if message.topic == self._topics.on_connect:
-            self._is_asked_anew |= not message.is_retained
+            self._is_resend_due |= not message.is_retained
         elif devices is not None and message.topic == devices.status_topic:
             if message.payload == ONLINE and not message.is_retained:
                 devices.forget()
-                self._is_asked_anew = True
+                self._is_resend_due = True
         elif devices is not None and devices.may_be(message.topic):
             if message.is_retained:
                 devices.found(message.topic, message.payload)
@@ -63,8 +63,8 @@ class StatePublisher:
         self._changed.set()
         return True
 
-    async def run(self, link: Connection) -> None:
-        """Tell over `link`, for ever; raises SinkError where that breaks."""
+    async def run(self, connection: Connection) -> None:
+        """Publish over `connection` for ever. Raises SinkError where that breaks."""
         if self._devices is not None:
             self._devices.forget()
         every = {"stats": homeassistant.STATS_EVERY, "status": _HEARTBEAT}
@@ -72,33 +72,33 @@ class StatePublisher:
         due = dict.fromkeys(every, 0.0) | {"snapshots": 0.0 if self._endpoint.snapshots else 1e99}
         while True:
             self._changed.clear()
-            if self._is_asked_anew:
-                self._is_asked_anew = False
-                await publish_retained(link, list(self._retained.values()))
+            if self._is_resend_due:
+                self._is_resend_due = False
+                await publish_retained(connection, list(self._retained.values()))
                 self._commands.resend()
-            await publish_retained(link, self._changes())
+            await publish_retained(connection, self._changes())
             now = time.monotonic()
             for what in [each for each in every if now >= due[each]]:
                 due[what] = now + every[what]
-                await self._tell(what, link)
+                await self._publish(what, connection)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_TICK):
                     await self._changed.wait()
 
-    async def _tell(self, what: str, link: Connection) -> None:
+    async def _publish(self, what: str, connection: Connection) -> None:
         if what == "status":
             self._commands.resend()
         elif what == "stats":
-            await link.publish_all([Message(self._topics.stats, as_json(self._stats()))])
+            await connection.publish_all([Message(self._topics.stats, as_json(self._stats()))])
         else:
             for status in self._commands.streams():
                 picture = await asyncio.to_thread(self._commands.snapshot, status.stream)
                 if picture is not None:
                     topic = self._topics.of_stream(status.stream, "snapshot")
-                    await link.publish_all([Message(topic, picture, is_retained=True)])
+                    await connection.publish_all([Message(topic, picture, is_retained=True)])
 
     def _changes(self) -> list[Message]:
-        """Retained topics that say something else by now."""
+        """Return messages for the retained topics whose content has changed."""
         commands = self._commands
         messages = [
             message
@@ -123,7 +123,7 @@ class StatePublisher:
         return stats
 
 
-async def publish_retained(link: Connection, messages: Sequence[Message]) -> None:
-    """Publish in portions that a broker can take; what it refuses it does without."""
+async def publish_retained(connection: Connection, messages: Sequence[Message]) -> None:
+    """Publish in batches that a broker can take. What it refuses is skipped."""
     for start in range(0, len(messages), _AT_ONCE):
-        await link.publish_all(messages[start : start + _AT_ONCE])
+        await connection.publish_all(messages[start : start + _AT_ONCE])

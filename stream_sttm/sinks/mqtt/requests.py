@@ -1,12 +1,13 @@
-"""What arrives on the MQTT topics that the service reads: questions, switches, triggers; each done or refused.
+"""Handle what arrives on the MQTT topics that the service reads: questions, switches, triggers.
 
-An answer also goes its usual way; here it only goes to an MQTT 5 response topic. A fault is one line, told on the
-response topic or on `<topic>/error`, and never more than that. What the broker had kept is not done again.
+An answer is delivered like any other, and published here on an MQTT 5 response topic as well. A fault is one line on
+the response topic or on `<topic>/error`. Retained messages are not handled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from uuid import uuid4
 from pydantic import ConfigDict, Field, ValidationError
 
 from stream_sttm.config.queries import AskSettings
+from stream_sttm.config.question_check import NO_UNICODE, check, fault_lines
 from stream_sttm.errors import QuestionRejected, StreamSTTMError, TooManyQuestions
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.message import Incoming, Message
@@ -25,14 +27,14 @@ from stream_sttm.types import Question
 
 MAX_REQUEST_BYTES = 64 * 1024
 _MAX_TOPIC_BYTES = 1000
-_AT_ONCE = 32  # messages that are worked on
-_IDS = 1000  # that are remembered, to answer none twice
+_AT_ONCE = 32  # messages handled at the same time
+_IDS = 1000  # ids remembered, so that none is answered twice
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _READ = ("+/ask", "+/enabled/set", "+/query/+/enabled/set", "+/query/+/trigger")
 
 
 class Asked(AskSettings):
-    """A question as a message; `id` becomes part of the answer's topic."""
+    """A question as a message. `id` becomes part of the answer's topic."""
 
     model_config = ConfigDict(strict=True)
     question: str = Field(description="The question, in words.")
@@ -45,7 +47,7 @@ class Asked(AskSettings):
 
 
 class Refused(Exception):  # noqa: N818 - what is refused is a message
-    """A message that can't be done: why, and the id it was asked under, if it had one."""
+    """A message is refused: why, and the question's id, if it had one."""
 
     def __init__(self, why: str, asked: str | None = None) -> None:
         super().__init__(why)
@@ -53,10 +55,10 @@ class Refused(Exception):  # noqa: N818 - what is refused is a message
 
 
 class Requests:
-    """Does what messages ask, by the service's `commands`; `foreign` are prefixes that no reply may go under.
+    """Handles messages through the service's `commands`. No reply goes to a topic under a prefix in `foreign`.
 
-    `frigate` is the prefix of Frigate's topics, where these are to be heard.
-    `reply` publishes; `count` is told each outcome: done, refused, or dropped where too many come at once.
+    `frigate`: the prefix of Frigate's topics, where these are read. `reply` publishes a message. `count` is called with
+    each outcome: done, refused, or dropped where too many come at once.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Requests:
     ) -> None:
         self._topics, self._commands = topics, commands
         self._foreign = (topics.prefix, *foreign)
-        # what Frigate tells is no request: it is heard, and never replied to
+        # Frigate's messages are no requests and get no reply
         self._sightings = [] if frigate is None else [f"{frigate}/events", f"{frigate}/reviews"]
         self._send, self._count = reply, count
         self._ids: deque[str] = deque(maxlen=_IDS)
@@ -79,16 +81,16 @@ class Requests:
 
     @property
     def subscriptions(self) -> list[str]:
-        """What has to be subscribed to."""
+        """The topics to subscribe to."""
         return [*(f"{self._topics.prefix}/{topic}" for topic in _READ), *self._sightings]
 
     def concerns(self, message: Incoming) -> bool:
-        """Whether `message` is one to do."""
+        """Return whether `message` is to be handled here."""
         is_one = message.topic in self._sightings or bool(self._parts(message.topic))
         return is_one and not message.is_retained
 
     def begin(self, message: Incoming, group: asyncio.TaskGroup) -> None:
-        """Do what `message` asks in a task of `group`; refused, then dropped, where too much is being done."""
+        """Handle `message` in a task of `group`. Where too many are being handled, refuse it or drop it."""
         if message.topic in self._sightings:
             self._commands.sighted(message.payload)
             return
@@ -101,7 +103,7 @@ class Requests:
         task.add_done_callback(self._working.discard)
 
     def stop(self) -> None:
-        """Give up what is being done."""
+        """Cancel what is being handled."""
         for task in self._working:
             task.cancel()
 
@@ -128,9 +130,6 @@ class Requests:
 
     async def _ask(self, stream: str, message: Incoming) -> None:
         asked = _read(message.payload)
-        _check(asked, self._commands.answering.max_question_chars)
-        if asked.id in self._ids:
-            raise Refused("id: was used before; give each question one of its own", asked.id)
         question = Question(
             id=asked.id or uuid4().hex,
             stream=stream,
@@ -144,6 +143,12 @@ class Requests:
             recall=asked.recall,
             priority=asked.priority,
         )
+        try:
+            check(question, self._commands.answering)
+        except QuestionRejected as error:
+            raise Refused(str(error), asked.id) from error
+        if question.id in self._ids:
+            raise Refused("id: was used before; give each question one of its own", asked.id)
         self._ids.append(question.id)
         try:
             answer = await self._commands.ask(question)
@@ -155,7 +160,7 @@ class Requests:
             await self._send(self._reply(message, answer.as_dict(published_at=time.time())))
 
     def _parts(self, topic: str) -> list[str]:
-        """The topic's parts below the prefix; none where it is not one of ours or a name can't be one."""
+        """Return the topic's parts below the prefix. None where it is not one of ours or has an invalid name."""
         parts = topic.removeprefix(f"{self._topics.prefix}/").split("/")
         if topic == "/".join((self._topics.prefix, *parts)) and all(
             _NAME.fullmatch(part) for part in parts
@@ -168,7 +173,7 @@ class Requests:
         return []
 
     def _response_topic(self, message: Incoming) -> str | None:
-        """Where the asker wants the reply; None for nowhere, or where no asker may send the service."""
+        """Return the response topic, None where there is none or where no reply may go."""
         topic = message.response_topic
         if not topic or len(topic.encode()) > _MAX_TOPIC_BYTES or topic.startswith("$"):
             return None
@@ -188,7 +193,7 @@ class Requests:
 
 
 def _read(payload: bytes) -> Asked:
-    """A question from JSON, or from plain text."""
+    """Parse a question from JSON or plain text. Raises Refused."""
     if len(payload) > MAX_REQUEST_BYTES:
         raise Refused(f"has {len(payload)} bytes; at most {MAX_REQUEST_BYTES} are read")
     try:
@@ -200,25 +205,21 @@ def _read(payload: bytes) -> Asked:
     try:
         return Asked.model_validate_json(text)
     except ValidationError as error:
-        raise Refused("; ".join(_fault_of(item) for item in error.errors()[:5])) from None
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise Refused(_json_fault(text, first["ctx"]["error"])) from None
+        raise Refused(fault_lines(error)) from None
 
 
-def _fault_of(item: Any) -> str:
-    """One of pydantic's errors as path and message, without the input."""
-    if item["type"] == "json_invalid":
-        return f"is not JSON: {item['ctx']['error']}"
-    path = ".".join(str(part) for part in item["loc"])
-    return f"{path}: {item['msg']}" if path else str(item["msg"])
-
-
-def _check(asked: Asked, longest: int) -> None:
-    text = asked.question
-    if not text.strip():
-        raise Refused("question: is empty; write what you want to know", asked.id)
-    if len(text) > longest:
-        raise Refused(
-            f"question: has {len(text)} characters; at most {longest} are taken", asked.id
-        )
+def _json_fault(text: str, why: str) -> str:
+    """Return why `text` can't be read. Half of a surrogate pair, escaped, is JSON for Python but not for pydantic."""
+    try:
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return NO_UNICODE.format("question")
+    except (ValueError, RecursionError):
+        pass
+    return f"is not JSON: {why}"
 
 
 def _is_on(payload: bytes) -> bool:

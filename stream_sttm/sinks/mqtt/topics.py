@@ -1,6 +1,6 @@
-"""The MQTT topics of a service and what stands in them, from answers, events, statuses and what is configured.
+"""The MQTT topics of a service and their payloads, from answers, events, statuses and the configuration.
 
-Pure: names and payloads, no connection. README.md has the table.
+Pure: names and payloads, no connection. docs/mqtt.md has the table.
 """
 
 from __future__ import annotations
@@ -8,61 +8,61 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.message import Message
 from stream_sttm.types import Answer, AnswerType, Event, StreamState, StreamStatus
 
-MAX_STATE_CHARS = 255  # what Home Assistant takes as a state
+MAX_STATE_CHARS = 255  # Home Assistant's limit for a state
 ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 ON, OFF = b"ON", b"OFF"
-UNKNOWN = "None"  # Home Assistant's word for a state that is not known
+UNKNOWN = "None"  # Home Assistant's word for an unknown state
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Every topic under one prefix; those of a stream or query by its name."""
+    """The topics under one prefix."""
 
     prefix: str
 
     @property
     def available(self) -> str:
-        """Whether the service runs; also its last will."""
+        """The topic that says whether the service runs, also that of its last will."""
         return f"{self.prefix}/available"
 
     @property
     def stats(self) -> str:
-        """The service's numbers."""
+        """The topic of the service's statistics."""
         return f"{self.prefix}/stats"
 
     @property
     def events(self) -> str:
-        """Every event of every query."""
+        """The topic of every event of every query."""
         return f"{self.prefix}/events"
 
     @property
     def on_connect(self) -> str:
-        """Where whoever has just connected asks for all states anew."""
+        """The topic on which a client that has just connected asks for all states again."""
         return f"{self.prefix}/onConnect"
 
     def of_stream(self, stream: str, *rest: str) -> str:
-        """A stream's own topic."""
+        """Return a topic of a stream."""
         return "/".join((self.prefix, stream, *rest))
 
     def of_query(self, stream: str, query: str, *rest: str) -> str:
-        """A query's own topic on one stream."""
+        """Return a topic of a query on one stream."""
         return self.of_stream(stream, "query", query, *rest)
 
-    def told(self, item: Answer | Event, *, published_at: float) -> list[Message]:
-        """What is published of an answer or an event, once."""
+    def messages(self, item: Answer | Event, *, published_at: float) -> list[Message]:
+        """Return what is published once, not retained, of an answer or event."""
         if isinstance(item, Answer):
             return [self.answer(item, published_at=published_at)]
         return self.event(item, published_at=published_at)
 
     def answer(self, answer: Answer, *, published_at: float) -> Message:
-        """An answer where its readers look for it."""
+        """Return an answer, on its question's or its query's topic."""
         question = answer.question
         topic = (
             self.of_stream(question.stream, "ask", question.id, "answer")
@@ -71,8 +71,8 @@ class Topics:
         )
         return Message(topic, as_json(answer.as_dict(published_at=published_at)))
 
-    def kept(self, answer: Answer, *, published_at: float) -> list[Message]:
-        """What is kept of a standing query's answer: a short state, and all of it as attributes."""
+    def retained(self, answer: Answer, *, published_at: float) -> list[Message]:
+        """Return what is retained of a standing query's answer: a short state, and all of it as attributes."""
         stream, query = answer.question.stream, answer.question.query
         if query is None:
             return []
@@ -83,7 +83,7 @@ class Topics:
         ]
 
     def event(self, event: Event, *, published_at: float) -> list[Message]:
-        """An event for all readers, and for Home Assistant's entity of its query."""
+        """Return an event twice: for all readers, and for Home Assistant's entity of its query."""
         body = event.as_dict(published_at=published_at)
         entity = self.of_query(event.stream, event.query, "event")
         return [
@@ -92,7 +92,7 @@ class Topics:
         ]
 
     def status(self, status: StreamStatus) -> list[Message]:
-        """A stream's state and its details."""
+        """Return a stream's state and details."""
         root = self.of_stream(status.stream, "status")
         return [
             Message(root, utf8(status.state.value), is_retained=True),
@@ -100,7 +100,7 @@ class Topics:
         ]
 
     def switches(self, commands: Commands) -> list[Message]:
-        """Whether each stream is watched and each query asked."""
+        """Return whether each stream and each query is enabled."""
         messages = [
             Message(
                 self.of_stream(status.stream, "enabled", "state"),
@@ -119,7 +119,7 @@ class Topics:
         ]
 
     def is_stale(self, topic: str, streams: Iterable[str], queries: set[tuple[str, str]]) -> bool:
-        """Whether `topic` is of a stream or a query that is configured no more."""
+        """Return whether `topic` belongs to a stream or query that is no longer configured."""
         stream, _, rest = topic.removeprefix(f"{self.prefix}/").partition("/")
         if not rest:
             return False
@@ -129,29 +129,32 @@ class Topics:
 
 
 def pairs(standing: Mapping[str, QuerySettings]) -> list[tuple[str, str]]:
-    """Stream and query wherever a standing query is asked."""
+    """Return each stream and query for which a standing query is asked."""
     return [(stream, name) for name, query in standing.items() for stream in query.streams]
 
 
 def state(answer: Answer) -> str:
-    """An answer as an entity's state: ON or OFF, a number, or a short text."""
-    structured = answer.structured
-    match answer.question.form.type:
+    """Return an answer as an entity's state: ON or OFF, a number, or a short text."""
+    structured, answer_type = answer.structured, answer.question.form.type
+    match answer_type:
         case AnswerType.YES_NO if isinstance(structured, bool):
             return (ON if structured else OFF).decode()
         case AnswerType.NUMBER if isinstance(structured, (int, float)):
             return f"{structured:.15g}"
         case AnswerType.YES_NO | AnswerType.NUMBER:
             return UNKNOWN
-    line = " ".join(answer.text.split()) or UNKNOWN  # an empty payload would be no state at all
-    return line if len(line) <= MAX_STATE_CHARS else line[: MAX_STATE_CHARS - 1] + "…"
+        case AnswerType.TEXT | AnswerType.CHOICE | AnswerType.JSON:
+            line = " ".join(answer.text.split()) or UNKNOWN  # an empty payload clears the state
+            return line if len(line) <= MAX_STATE_CHARS else line[: MAX_STATE_CHARS - 1] + "…"
+        case _:
+            assert_never(answer_type)
 
 
 def as_json(body: Any) -> bytes:
-    """JSON in UTF-8, whatever text it holds."""
+    """Return JSON in UTF-8, whatever text it holds."""
     return utf8(json.dumps(body, ensure_ascii=False))
 
 
 def utf8(text: str) -> bytes:
-    """Half characters, which UTF-8 has none for, become '?'."""
+    """Encode in UTF-8, with '?' for halves of surrogate pairs."""
     return text.encode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""What an MQTT sink's URL says: where the broker is, how to log in, which protocol, prefix and extras.
+"""Parse an MQTT sink's URL: the broker, the login, the protocol, the prefix and options.
 
 `mqtt://user:password@host:1883/prefix`, or mqtts:// with `?ca=FILE&cert=FILE&key=FILE`; for both `protocol=5`,
 `discovery=homeassistant`, `node=NAME`, `snapshots=SECONDS`, `frigate=PREFIX`. Knows nothing of what is published.
@@ -26,9 +26,9 @@ _NODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A broker and what is wanted of it, None for nothing.
+    """A broker and the options of a sink, None where not set.
 
-    `discovery` and `frigate` are prefixes of Home Assistant's and of Frigate's topics, `snapshots` seconds.
+    `discovery` and `frigate`: prefixes of Home Assistant's and Frigate's topics. `snapshots`: seconds between two.
     """
 
     host: str
@@ -50,13 +50,13 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """What tells this sink from any other: the broker, and the prefix where it is not the usual one."""
-        is_usual = self.prefix == DEFAULT_PREFIX
-        return self.broker if is_usual else f"{self.broker}/{self.prefix}"
+        """The sink's unique name: the broker, and the prefix where it is not the default."""
+        is_default = self.prefix == DEFAULT_PREFIX
+        return self.broker if is_default else f"{self.broker}/{self.prefix}"
 
 
 def parse(url: str) -> Endpoint:
-    """What `url` says; raises ConfigError, free of the password, for what it can't mean."""
+    """Parse `url`. Raises ConfigError, without the password, where it is invalid."""
     parts = urls.split(url)
     if not parts.hostname:
         raise ConfigError(
@@ -105,7 +105,7 @@ def _prefix(prefix: str, kind: str) -> str:
 
 
 def _node(given: str | None, prefix: str) -> str:
-    """The name under which Home Assistant knows this service; without one, made from the prefix."""
+    """Return the name of this service in Home Assistant, made from the prefix where none is given."""
     if given is None:
         return re.sub(r"[^A-Za-z0-9_-]", "_", prefix)[:64]
     if not _NODE.fullmatch(given):
@@ -137,7 +137,7 @@ def _tls(options: Mapping[str, str]) -> ssl.SSLContext:
         raise ConfigError("mqtt option key: belongs to cert=FILE")
     if cert:
         try:
-            # Without a password of our own OpenSSL would ask for one at the terminal.
+            # Without a password callback OpenSSL would ask for one at the terminal.
             context.load_cert_chain(cert, key, password=lambda: b"")
         except (OSError, ssl.SSLError) as error:
             what = f"cert={cert}" + (f" with key={key}" if key else "")

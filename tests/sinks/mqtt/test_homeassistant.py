@@ -400,7 +400,7 @@ def publish(broker: Mosquitto, topic: str, payload: str, *options: str) -> None:
 async def test_discovery_is_off_unless_asked_for() -> None:
     assert parse("mqtt://broker").discovery is None
     quiet, asked = (
-        MqttSink(f"mqtt://broker{options}", commands=Steered())._telling
+        MqttSink(f"mqtt://broker{options}", commands=Steered())._publisher
         for options in ("", "?discovery=ha/main")
     )
     assert quiet is not None

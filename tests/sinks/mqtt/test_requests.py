@@ -148,7 +148,7 @@ GARBAGE: list[tuple[bytes, str]] = [
     (b'{"question": ', "is not JSON"),
     (b'{"question": 7}', "question: Input should be a valid string"),
     (b'{"question": ""}', "question: is empty"),
-    (b'{"question": "\\ud800?"}', "is not JSON"),
+    (b'{"question": "\\ud800?"}', "question: is no valid Unicode; send UTF-8"),
     (b'{"question": "x", "stream": "other"}', "stream: Extra inputs are not permitted"),
     (b'{"question": "x", "id": "a/b"}', "id: String should match pattern"),
     (b'{"question": "x", "type": "choice"}', "needs two or more"),
