@@ -54,7 +54,7 @@ class Entries(Protocol):
 
 
 class StreamBody(StreamSettings):
-    """A stream's settings; `source` may take a variable's value by ${NAME}."""
+    """A stream's settings. `source` may take a variable's value by ${NAME}."""
 
     model_config = ConfigDict(strict=True)
 
