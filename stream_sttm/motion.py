@@ -116,7 +116,7 @@ class MotionGate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of two pictures without that of their light, by blocks and by areas; and that of their light."""
+    """The difference of two pictures, by blocks and by areas, and apart from it the difference of their light."""
 
     parts: tuple[Blocks, Blocks]
     light: float

@@ -1,1 +1,1 @@
-"""How people and programs reach in: HTTP, its live events, and the page."""
+"""The HTTP interface: questions, live events, control, and the page."""

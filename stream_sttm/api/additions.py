@@ -1,7 +1,7 @@
-"""Streams and queries over HTTP: added, replaced, deleted; and the configuration in force, without a credential.
+"""HTTP routes that add, replace and delete streams and queries, and show the configuration without credentials.
 
-Knows whoever keeps them only by `Entries`; its errors become answers in app.py, but for those of a configuration,
-which list every fault.
+Works on the protocol `Entries`. Its errors become responses in app.py, except ConfigError, whose response lists every
+fault.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ _NAME = Field(
 
 
 class Entries(Protocol):
-    """Who keeps what is added over HTTP; raises what control.Control does, SourceDenied, and ConfigError."""
+    """What stores additions. Its methods raise what those of control.Control do, SourceDenied, and ConfigError."""
 
     async def add(self, kind: Kind, name: str, given: Mapping[str, Any]) -> Changes:
-        """Begin an entry; raises NotPossible where there is one."""
+        """Add an entry. Raises NotPossible where one of this name exists."""
         ...
 
     async def replace(self, kind: Kind, name: str, given: Mapping[str, Any]) -> Changes:
-        """Give an entry other settings; raises UnknownStream or UnknownQuery where there is none."""
+        """Replace an entry's settings. Raises UnknownStream or UnknownQuery where there is none."""
         ...
 
     async def remove(self, kind: Kind, name: str, *, is_forced: bool = False) -> None:
-        """End an entry, if there is one; raises NotPossible where it is the file's or in use."""
+        """Remove an entry, if it exists. Raises NotPossible where it is the configuration file's or in use."""
         ...
 
     def shown(self, kind: Kind, name: str) -> dict[str, Any]:
-        """An entry in force, without a credential."""
+        """Return an entry in force, without credentials."""
         ...
 
     def effective(self) -> dict[str, Any]:
-        """The configuration in force, without a credential."""
+        """Return the configuration in force, without credentials."""
         ...
 
 
 class StreamBody(StreamSettings):
-    """A stream's settings; `source` may take a variable's value by ${NAME}."""
+    """A stream's settings. `source` may take a variable's value by ${NAME}."""
 
     model_config = ConfigDict(strict=True)
 
 
 class NewStream(StreamBody):
-    """A stream that is yet to be."""
+    """A stream to add."""
 
     name: str = _NAME
 
@@ -72,18 +72,18 @@ class QueryBody(QuerySettings):
 
 
 class NewQuery(QueryBody):
-    """A standing question that is yet to be."""
+    """A standing question to add."""
 
     name: str = _NAME
 
 
 def routes(entries: Entries) -> APIRouter:
-    """The routes over `entries`."""
+    """Return the routes over `entries`."""
     router = APIRouter(prefix="/api/v1")
 
     @router.get("/config")
     async def show_config() -> dict[str, Any]:
-        """The settings in force, credentials as ***; which of them were added here, and which are left out and why."""
+        """Show the settings in force, credentials as ***, what was added here, and what was left out and why."""
         return entries.effective()
 
     _add_streams(router, entries)
@@ -94,14 +94,14 @@ def routes(entries: Entries) -> APIRouter:
 def _add_streams(router: APIRouter, entries: Entries) -> None:
     @router.post("/streams", status_code=201, response_model=None)
     async def add_stream(sent: NewStream, request: Request) -> Response:
-        """Watch one more stream; kept beside the configuration file, over restarts."""
+        """Add a stream. It is kept over restarts, beside the configuration file."""
         _require_sight(request, sent.name)
         change = entries.add("streams", sent.name, _given(sent))
         return await _answer(entries, "streams", sent.name, change, status=201)
 
     @router.put("/streams/{name}", response_model=None)
     async def replace_stream(name: Name, sent: StreamBody) -> Response:
-        """Give a stream that was added here other settings."""
+        """Replace the settings of a stream that was added here."""
         change = entries.replace("streams", name, _given(sent))
         return await _answer(entries, "streams", name, change)
 
@@ -112,36 +112,36 @@ def _add_streams(router: APIRouter, entries: Entries) -> None:
             bool, Query(description="Whether queries that name it are changed too.")
         ] = False,
     ) -> None:
-        """Watch a stream that was added here no more; well where there is none."""
+        """Remove a stream that was added here. Succeeds where there is none."""
         await entries.remove("streams", name, is_forced=force)
 
 
 def _add_queries(router: APIRouter, entries: Entries) -> None:
     @router.post("/queries", status_code=201, response_model=None)
     async def add_query(sent: NewQuery) -> Response:
-        """Ask one more standing question; kept beside the configuration file, over restarts."""
+        """Add a standing question. It is kept over restarts, beside the configuration file."""
         change = entries.add("queries", sent.name, _given(sent))
         return await _answer(entries, "queries", sent.name, change, status=201)
 
     @router.get("/queries/{name}")
     async def show_query(name: Name) -> dict[str, Any]:
-        """One standing question's settings."""
+        """Show a standing question's settings."""
         return {"name": name, "settings": entries.shown("queries", name)}
 
     @router.put("/queries/{name}", response_model=None)
     async def replace_query(name: Name, sent: QueryBody) -> Response:
-        """Give a standing question that was added here other settings."""
+        """Replace the settings of a standing question that was added here."""
         change = entries.replace("queries", name, _given(sent))
         return await _answer(entries, "queries", name, change)
 
     @router.delete("/queries/{name}", status_code=204)
     async def remove_query(name: Name) -> None:
-        """Ask a standing question that was added here no more; well where there is none."""
+        """Remove a standing question that was added here. Succeeds where there is none."""
         await entries.remove("queries", name)
 
 
 def _given(sent: StreamSettings | QuerySettings) -> dict[str, Any]:
-    """What was said, and no default, which may be another one in a later version."""
+    """Return what was sent, without defaults, because a later version may have others."""
     return sent.model_dump(mode="json", exclude_unset=True, exclude={"name"})
 
 
@@ -153,7 +153,7 @@ def _require_sight(request: Request, stream: str) -> None:
 async def _answer(
     entries: Entries, kind: Kind, name: str, change: Awaitable[Changes], status: int = 200
 ) -> Response:
-    """What an entry is now, or every fault of it."""
+    """Respond with the entry as it is now, or with every fault of it."""
     try:
         waiting = (await change).waiting
     except ConfigError as error:

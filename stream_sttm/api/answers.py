@@ -1,6 +1,6 @@
-"""Kept answers over HTTP: filtered and searched page by page, or all of them as a file that is written as it is read.
+"""HTTP routes for stored answers: filtered and searched page by page, or exported as a streamed file.
 
-Reading blocks, so it goes to threads.
+Reading blocks, so it runs in threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stream_sttm.types import AnswerType
 Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Time = Annotated[float | None, Query(allow_inf_nan=False)]
 _SEQ_MAX = 2**63 - 1  # SQLite's largest integer
-_AT_ONCE = 200  # answers of an export between two hops to a thread
+_AT_ONCE = 200  # lines of an export that one call to a thread reads
 _WRITERS = {
     "jsonl": (export.jsonl, "application/x-ndjson"),
     "csv": (export.csv_lines, "text/csv; charset=utf-8"),
@@ -40,20 +40,20 @@ def _wanted(
     return Wanted(stream, query, answer_type, since, until, text)
 
 
-Asked = Annotated[Wanted, Depends(_wanted)]
+Search = Annotated[Wanted, Depends(_wanted)]
 
 
 def routes(store: Store) -> APIRouter:
-    """The routes over `store`."""
+    """Return the routes over `store`."""
     router = APIRouter(prefix="/api/v1/answers")
 
     @router.get("")
     async def list_answers(
-        wanted: Asked,
+        wanted: Search,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
         before: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
     ) -> dict[str, Any]:
-        """Kept answers, newest first; `next` is the `before` of the page that follows, null at the end.
+        """List stored answers, newest first. `next` is the `before` of the next page, null at the end.
 
         `since` and `until` are seconds since the epoch, `text` words that question and answer hold together.
         """
@@ -62,13 +62,15 @@ def routes(store: Store) -> APIRouter:
 
     @router.get("/export", response_class=StreamingResponse)
     async def export_answers(
-        wanted: Asked,
+        wanted: Search,
         form: Annotated[Literal["jsonl", "csv"], Query(alias="format")] = "jsonl",
     ) -> StreamingResponse:
-        """All kept answers that are wanted, oldest first, as JSON Lines or CSV."""
+        """Export all matching answers, oldest first, as JSON Lines or CSV."""
         write, media_type = _WRITERS[form]
         lines = write(store.export(wanted))
-        first = await asyncio.to_thread(_some, lines)  # so that a store that fails is told as such
+        first = await asyncio.to_thread(
+            _some, lines
+        )  # so that an error of the store becomes the response
         return StreamingResponse(
             _rest(first, lines),
             media_type=media_type,

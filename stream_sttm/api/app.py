@@ -1,7 +1,7 @@
 """The HTTP interface: ask, streams, queries, answers, live events, metrics, health, and the page.
 
-Knows the service only by `Service`, so it runs without an engine; blocking work goes to threads. Every error is
-{"error": "one line"}, never a trace. What a request must pass first is in guard.py.
+Knows the service only by `Service`, so it runs without an engine. Blocking work runs in threads. Every error is
+{"error": "one line"}, never a traceback. Tokens and limits are checked in middleware.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from stream_sttm.errors import (
 )
 from stream_sttm.storage.answers import Store
 
-_STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
+_STATUS: dict[type[StreamSTTMError], int] = {  # the first match counts
     UnknownStream: 404,
     UnknownQuery: 404,
     UnknownEvent: 404,
@@ -91,9 +91,9 @@ def create_app(
     http: HttpSettings | None = None,
     keepalive: float = 15.0,
 ) -> FastAPI:
-    """The application over `service`; where `http` has tokens, all but page and health need one.
+    """Return the application over `service`. Where `http` has tokens, all but page and health need one.
 
-    It ends its live events when `feed` is closed, which the caller does as the first step of shutting down.
+    Its live events end when `feed` is closed, which the caller does as the first step of shutting down.
     """
     errors: dict[int | str, dict[str, Any]] = {
         code: {"model": ErrorBody} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)
@@ -103,7 +103,7 @@ def create_app(
     )
     http = http or HttpSettings()
     app.add_middleware(Guard, tokens=Tokens(http), origins=http.cors)
-    if http.cors:  # outermost, for a page asks what it may without its token
+    if http.cors:  # outermost, because preflight requests carry no token
         app.add_middleware(
             CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]
         )
@@ -125,7 +125,7 @@ def create_app(
 def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/api/v1/streams")
     async def list_streams(request: Request) -> dict[str, Any]:
-        """Every stream with its state."""
+        """List every stream with its state."""
         streams = [
             status.as_dict() for status in service.streams() if ask.may_see(request, status.stream)
         ]
@@ -133,12 +133,12 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/streams/{name}")
     async def show_stream(name: Name) -> dict[str, Any]:
-        """One stream's state."""
+        """Show a stream's state."""
         return ask.status_of(service, name).as_dict()
 
     @app.get("/api/v1/streams/{name}/snapshot.jpg", response_class=Response)
     async def show_snapshot(name: Name) -> Response:
-        """A stream's newest picture."""
+        """Show a stream's newest picture."""
         ask.status_of(service, name)
         picture = await asyncio.to_thread(service.snapshot, name)
         if picture is None:
@@ -147,7 +147,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/streams/{name}/mosaic")
     async def show_mosaic(name: Name) -> dict[str, Any]:
-        """What stands for a stream's newest remembered picture: tiles, in cells, and the tokens behind them."""
+        """Show the merged tokens of a stream's newest remembered picture as tiles, in cells."""
         ask.status_of(service, name)
         mosaic = await service.mosaic(name)
         if mosaic is None:
@@ -156,7 +156,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/streams/{name}/mosaic.jpg", response_class=Response)
     async def show_remembered(name: Name) -> Response:
-        """The picture that a mosaic lies over; `X-Captured-At` says which."""
+        """Show the picture under the mosaic. `X-Captured-At` is its wall clock."""
         ask.status_of(service, name)
         picture = await asyncio.to_thread(service.remembered, name)
         if picture is None:
@@ -166,7 +166,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/v1/queries")
     async def list_queries() -> dict[str, Any]:
-        """Every standing query."""
+        """List every standing query."""
         return {"queries": service.queries()}
 
 
@@ -176,7 +176,7 @@ def _add_events(app: FastAPI, feed: Feed, keepalive: float) -> None:
         stream: Filter = None,
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
-        """Answers, events and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
+        """Stream answers, events and statuses as server-sent events, after `Last-Event-ID` where still known."""
         is_number = last_event_id is not None and last_event_id.isdecimal()
         after = int(last_event_id or 0) if is_number else None
         return StreamingResponse(
@@ -192,13 +192,13 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", include_in_schema=False)
     @app.get("/v1/health/live")
     async def live() -> dict[str, str]:
-        """That the process answers; depends on nothing else."""
+        """Report that the process answers. Depends on nothing else."""
         return {"status": "live"}
 
     @app.get("/readyz", include_in_schema=False)
     @app.get("/v1/health/ready", response_model=None)
     async def ready() -> Response:
-        """Whether questions can be answered now."""
+        """Report whether questions can be answered now."""
         nonlocal has_started
         is_ready, reason = service.readiness()
         has_started = has_started or is_ready
@@ -206,13 +206,13 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/health/startup", response_model=None)
     async def startup() -> Response:
-        """Whether questions could be answered at any time since the start."""
+        """Report whether questions could be answered at any time since the start."""
         answer = await ready()
         return JSONResponse({"status": "started"}) if has_started else answer
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
-        """Every metric in Prometheus' text format."""
+        """Show every metric in Prometheus' text format."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -230,7 +230,7 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _refused(request: Request, status: int, line: str, headers: Mapping[str, str]) -> Response:
-    """An error in the shape that is used to be seen on its path, with when to come back where that helps."""
+    """Return an error in its path's JSON form, with `Retry-After` where that helps."""
     wait = _RETRY_AFTER.get(status)
     headers = {**headers, **({"Retry-After": wait} if wait else {})}
     if request.url.path.startswith(openai.PATHS):
@@ -261,11 +261,11 @@ def _fault(error: dict[str, Any]) -> str:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # what the framework makes of a body that no parser can read
+    if error.status_code == 400:  # the framework's status for a body that can't be parsed
         return _refused(request, 422, "body: can't be read; send JSON in UTF-8", {})
     return _refused(request, error.status_code, str(error.detail), error.headers or {})
 
 
 async def _on_defect(_: Request, error: Exception) -> Response:
-    """A defect of ours: the log has the trace, the caller a line."""
+    """Respond to a bug: the log has the traceback, the caller gets one line."""
     return refusal(500, f"internal error ({type(error).__name__}); the log says more")

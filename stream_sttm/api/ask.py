@@ -1,7 +1,6 @@
-"""Asking over HTTP: one stream or several, the answer whole as JSON or told as it is written (server-sent events).
+"""The HTTP route that asks one stream or several, with the answer as JSON or streamed as server-sent events.
 
-Knows the service only by `Service`. What is wrong with a request is raised as an error of ours, which app.py turns into
-a status and a line.
+Knows the service only by `Service`. Faults are raised as StreamSTTMError, which app.py turns into a status and a line.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from stream_sttm.config.streams import Section
 from stream_sttm.errors import QuestionExpired, QuestionRejected, StreamSTTMError, UnknownStream
 from stream_sttm.types import Answer, Question, StreamStatus
 
-MAX_STREAMS = 64  # asked at once
+MAX_STREAMS = 64  # in one request
 EVENT_STREAM = "text/event-stream"
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class Turn(Section):
-    """What was asked and answered before."""
+    """An earlier question and its answer."""
 
     question: str
     answer: str
 
 
 class AskRequest(AskSettings):
-    """A question to the memory of a stream, or of several."""
+    """A question about the memory of a stream, or of several."""
 
     model_config = ConfigDict(strict=True)
     stream: str | None = Field(None, description="Name of a stream.", examples=["door"])
@@ -66,7 +65,7 @@ class AskRequest(AskSettings):
         return self
 
     def of(self, stream: str, answering: AnsweringSettings, *, is_streamed: bool) -> Question:
-        """The question to one stream."""
+        """Return the question for one stream."""
         return Question(
             id=uuid4().hex,
             stream=stream,
@@ -85,7 +84,7 @@ class AskRequest(AskSettings):
 
 
 def routes(service: Service) -> APIRouter:
-    """The route that asks."""
+    """Return the route that asks."""
     router = APIRouter()
 
     @router.post("/api/v1/ask", response_model=None, responses=ANSWERED)
@@ -94,8 +93,8 @@ def routes(service: Service) -> APIRouter:
     ) -> Response:
         """Ask the memory of a stream, or of several, now.
 
-        With `Accept: text/event-stream` the answer to one stream is told as it is written: events `text` with what is
-        new, then `answer` or `error`. Of several streams each is answered or refused by itself.
+        With `Accept: text/event-stream` the answer of one stream is streamed while it is written: events `text` with
+        the new part, then `answer` or `error`. Of several streams each is answered or refused by itself.
         """
         is_streamed = EVENT_STREAM in accept
         if is_streamed and asked.streams is not None:
@@ -105,8 +104,8 @@ def routes(service: Service) -> APIRouter:
         questions = [asked.of(name, limits, is_streamed=is_streamed) for name in names]
         check(service, questions, request)
         if is_streamed:
-            told = _events(service, questions[0])
-            return StreamingResponse(told, media_type=EVENT_STREAM, headers=UNBUFFERED)
+            events = _events(service, questions[0])
+            return StreamingResponse(events, media_type=EVENT_STREAM, headers=UNBUFFERED)
         if asked.streams is None:
             answer = await answered(service, questions[0])
             return JSONResponse(answer.as_dict(published_at=time.time()))
@@ -116,13 +115,13 @@ def routes(service: Service) -> APIRouter:
 
 
 def may_see(request: Request, stream: str) -> bool:
-    """Whether whoever calls may know of a stream."""
+    """Return whether the caller's token is valid for a stream."""
     caller: Caller | None = getattr(request.state, "caller", None)
     return caller is None or caller.may_see(stream)
 
 
 def check(service: Service, questions: Sequence[Question], request: Request) -> None:
-    """Raise where one of the questions can't be asked, by whoever calls, or nothing can be answered yet."""
+    """Raise where one of the questions can't be asked, by this caller or at all, or the service is not ready."""
     for question in questions:
         if not may_see(request, question.stream):
             raise HTTPException(403, f"the token is not for stream {question.stream[:64]!r}")
@@ -134,7 +133,7 @@ def check(service: Service, questions: Sequence[Question], request: Request) -> 
 
 
 async def answered(service: Service, question: Question) -> Answer:
-    """The answer; raises QuestionError where there is none in time."""
+    """Return the answer. Raises QuestionError where there is none in time."""
     try:
         async with asyncio.timeout(question.timeout):
             return await service.ask(question)
@@ -143,7 +142,7 @@ async def answered(service: Service, question: Question) -> Answer:
 
 
 async def _all(service: Service, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """Each question's answer or error, in their order."""
+    """Return each question's answer or error, in order."""
 
     async def one(question: Question) -> dict[str, Any]:
         try:
@@ -171,18 +170,18 @@ def _event(kind: str, content: dict[str, Any]) -> str:
 
 
 async def written(service: Service, question: Question) -> AsyncIterator[tuple[str, Answer | None]]:
-    """What is new of an answer while it is written, and what is missing at the end together with the answer.
+    """Yield the new part of an answer while it is written, and at the end the rest together with the answer.
 
-    A slow reader gets more at a time; nothing queues up. Raises QuestionError where there is no answer.
+    A slow reader gets more at a time, and nothing queues up. Raises QuestionError where there is no answer.
     """
-    so_far, told, more = "", 0, asyncio.Event()
+    so_far, sent, more = "", 0, asyncio.Event()
 
-    def hear(text: str) -> None:
+    def on_text(text: str) -> None:
         nonlocal so_far
         so_far = text
         more.set()
 
-    asking = asyncio.create_task(service.ask(question, hear), name=f"ask[{question.stream}]")
+    asking = asyncio.create_task(service.ask(question, on_text), name=f"ask[{question.stream}]")
     asking.add_done_callback(lambda _: more.set())
     try:
         while True:
@@ -190,17 +189,17 @@ async def written(service: Service, question: Question) -> AsyncIterator[tuple[s
             more.clear()
             if asking.done():
                 break
-            if len(so_far) > told:
-                yield so_far[told:], None
-                told = len(so_far)
+            if len(so_far) > sent:
+                yield so_far[sent:], None
+                sent = len(so_far)
         answer = await asking
-        yield answer.text[told:], answer
+        yield answer.text[sent:], answer
     finally:
         asking.cancel()
 
 
 def status_of(service: Service, name: str) -> StreamStatus:
-    """A stream's status; raises UnknownStream."""
+    """Return a stream's status. Raises UnknownStream."""
     streams = {status.stream: status for status in service.streams()}
     if name not in streams:
         near = registry.suggest(name[:64], sorted(streams))

@@ -1,7 +1,7 @@
-"""Who calls, by a bearer token, and what that allows.
+"""Authenticate a caller by a bearer token, and authorize its requests.
 
-Tokens are compared by their SHA-256, in constant time: they are 256 random bits, so a slow hash would add nothing.
-Knows paths and methods, no routes.
+Tokens are compared by their SHA-256 in constant time. They are 256 random bits, so a slow hash would add nothing. Knows
+paths and methods, no routes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FILTERED = (
     *_ASKING,
     "/api/v1/streams",
     "/v1/models",
-)  # their routes look at the caller themselves
+)  # their routes check the caller's streams themselves
 _ABOUT_ONE = "/api/v1/streams/"
 _BY_STREAM = (
     *("/api/v1/answers", "/api/v1/answers/export"),
@@ -40,7 +40,7 @@ _CONFIG = "/api/v1/config"
 
 
 def new_token() -> tuple[str, str]:
-    """A token and its hash as the configuration keeps it."""
+    """Return a new token, and its hash for the configuration."""
     token = secrets.token_urlsafe(32)
     return token, _hash(token.encode())
 
@@ -51,7 +51,7 @@ def _hash(token: bytes) -> str:
 
 @dataclass(eq=False)
 class Caller:
-    """Whoever holds a token: what it allows, and of which streams (None: all)."""
+    """The holder of a token: its scopes, its streams (None: all), and its rate limit."""
 
     name: str
     scopes: frozenset[Scope]
@@ -69,7 +69,7 @@ class Caller:
         return max(1.0, 2 * self.rate)
 
     def take(self) -> float:
-        """Count a request; returns seconds until there may be one, 0 where it may be now."""
+        """Count a request. Returns 0 where it is allowed now, else the seconds to wait."""
         now = self.clock()
         self._left = min(self._most, self._left + (now - self._at) * self.rate)
         self._at = now
@@ -79,11 +79,11 @@ class Caller:
         return (1 - self._left) / self.rate
 
     def may_see(self, stream: str) -> bool:
-        """Whether a stream is one of its own."""
+        """Return whether the token is valid for a stream."""
         return self.streams is None or stream in self.streams
 
     def refusal(self, method: str, path: str, query: str) -> str | None:
-        """Why a request is not allowed, in one line; None where it is."""
+        """Return why a request is not allowed, in one line. None where it is."""
         scope = needed(method, path)
         if Scope.ADMIN not in self.scopes and scope not in self.scopes:
             return f"token {self.name!r} lacks the scope {scope.value!r}"
@@ -91,15 +91,15 @@ class Caller:
             return None
         named = _stream_of(path, query)
         if named is None:
-            told = ", add ?stream=NAME" if path in _BY_STREAM else ""
-            return f"token {self.name!r} is limited to some streams{told}"
+            hint = ", add ?stream=NAME" if path in _BY_STREAM else ""
+            return f"token {self.name!r} is limited to some streams{hint}"
         if named not in self.streams:
             return f"token {self.name!r} is not for stream {named[:64]!r}"
         return None
 
 
 def needed(method: str, path: str) -> Scope:
-    """The scope that a request needs."""
+    """Return the scope that a request needs."""
     if path in _ASKING:
         return Scope.ASK
     if path.startswith(_ABOUT_ONE) and "/whip" in path:
@@ -110,7 +110,7 @@ def needed(method: str, path: str) -> Scope:
 
 
 def _stream_of(path: str, query: str) -> str | None:
-    """The one stream that a request is about, if its address says so."""
+    """Return the stream that a request's URL names, None where it names none or several."""
     if path.startswith(_ABOUT_ONE):
         return unquote(path[len(_ABOUT_ONE) :].split("/")[0])
     named = parse_qs(query).get("stream", [])
@@ -118,7 +118,7 @@ def _stream_of(path: str, query: str) -> str | None:
 
 
 class Tokens:
-    """Every token there is."""
+    """All configured tokens."""
 
     def __init__(self, settings: HttpSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._known: list[tuple[str, Caller]] = []
@@ -136,11 +136,11 @@ class Tokens:
         return bool(self._known)
 
     def caller(self, authorization: bytes) -> Caller | None:
-        """Who sends this header; None where nobody known does."""
+        """Return the caller of an `Authorization` header, None where its token is unknown."""
         scheme, _, given = authorization.partition(b" ")
-        told = _hash(given.strip())
+        hashed = _hash(given.strip())
         found = None
-        for known, caller in self._known:  # all of them, so that time tells nothing
-            if hmac.compare_digest(known, told):
+        for known, caller in self._known:  # all of them, so that timing leaks nothing
+            if hmac.compare_digest(known, hashed):
                 found = caller
         return found if scheme.lower() == b"bearer" else None

@@ -1,7 +1,7 @@
-"""What is changed while the service runs, over HTTP: queries asked at once, switches, the configuration read anew.
+"""HTTP routes that change the running service: trigger queries, switch streams and queries, reload the configuration.
 
-Knows the service only by `Control`; its errors become answers in app.py, but for those of a configuration, which list
-every fault.
+Works on the protocol `Control`. Its errors become responses in app.py, except ConfigError, whose response lists every
+fault.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class Control(Protocol):
-    """Who changes what runs; raises ControlError, UnknownStream, QuestionRejected or StoreError where it can't."""
+    """What changes the running service. Raises ControlError, UnknownStream, QuestionRejected or StoreError."""
 
     async def trigger(self, query: str, stream: str | None = None) -> list[str]:
-        """Have a query asked now; the streams that it is asked of."""
+        """Ask a query now. Returns the streams that it is asked of."""
         ...
 
     async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
-        """Watch a stream, or leave it out."""
+        """Enable or disable a stream."""
         ...
 
     async def set_query_enabled(self, query: str, stream: str | None, is_enabled: bool) -> None:
-        """Ask a query of a stream, or of all of its own, or leave it out."""
+        """Enable or disable a query on one of its streams, or on all."""
         ...
 
     async def reload(self) -> Changes:
-        """Read the configuration anew; raises ConfigError, where nothing is changed."""
+        """Reload the configuration. Raises ConfigError, and then nothing is changed."""
         ...
 
 
 class Trigger(BaseModel):
-    """Which stream a query is asked of now."""
+    """The stream of which a query is asked now."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     stream: str | None = Field(None, description="One of the query's streams; null: all of them.")
@@ -59,34 +59,34 @@ class QuerySwitch(StreamSwitch):
 
 
 def routes(control: Control) -> APIRouter:
-    """The routes over `control`."""
+    """Return the routes over `control`."""
     router = APIRouter(prefix="/api/v1")
 
     @router.post("/queries/{name}/trigger", status_code=202)
     async def trigger(
         name: Name, asked: Annotated[Trigger | None, Body()] = None
     ) -> dict[str, Any]:
-        """Ask a standing query now, whatever its rhythm; the answer goes where its answers go."""
+        """Ask a standing query now, whatever its interval. The answer is delivered like its others."""
         streams = await control.trigger(name, asked.stream if asked is not None else None)
         return {"query": name, "streams": streams}
 
     @router.put("/queries/{name}/enabled")
     @router.post("/queries/{name}/enabled", include_in_schema=False)
     async def switch_query(name: Name, switch: QuerySwitch) -> dict[str, Any]:
-        """Ask a query, or leave it out; holds over restarts."""
+        """Enable or disable a query. Holds over restarts."""
         await control.set_query_enabled(name, switch.stream, switch.enabled)
         return {"query": name, "stream": switch.stream, "enabled": switch.enabled}
 
     @router.put("/streams/{name}/enabled")
     @router.post("/streams/{name}/enabled", include_in_schema=False)
     async def switch_stream(name: Name, switch: StreamSwitch) -> dict[str, Any]:
-        """Watch a stream, or leave it out; holds over restarts."""
+        """Enable or disable a stream. Holds over restarts."""
         await control.set_stream_enabled(name, switch.enabled)
         return {"stream": name, "enabled": switch.enabled}
 
     @router.post("/config/reload", response_model=None)
     async def reload() -> Response:
-        """Read the configuration file anew and follow what changed; with a fault in it, nothing changes."""
+        """Reload the configuration file and apply what changed. With a fault in it, nothing changes."""
         try:
             changes = await control.reload()
         except ConfigError as error:
@@ -97,6 +97,6 @@ def routes(control: Control) -> APIRouter:
 
 
 def faulty(error: ConfigError, outcome: str) -> Response:
-    """The answer to what can't be configured: every fault, in one line and as a list."""
+    """Return the response to a faulty configuration: every fault, in one line and as a list."""
     faults = [line.encode(errors="replace").decode() for line in str(error).splitlines()]
     return JSONResponse({"error": f"{outcome}: {'; '.join(faults)}", "faults": faults}, 422)

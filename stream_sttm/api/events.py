@@ -1,4 +1,4 @@
-"""Kept events over HTTP: newest first, one by one, and the picture with which each began."""
+"""HTTP routes for stored events: a list, newest first, single events, and the picture with which each began."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEQ_MAX = 2**63 - 1  # SQLite's largest integer
 
 
 def routes(log: EventLog, newest: Callable[[str], bytes | None] = lambda _: None) -> APIRouter:
-    """The routes over `log`; `newest` gives, in a thread, the picture of an event too new to be in it."""
+    """Return the routes over `log`. `newest`, called in a thread, returns the picture of an event not yet stored."""
     router = APIRouter(prefix="/api/v1/events")
 
     @router.get("/history")
@@ -26,7 +26,7 @@ def routes(log: EventLog, newest: Callable[[str], bytes | None] = lambda _: None
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
         before: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
     ) -> dict[str, Any]:
-        """Kept events, newest first; `next` is the `before` of the page that follows, null at the end."""
+        """List stored events, newest first. `next` is the `before` of the next page, null at the end."""
         events = await asyncio.to_thread(
             log.recent, stream=stream, query=query, limit=limit, before=before
         )
@@ -34,12 +34,12 @@ def routes(log: EventLog, newest: Callable[[str], bytes | None] = lambda _: None
 
     @router.get("/{event}")
     async def show_event(event: Id) -> dict[str, Any]:
-        """One event as last told."""
+        """Show an event in its newest version."""
         return await asyncio.to_thread(log.event, event)
 
     @router.get("/{event}/snapshot.jpg", response_class=Response)
     async def show_snapshot(event: Id) -> Response:
-        """The picture with which the event began."""
+        """Show the picture with which the event began."""
         picture = await asyncio.to_thread(newest, event)
         if picture is None:
             picture = await asyncio.to_thread(log.snapshot, event)

@@ -1,9 +1,7 @@
-"""What every request passes before a route sees it: its token, how often it calls, and the limit on a body's size.
+"""ASGI middleware before every route: token, rate limit, and the limit on a body's size.
 
-A WebSocket passes the same, but for the body.
-
-Plain ASGI, so that a body too large is refused while it is still on its way. Knows nothing of the routes but which
-of them are open to everybody.
+A WebSocket passes the same checks, except for the body. Plain ASGI, so that a body that is too large is refused while
+it still arrives. Of the routes it knows only which are open to everybody.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_sttm.api.auth import OPEN_PATHS, Tokens
-from stream_sttm.api.websocket_auth import Greeting, deny
+from stream_sttm.api.websocket_auth import WebSocketAuth, deny
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_DRAINED_BYTES = 64 * 1024 * 1024  # of a body that is refused
@@ -26,21 +24,20 @@ DRAIN_SECONDS = 0.5  # without a byte of it
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, in one line."""
+    """An error in one line."""
 
     error: str
 
 
 def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The one shape of an error: {"error": "one line"}."""
-    said = (
-        " ".join(line.split()).encode(errors="replace").decode()
-    )  # it may repeat half a character
-    return JSONResponse({"error": said}, status, headers=dict(headers) if headers else None)
+    """Return an error in its only JSON form: {"error": "one line"}."""
+    # it may repeat half of a surrogate pair
+    text = " ".join(line.split()).encode(errors="replace").decode()
+    return JSONResponse({"error": text}, status, headers=dict(headers) if headers else None)
 
 
 class Guard:
-    """An ASGI application behind the tokens (none needed where there are none) and the limit."""
+    """An ASGI application behind the tokens, if there are any, and the limits."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens, origins: Sequence[str] = ()) -> None:
         self._app, self._tokens, self._origins = app, tokens, origins
@@ -49,7 +46,7 @@ class Guard:
         if scope["type"] == "websocket":
             await self._pass_websocket(scope, receive, send)
             return
-        if scope["type"] != "http":  # that the server has started or ends
+        if scope["type"] != "http":  # the server's lifespan
             await self._app(scope, receive, send)
             return
         answer = self._refusal(scope)
@@ -67,19 +64,19 @@ class Guard:
             if not body.is_answered:
                 line = f"the request's body is larger than {MAX_BODY_BYTES} bytes"
                 await refusal(413, line, {"Connection": "close"})(scope, receive, body.hold_open)
-                # Closing on a sender that still sends would cost it the answer.
+                # A sender whose connection is closed while it sends would not get the response.
                 await body.drain()
                 await send({"type": "http.response.body", "body": b""})
-        except asyncio.CancelledError:  # the server's way to end what is open when it stops
+        except asyncio.CancelledError:  # the server cancels open requests when it stops
             if not body.is_answered:
                 await refusal(503, "the service is stopping", {"Connection": "close"})(
                     scope, receive, send
                 )
 
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a WebSocket through where its page and its token may; a browser sends the token as its first message."""
+        """Accept a WebSocket whose origin and token may connect. A browser sends the token as its first message."""
         headers = dict(scope["headers"])
-        if not self._is_welcome(headers):
+        if not self._is_allowed_origin(headers):
             line = "this page's origin may not call; name it in http.cors"
             await deny(refusal(403, line), scope, receive, send)
         elif not self._tokens or b"authorization" in headers:
@@ -88,20 +85,20 @@ class Guard:
             else:
                 await self._app(scope, receive, send)
         else:
-            greeting = Greeting(receive, send)
-            if answer := self._refusal(scope, await greeting.authorization()):
-                await greeting.refuse(answer)
+            auth = WebSocketAuth(receive, send)
+            if answer := self._refusal(scope, await auth.authorization()):
+                await auth.refuse(answer)
             else:
-                await self._app(scope, greeting.receive, greeting.send)
+                await self._app(scope, auth.receive, auth.send)
 
-    def _is_welcome(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the page that calls, if one does, may: browsers leave that to us where WebSockets are concerned."""
+    def _is_allowed_origin(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether the page's origin is allowed. For WebSockets, browsers leave this check to the server."""
         origin = headers.get(b"origin", b"").decode("latin-1")
         host = headers.get(b"host", b"").decode("latin-1")
         return not origin or origin in self._origins or origin.partition("://")[2] == host
 
     def _refusal(self, scope: Scope, authorization: bytes | None = None) -> JSONResponse | None:
-        """What is answered instead of a route, None where the request may pass; notes who calls."""
+        """Return the response to a request that may not pass, None where it may. Stores the caller in `scope`."""
         if not self._tokens or scope["path"] in OPEN_PATHS:
             return None
         if authorization is None:
@@ -121,11 +118,11 @@ class Guard:
 
 
 class _TooLargeError(BaseException):
-    """A body went over the limit; no Exception, so that no route or framework takes it for its own."""
+    """A body is over the limit. Not an Exception, so that no route or framework handles it."""
 
 
 class _Body:
-    """Counts a request's body as it comes, and whether a response has begun."""
+    """Counts a request's body as it arrives, and whether a response has begun."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -141,7 +138,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read on without keeping anything while more comes, up to a limit."""
+        """Read and discard the rest of the body, up to a limit."""
         with suppress(TimeoutError):
             while self._size <= MAX_DRAINED_BYTES:
                 async with asyncio.timeout(DRAIN_SECONDS):
@@ -155,6 +152,6 @@ class _Body:
         await self._send(message)
 
     async def hold_open(self, message: Message) -> None:
-        """Send what is said, as if more were to follow."""
+        """Send `message`, marked as if more of the body followed."""
         is_body = message["type"] == "http.response.body"
         await self.send({**message, "more_body": True} if is_body else message)

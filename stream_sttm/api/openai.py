@@ -1,7 +1,7 @@
 """The part of OpenAI's HTTP interface that fits: models, and chat completions about a stream.
 
-Which stream is meant is said by a content part {"type": "stream", "stream": {"name": "door", "window_s": 60}}, or by
-the model's name, "demo/door", or it is the only one. Errors have OpenAI's shape. Follows
+The stream is named by a content part {"type": "stream", "stream": {"name": "door", "window_s": 60}}, or by the model's
+name, "demo/door". A single stream needs no name. Errors have OpenAI's form. Follows
 https://platform.openai.com/docs/api-reference/chat.
 """
 
@@ -31,25 +31,25 @@ PATHS = ("/v1/models", "/v1/chat/")
 class _Body(BaseModel):
     model_config = ConfigDict(
         extra="ignore"
-    )  # OpenAI's clients send much that is nobody's business here
+    )  # OpenAI's clients send many fields that are not needed here
 
 
 class TextPart(_Body):
-    """Words."""
+    """A text."""
 
     type: Literal["text", "input_text"]
     text: str
 
 
 class StreamLook(_Body):
-    """Which stream is asked, and of how many seconds."""
+    """The stream to ask, and the seconds to look at."""
 
     name: str
     window_s: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class StreamPart(_Body):
-    """The stream that is asked."""
+    """A content part that names the stream to ask."""
 
     type: Literal["stream"]
     stream: StreamLook
@@ -65,7 +65,7 @@ class Message(_Body):
 
     @property
     def words(self) -> str:
-        """Its text parts, one under the other."""
+        """Its text parts, joined by newlines."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
@@ -85,14 +85,14 @@ class NamedSchema(_Body):
 
 
 class ResponseFormat(_Body):
-    """What the answer must be."""
+    """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: NamedSchema | None = None
 
 
 class ChatRequest(_Body):
-    """A conversation about a stream; `seed`, `temperature` and the like change nothing: answers are greedy."""
+    """A conversation about a stream. `seed`, `temperature` and the like are ignored: decoding is greedy."""
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=2 * MAX_TURNS + 1)
@@ -104,19 +104,19 @@ class ChatRequest(_Body):
 
 
 def routes(service: Service) -> APIRouter:
-    """`/v1/models` and `/v1/chat/completions`."""
+    """Return the routes `/v1/models` and `/v1/chat/completions`."""
     router = APIRouter(prefix="/v1", responses=_ERRORS)
 
     @router.get("/models")
     async def list_models(request: Request) -> dict[str, Any]:
-        """The model, and the model looking at each stream."""
+        """List the model, and the model with each stream."""
         seen = [one for one in service.streams() if ask.may_see(request, one.stream)]
         names = [service.model, *(f"{service.model}/{one.stream}" for one in seen)]
         return {"object": "list", "data": [_model(name) for name in names]}
 
     @router.get("/models/{name:path}")
     async def show_model(name: str) -> dict[str, Any]:
-        """One of these."""
+        """Show one of the models."""
         if name != service.model:
             _stream_of(service, name)
         return _model(name)
@@ -127,15 +127,15 @@ def routes(service: Service) -> APIRouter:
         question = _question(service, asked)
         ask.check(service, [question], request)
         if asked.stream:
-            told = _chunks(service, question, asked.model)
-            return StreamingResponse(told, media_type=ask.EVENT_STREAM, headers=ask.UNBUFFERED)
+            chunks = _chunks(service, question, asked.model)
+            return StreamingResponse(chunks, media_type=ask.EVENT_STREAM, headers=ask.UNBUFFERED)
         return JSONResponse(_completion(await ask.answered(service, question), asked.model))
 
     return router
 
 
 class Fault(BaseModel):
-    """What went wrong, as OpenAI's clients read it."""
+    """An error as OpenAI's clients read it."""
 
     message: str
     type: str
@@ -144,7 +144,7 @@ class Fault(BaseModel):
 
 
 class FaultBody(BaseModel):
-    """The same as a body; who may not call at all is told so in one line."""
+    """The body of an error. Where the token is refused, it is one line."""
 
     error: Fault | str
 
@@ -155,7 +155,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def error_body(status: int, line: str) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
+    """Return an error in OpenAI's form."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": line, "type": kind, "param": None, "code": None}}
 
@@ -183,7 +183,7 @@ def _question(service: Service, asked: ChatRequest) -> Question:
 
 
 def _look(service: Service, asked: ChatRequest) -> StreamLook:
-    """The stream that is meant."""
+    """Return the stream that is asked. Raises QuestionRejected where it is unclear."""
     named = [look for message in asked.messages for look in message.looks]
     if named:
         if len({look.name for look in named}) > 1:
@@ -209,20 +209,20 @@ def _stream_of(service: Service, model: str) -> str:
 
 
 def _conversation(messages: list[Message]) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Turns of question and answer, and the last question; what a system says goes before the first."""
+    """Return the turns of question and answer, and the last question. System messages go before the first one."""
     turns: list[tuple[str, str]] = []
-    said: list[str] = []
+    texts: list[str] = []
     for message in messages:
         if message.role != "assistant":
-            said.append(message.words)
-        elif said:
-            turns.append(("\n".join(said), message.words))
-            said = []
+            texts.append(message.words)
+        elif texts:
+            turns.append(("\n".join(texts), message.words))
+            texts = []
         else:
             raise QuestionRejected("messages: an answer of the assistant follows no question")
-    if not said:
+    if not texts:
         raise QuestionRejected("messages: the last one must be the user's")
-    return tuple(turns), "\n".join(said)
+    return tuple(turns), "\n".join(texts)
 
 
 def _form(wanted: ResponseFormat) -> Form:

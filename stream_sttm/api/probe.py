@@ -1,4 +1,4 @@
-"""A source tried out over HTTP before it becomes a stream; few at a time, under the rules for strangers."""
+"""The HTTP route that probes a source before it becomes a stream. Few at a time, under the rules for HTTP sources."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _source(value: object) -> object:
     return value
 
 
-class Trial(BaseModel):
-    """What is tried, and for how long."""
+class ProbeRequest(BaseModel):
+    """The source to probe, and for how long."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
     source: Annotated[str, BeforeValidator(_source)] = Field(
@@ -42,8 +42,8 @@ class Trial(BaseModel):
     )
 
 
-class Tried(BaseModel):
-    """What the video is like, or in one line why there is none; null is what could not be told."""
+class ProbeResult(BaseModel):
+    """The video's properties, null where unknown, or in one line why there is none."""
 
     ok: bool
     error: str | None = None
@@ -61,26 +61,26 @@ class Tried(BaseModel):
 
 
 def routes(access: Callable[[], Access]) -> APIRouter:
-    """The route that tries; `access` gives the rules that hold now."""
+    """Return the route that probes a source. `access` returns the current rules."""
     router = APIRouter()
     running = 0
 
     @router.post("/api/v1/streams/test")
-    async def try_source(trial: Trial, request: Request) -> Tried:
-        """Open a source for a few seconds: codec, size, rate, keyframe interval, or why it can't be read."""
+    async def try_source(probe: ProbeRequest, request: Request) -> ProbeResult:
+        """Open a source for a few seconds. Returns codec, size, rate, keyframe interval, or why it can't be read."""
         nonlocal running
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is not None and caller.streams is not None:
             raise HTTPException(403, f"token {caller.name!r} is limited to some streams")
         rules = access()
-        await asyncio.to_thread(check_source, "source", trial.source, rules)
+        await asyncio.to_thread(check_source, "source", probe.source, rules)
         if running >= AT_ONCE:
             raise TooManyTests(f"{AT_ONCE} sources are being tried; try again in a moment")
         running += 1
         try:
-            return Tried(ok=True, **await tried(trial.source, rules, seconds=trial.seconds))
+            return ProbeResult(ok=True, **await tried(probe.source, rules, seconds=probe.seconds))
         except SourceError as error:
-            return Tried(ok=False, error=" ".join(str(error).split()))
+            return ProbeResult(ok=False, error=" ".join(str(error).split()))
         finally:
             running -= 1
 

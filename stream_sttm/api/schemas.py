@@ -1,4 +1,4 @@
-"""What an answer looks like over HTTP, for OpenAPI. It is written by `Answer.as_dict`; nothing is made from these."""
+"""OpenAPI schemas of an answer over HTTP. `Answer.as_dict` writes the answer itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Shape(BaseModel):
 
 
 class TokensShape(_Shape):
-    """What was read for an answer, and written."""
+    """The token counts of an answer."""
 
     visual: int = Field(description="Visual tokens that were seen.")
     visual_before_merge: int = Field(description="What they stand for.")
@@ -25,7 +25,7 @@ class TokensShape(_Shape):
 
 
 class SecondsShape(_Shape):
-    """What it took to make what an answer was given from."""
+    """Seconds spent to prepare an answer's context."""
 
     fresh: float = Field(
         description="To show the newest frames unmerged, once for all questions of that moment."
@@ -58,7 +58,7 @@ class AnswerShape(_Shape):
 
 
 class RefusedShape(_Shape):
-    """Why one of several streams gives no answer."""
+    """The reason why one of several streams gives no answer."""
 
     stream: str
     error: str

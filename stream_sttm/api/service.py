@@ -1,4 +1,4 @@
-"""What the HTTP interface needs of whatever runs behind it: nothing but this protocol."""
+"""The protocol of the service behind the HTTP interface, and all that the interface knows of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stream_sttm.types import Answer, Question, StreamStatus
 
 
 class Service(Protocol):
-    """What runs behind the interface; all but the pictures is called on the event loop and must not block it."""
+    """The service. All but the methods for pictures are called on the event loop and must not block it."""
 
     @property
     def model(self) -> str:
@@ -20,36 +20,36 @@ class Service(Protocol):
 
     @property
     def answering(self) -> AnsweringSettings:
-        """Limits for questions and answers, as they are now."""
+        """The current limits for questions and answers."""
         ...
 
     def streams(self) -> list[StreamStatus]:
-        """Every configured stream, in the configuration's order."""
+        """Return every stream's status, in the configuration's order."""
         ...
 
     def queries(self) -> list[dict[str, Any]]:
-        """Every standing query as JSON."""
+        """Return every standing query as JSON."""
         ...
 
     def readiness(self) -> tuple[bool, str]:
-        """Whether questions can be answered, and if not, why."""
+        """Return whether questions can be answered, and if not, why."""
         ...
 
     def snapshot(self, stream: str) -> bytes | None:
-        """The stream's newest picture as JPEG, None before the first; called from a thread."""
+        """Return the stream's newest picture as JPEG, None before the first. Called from a thread."""
         ...
 
     def remembered(self, stream: str) -> tuple[bytes, float] | None:
-        """The newest remembered picture and its wall clock, None before the first; called from a thread."""
+        """Return the newest remembered picture and its wall clock, None before the first. Called from a thread."""
         ...
 
     async def mosaic(self, stream: str) -> Mosaic | None:
-        """What stands for the stream's newest picture in its memory, None before the first."""
+        """Return the merged tokens of the stream's newest picture as tiles, None before the first."""
         ...
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
-        """The answer to a question asked now; raises QuestionError where there is none within its timeout.
+        """Answer a question. Raises QuestionError where there is no answer within its timeout.
 
-        `on_text` is told the words of a streamed answer so far, as they come.
+        `on_text` is called with the text so far of a streamed answer.
         """
         ...

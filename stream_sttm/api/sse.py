@@ -1,4 +1,4 @@
-"""The live feed as server-sent events: answers and statuses as they come, a comment where nothing does."""
+"""The live feed as server-sent events, with a comment as keepalive."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ RETRY_MS = 2000  # how long a browser waits before it reconnects
 async def lines(
     feed: Feed, *, after: int | None, keepalive: float, stream: str | None = None
 ) -> AsyncIterator[str]:
-    """The events past number `after` and all to come, until the feed closes; a comment each `keepalive` seconds.
+    """Yield the events after number `after` and all later ones, until the feed closes.
 
-    Only those of one `stream`, where it is given.
+    Only those of `stream`, where it is given. A comment follows after `keepalive` seconds without an event.
     """
     yield f"retry: {RETRY_MS}\n\n"
     async with feed.subscribe(after=after) as subscription:

@@ -1,4 +1,4 @@
-"""The page's files: where each is served, and as what. They hold no secret, so everybody may load them."""
+"""The page's static files, their paths and media types. They hold no secret, so everybody may load them."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ HEADERS = {
 
 
 def media_type(file: Path) -> str:
-    """What a file of the page is served as."""
+    """Return the media type of a file of the page."""
     return _TYPES[file.suffix]

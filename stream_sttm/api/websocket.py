@@ -1,7 +1,7 @@
-"""The live feed by WebSocket: what server-sent events tell, a JSON text each, for programs that like these better.
+"""The live feed over a WebSocket: the same events as over SSE, a JSON text each.
 
-Whoever reads too slowly is told so and cut off, instead of silently missing something. What a reader says is not
-heard; that it may read at all is checked in guard.py.
+A reader that is too slow is disconnected with a reason, instead of silently missing events. Incoming messages are
+ignored. The token is checked in middleware.py.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Filter = Annotated[str | None, Query(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
 
 
 def routes(feed: Feed, *, patience: float = 10.0) -> APIRouter:
-    """The route over `feed`; a reader that takes nothing for `patience` seconds is left."""
+    """Return the route over `feed`. A reader that takes nothing for `patience` seconds is disconnected."""
     router = APIRouter()
 
     @router.websocket(PATH)
-    async def tell(
+    async def stream_feed(
         socket: WebSocket,
         stream: Filter = None,
         after: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
     ) -> None:
         await socket.accept()
         async with feed.subscribe(after=after) as subscription:
-            reason = await _told(socket, subscription, stream, patience)
+            reason = await _serve(socket, subscription, stream, patience)
         if reason is not None:
             with suppress(WebSocketDisconnect, TimeoutError):
                 async with asyncio.timeout(patience):
@@ -42,21 +42,21 @@ def routes(feed: Feed, *, patience: float = 10.0) -> APIRouter:
     return router
 
 
-async def _told(
+async def _serve(
     socket: WebSocket, subscription: Subscription, stream: str | None, patience: float
 ) -> tuple[int, str] | None:
-    """Tell until there is a reason to end, which is given, or the reader has left."""
+    """Send events until there is a reason to end, which is returned. None where the reader has left."""
     async with asyncio.TaskGroup() as group:
-        telling = group.create_task(_tell(socket, subscription, stream, patience), name="ws")
-        hearing = group.create_task(_hear(socket), name="ws[heard]")
-        await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
-        has_left = hearing.done()
-        telling.cancel()
-        hearing.cancel()
-    return None if has_left or telling.cancelled() else telling.result()
+        sending = group.create_task(_send(socket, subscription, stream, patience), name="ws")
+        leaving = group.create_task(_until_disconnected(socket), name="ws[reader]")
+        await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        has_left = leaving.done()
+        sending.cancel()
+        leaving.cancel()
+    return None if has_left or sending.cancelled() else sending.result()
 
 
-async def _tell(
+async def _send(
     socket: WebSocket, subscription: Subscription, stream: str | None, patience: float
 ) -> tuple[int, str] | None:
     try:
@@ -76,7 +76,7 @@ async def _tell(
     return ENDING, "the service is stopping"
 
 
-async def _hear(socket: WebSocket) -> None:
-    """Take what the reader says until it leaves."""
+async def _until_disconnected(socket: WebSocket) -> None:
+    """Discard incoming messages until the reader disconnects."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""WHIP (RFC 9725): a browser or encoder publishes a stream whose source is `whip:`; SDP offer in, 201 and answer out.
+"""WHIP (RFC 9725): a browser or encoder publishes a stream whose source is `whip:`. SDP offer in, 201 and answer out.
 
-Trickle ICE is not spoken (405): all candidates belong into the offer. The token is checked before, as for every route
-under /api; who publishes, and how often one may ask, is decided in sources/publishers.py.
+Trickle ICE is not supported (405): the offer must hold all candidates. The token is checked before, as for every route
+under /api. Who may publish, and how often, is decided in sources/webrtc/publishers.py.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Session = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 class Publishing(Protocol):
-    """Who takes publishers."""
+    """What accepts publishers."""
 
     def takes(self, stream: str) -> bool:
-        """Whether the stream is one that is published to us."""
+        """Return whether the stream is one that is published to the service."""
         ...
 
     async def publish(self, stream: str, offer: str) -> tuple[str, str]:
-        """Take an offer; the session's id and the SDP answer. Raises PublishError."""
+        """Accept an offer. Returns the session's id and the SDP answer. Raises PublishError."""
         ...
 
     async def end(self, stream: str, session: str) -> bool:
-        """End a session; whether there was one."""
+        """End a session. Returns whether there was one."""
         ...
 
 
 def routes(publishing: Publishing) -> APIRouter:
-    """The routes of WHIP."""
+    """Return the routes of WHIP."""
     router = APIRouter(
         prefix="/api/v1/streams/{name}/whip",
         responses={code: {"model": ErrorBody} for code in (400, 405, 415)},
@@ -46,7 +46,7 @@ def routes(publishing: Publishing) -> APIRouter:
 
     @router.post("", status_code=201, response_class=Response)
     async def publish(name: Name, request: Request) -> Response:
-        """Publish the stream: an SDP offer, answered by SDP."""
+        """Publish the stream with an SDP offer. The response is the SDP answer."""
         taken = _taking(publishing, name)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != SDP:
@@ -57,7 +57,7 @@ def routes(publishing: Publishing) -> APIRouter:
 
     @router.options("", status_code=204, response_class=Response)
     async def options(name: Name) -> Response:
-        """What may be posted."""
+        """Show what may be posted."""
         _taking(publishing, name)
         return Response(status_code=204, headers={"Accept-Post": SDP, "Allow": "POST, OPTIONS"})
 
@@ -70,7 +70,7 @@ def routes(publishing: Publishing) -> APIRouter:
 
     @router.patch("/{session}", response_class=Response)
     async def patch(name: Name, session: Session) -> Response:
-        """Refused: trickle ICE and ICE restarts are not spoken."""
+        """Refuse: trickle ICE and ICE restarts are not supported."""
         line = "trickle ICE is not spoken here: send all candidates within the offer"
         raise HTTPException(405, line, {"Allow": "DELETE"})
 
@@ -86,7 +86,7 @@ def _taking(publishing: Publishing, name: str) -> Publishing:
 
 
 async def _offer(request: Request) -> str:
-    """The body as text, read no farther than it may go."""
+    """Read the body as text, up to MAX_OFFER. Raises NotAnOffer where it is not UTF-8."""
     body = b""
     async for part in request.stream():
         body += part

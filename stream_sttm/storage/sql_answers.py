@@ -50,7 +50,7 @@ _CLAUSES = {  # what narrows a search, by the field of Wanted or the cursor; {} 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which answers to look for; None sets no limit.
+    """Which answers to look for. None sets no limit.
 
     `since` (inclusive) and `until` (exclusive) are the wall clock of the answer. `text`: words that question and answer
     hold together, in any order, in upper or lower case.

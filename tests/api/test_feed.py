@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from stream_sttm import metrics
-from stream_sttm.api.feed import Feed, Subscription, Told
+from stream_sttm.api.feed import Feed, FeedEvent, Subscription
 from tests.support.answers import make_answer, make_status
 
 
@@ -14,11 +14,11 @@ def publish(feed: Feed, *numbers: int) -> None:
         feed.publish(make_answer(number=number), published_at=0.0)
 
 
-async def rest(subscription: Subscription) -> list[Told]:
+async def rest(subscription: Subscription) -> list[FeedEvent]:
     return [event async for event in subscription]
 
 
-def ids(events: list[Told]) -> list[str]:
+def ids(events: list[FeedEvent]) -> list[str]:
     return [event["id"] for event in events]
 
 

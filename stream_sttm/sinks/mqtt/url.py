@@ -1,6 +1,6 @@
 """Parse an MQTT sink's URL: the broker, the login, the protocol, the prefix and options.
 
-`mqtt://user:password@host:1883/prefix`, or mqtts:// with `?ca=FILE&cert=FILE&key=FILE`; for both `protocol=5`,
+`mqtt://user:password@host:1883/prefix`, or mqtts:// with `?ca=FILE&cert=FILE&key=FILE`. For both `protocol=5`,
 `discovery=homeassistant`, `node=NAME`, `snapshots=SECONDS`, `frigate=PREFIX`. Knows nothing of what is published.
 """
 
