@@ -23,7 +23,7 @@ from stream_sttm.config import source_url
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
-from stream_sttm.sources.network.http import NOTHING_ELSE, Web
+from stream_sttm.sources.network.http_client import NOTHING_ELSE, HttpClient
 from stream_sttm.sources.network.preflight import PORTS, greet
 from stream_sttm.sources.network.rtsp_proxy import Gate
 
@@ -56,7 +56,7 @@ class Opening:
         if self.by == "web":
             assert timeout is not None
             trust = tls.context(verify=self.verify, believed=self.authorities)
-            web = Web(self.address, self.access, trust=trust, timeout=timeout)
+            web = HttpClient(self.address, self.access, trust=trust, timeout=timeout)
             with web.open(together) as container:
                 yield container
         elif self.by == "folder":

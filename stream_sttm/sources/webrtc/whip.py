@@ -1,115 +1,25 @@
-"""whip: - a WebRTC stream that is pushed: a browser or encoder offers it (WHIP, RFC 9725), at most one at a time.
+"""whip: - a WebRTC stream that is pushed: a browser or encoder publishes it (WHIP, RFC 9725), one at a time.
 
-A WhipSource waits for its stream's peer to be connected and ends it when it is left, so a publisher that sends no
-picture any more makes room for the next. Audio is declined. No STUN or TURN server is asked. Who may publish is known
-in publishers.py.
+A WhipSource waits until its stream's peer is connected. It ends the peer when it is left, so a publisher that sends no
+picture any more makes room for the next.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
-from aiortc import (
-    MediaStreamTrack,
-    RTCConfiguration,
-    RTCPeerConnection,
-    RTCRtpTransceiver,
-    RTCSessionDescription,
-)
-from aiortc.sdp import SessionDescription
-
 from stream_sttm import urls
-from stream_sttm.errors import ConfigError, NotAnOffer, SourceUnavailable
+from stream_sttm.errors import ConfigError, SourceUnavailable
+from stream_sttm.sources.webrtc.peer import Publisher
 from stream_sttm.sources.webrtc.publishers import Publishers
-from stream_sttm.sources.webrtc.track import Tap
-from stream_sttm.sources.webrtc.whep import BAD_SDP, CONNECT_TIMEOUT
 from stream_sttm.types import Frame
-
-MAX_MEDIA = 8  # m-lines of an offer
-MAX_CANDIDATES = 64
-
-logger = logging.getLogger(__name__)
-
-
-class Publisher:
-    """One peer that publishes a stream; `task` runs as long as it is there."""
-
-    def __init__(self, stream: str) -> None:
-        self.id = secrets.token_urlsafe(16)
-        self.tap = Tap(stream)
-        self.task: asyncio.Task[None] | None = None
-        self._stream = stream
-        self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._changed = asyncio.Event()
-        self._peer.add_listener("connectionstatechange", self._changed.set)
-        self._track: MediaStreamTrack | None = None
-
-    async def answer(self, offer: str) -> str:
-        """Our SDP answer, which takes one video and declines the rest; raises NotAnOffer."""
-        try:
-            await self._peer.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-            for transceiver in self._peer.getTransceivers():
-                self._take_or_decline(transceiver)
-            await self._peer.setLocalDescription(await self._peer.createAnswer())
-        except BAD_SDP as error:
-            raise NotAnOffer(f"the SDP offer can't be used: {error}") from error
-        if self._track is None:
-            raise NotAnOffer("the SDP offer sends no video")
-        return str(self._peer.localDescription.sdp)
-
-    async def run(self, connected: asyncio.Event) -> None:
-        """Drain the video from connection to end; sets `connected` when pictures may come."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await self._until("connected")
-        except TimeoutError:
-            return
-        connected.set()
-        assert self._track is not None
-        async with asyncio.TaskGroup() as group:
-            draining = group.create_task(self.tap.drain(self._track), name=f"drain[{self._stream}]")
-            gone = group.create_task(self._until("gone"), name=f"gone[{self._stream}]")
-            await asyncio.wait((draining, gone), return_when=asyncio.FIRST_COMPLETED)
-            draining.cancel()
-            gone.cancel()
-
-    async def close(self) -> None:
-        """Hang up; never raises."""
-        self.tap.end(SourceUnavailable(f"{self._stream}: its publisher is gone"))
-        try:
-            await self._peer.close()
-        except Exception:
-            logger.exception("whip[%s]: unexpected, while hanging up", self._stream)
-
-    async def _until(self, wanted: str) -> None:
-        """Wait for the peer to be in that state; raises TimeoutError where it has failed before."""
-        while True:
-            state = self._peer.connectionState
-            if state == wanted or (wanted == "gone" and state in ("failed", "closed")):
-                return
-            if state in ("failed", "closed"):
-                raise TimeoutError
-            self._changed.clear()
-            await self._changed.wait()
-
-    def _take_or_decline(self, transceiver: RTCRtpTransceiver) -> None:
-        track = transceiver.receiver.track  # only where the other side offers to send
-        if transceiver.kind == "video" and self._track is None and track is not None:
-            self._track = track
-            transceiver.direction = "recvonly"
-        else:
-            transceiver.direction = "inactive"
 
 
 @dataclass
 class WhipSource:
-    """A stream that somebody publishes; entered, a publisher is connected."""
+    """A stream that somebody publishes. Once entered, a publisher is connected."""
 
     url: str
     stream: str = "whip"
@@ -135,42 +45,13 @@ class WhipSource:
         self._publisher = await self.publishers.wait(self.stream)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self.publishers is not None and self._publisher is not None:
             await self.publishers.end(self.stream, self._publisher.id)
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """The newest frame, each time there is one; raises SourceUnavailable when the publisher is gone."""
+        """Yield the newest frame, each time there is one. Raises SourceUnavailable when the publisher is gone."""
         if self._publisher is None:
             raise RuntimeError("frames() of a source that was not entered")
         async for frame in self._publisher.tap.frames(fps=self.fps, max_side=self.max_side):
             yield frame
-
-
-def usable(offer: str) -> str:
-    """The offer without the addresses that only its sender's network knows by name; raises NotAnOffer."""
-    lines = offer.splitlines()
-    candidates = [line for line in lines if line.startswith("a=candidate:")]
-    if len(candidates) > MAX_CANDIDATES:
-        raise NotAnOffer(f"the SDP offer has more than {MAX_CANDIDATES} candidates")
-    hidden = {line for line in candidates if ".local" in line}
-    text = "\r\n".join([line for line in lines if line not in hidden] + [""])
-    try:
-        parsed = SessionDescription.parse(text)
-    except BAD_SDP as error:
-        raise NotAnOffer(f"not an SDP offer: {type(error).__name__} {error}") from error
-    kinds = [one.kind for one in parsed.media]
-    mids = [one.rtp.muxId for one in parsed.media]
-    grouped = {mid for group in parsed.group for mid in group.items}
-    if len(set(mids)) < len(mids) or not grouped <= set(mids):
-        raise NotAnOffer("not an SDP offer: its groups and media don't fit each other")
-    if "video" not in kinds:
-        raise NotAnOffer("the SDP offer has no video")
-    if len(kinds) > MAX_MEDIA:
-        raise NotAnOffer(f"the SDP offer has more than {MAX_MEDIA} media")
-    return text

@@ -24,8 +24,8 @@ from stream_sttm.errors import AlreadyPublished, NotAnOffer, SourceUnavailable, 
 from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sources import open_source
 from stream_sttm.sources.scene import Scene
+from stream_sttm.sources.webrtc import peer as peer_module
 from stream_sttm.sources.webrtc import publishers as publishers_module
-from stream_sttm.sources.webrtc import whip as sources_whip
 from stream_sttm.sources.webrtc.publishers import Publishers
 from stream_sttm.sources.webrtc.track import Lag
 from stream_sttm.storage.answers import AnswerStore
@@ -159,7 +159,7 @@ async def test_there_is_one_publisher_at_a_time_and_leaving_makes_room(tmp_path)
             assert "end its session first" in refused.json()["error"]
             async with source_for(publishers) as source:
                 await some_frames(source, 2)
-        assert await until(lambda: publishers._doors["door"].publisher is None)
+        assert await until(lambda: publishers._slots["door"].publisher is None)
         async with Peer() as second:
             await second.publish(client)
             async with source_for(publishers) as source:
@@ -192,7 +192,7 @@ async def test_a_publisher_that_sends_nothing_more_makes_room_for_the_next(tmp_p
             mute.peer.getSenders()[0].replaceTrack(None)
             await cam.state("stalled")
             async with Peer() as next_one:
-                assert await until(lambda: publishers._doors["door"].publisher is None)
+                assert await until(lambda: publishers._slots["door"].publisher is None)
                 await next_one.publish(client)
                 await cam.state("online", after=cam.states.index("stalled"))
 
@@ -244,11 +244,11 @@ async def test_frames_that_nobody_takes_are_drained_and_counted(tmp_path):
 
 
 async def test_who_offers_and_never_connects_loses_the_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources_whip, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(peer_module, "CONNECT_TIMEOUT", 0.5)
     async with asyncio.timeout(40), serving(tmp_path) as (client, publishers):
         reply = await client.post(ENDPOINT, content=await an_offer(), headers=SDP)
         assert reply.status_code == 201
-        assert await until(lambda: publishers._doors["door"].publisher is None)
+        assert await until(lambda: publishers._slots["door"].publisher is None)
         assert (await client.delete(reply.headers["location"])).status_code == 404
 
 
@@ -284,7 +284,7 @@ async def test_every_wrong_request_is_refused_with_one_line(tmp_path):
             reply = await client.post(ENDPOINT, content=content, headers=headers)
             assert reply.status_code == status, (words, reply.text)
             assert words in reply.json()["error"]
-            assert publishers._doors["door"].publisher is None
+            assert publishers._slots["door"].publisher is None
 
 
 async def test_no_token_no_publisher(tmp_path):
@@ -335,7 +335,7 @@ def garbage(rng, offer):
 
 async def test_garbage_is_refused_without_a_trace_left(monkeypatch, caplog):
     monkeypatch.setattr(publishers_module, "OFFERS", 10**9)
-    monkeypatch.setattr(sources_whip, "CONNECT_TIMEOUT", 0.0)
+    monkeypatch.setattr(peer_module, "CONNECT_TIMEOUT", 0.0)
     rng, offer = random.Random(7), await an_offer()
     async with asyncio.timeout(60), Publishers(["door"]) as publishers:
 
@@ -346,7 +346,7 @@ async def test_garbage_is_refused_without_a_trace_left(monkeypatch, caplog):
                     await publishers.publish("door", garbage(rng, offer))
                 except NotAnOffer as error:
                     refused += "\n" not in str(error)
-                assert await until(lambda: publishers._doors["door"].publisher is None)
+                assert await until(lambda: publishers._slots["door"].publisher is None)
             return refused
 
         await ask(20)
@@ -420,14 +420,14 @@ async def test_offers_are_counted_for_each_stream(monkeypatch):
 
 async def test_publishing_and_leaving_leaves_no_thread_and_no_file(tmp_path):
     async with asyncio.timeout(100), serving(tmp_path) as (client, publishers):
-        publishers._doors["door"].offers = type("Never", (list,), {"append": lambda *_: None})()
+        publishers._slots["door"].offers = type("Never", (list,), {"append": lambda *_: None})()
 
         async def cycle():
             async with Peer(size=64) as peer:
                 await peer.publish(client)
                 async with source_for(publishers) as source:
                     await some_frames(source, 1)
-            assert await until(lambda: publishers._doors["door"].publisher is None)
+            assert await until(lambda: publishers._slots["door"].publisher is None)
 
         await cycle()
         gc.collect()

@@ -1,7 +1,7 @@
 """HTTP for FFmpeg: every byte that it reads of an http(s):// source, playlists and segments included, comes from here.
 
 So that each address, each redirect and each URL in a playlist is checked before it is connected to, certificates are
-verified as everywhere else, user and password go to the camera alone, and nothing can be read without end. One Web
+verified as everywhere else, user and password go to the camera alone, and nothing can be read without end. One client
 serves one source, in the thread that decodes it. httpx' errors leave this file as ours.
 """
 
@@ -61,7 +61,7 @@ class Login(httpx.Auth):
             yield next(httpx.BasicAuth(self._user, self._password).auth_flow(request))
 
 
-class Web:
+class HttpClient:
     """What an http(s):// URL leads to, opened for FFmpeg; all of it blocks."""
 
     def __init__(
@@ -206,7 +206,7 @@ class Web:
 class Body:
     """One resource as a file that FFmpeg reads; it can be sought in where the server takes ranges."""
 
-    def __init__(self, web: Web, url: str, first: int, last: int | None) -> None:
+    def __init__(self, web: HttpClient, url: str, first: int, last: int | None) -> None:
         self._web, self._first, self._last = web, first, last
         self._position, self._peeked = 0, b""
         self._answer, self.url = web.get(url, first, last)
