@@ -410,7 +410,7 @@ async def test_offers_are_counted_for_each_stream(monkeypatch):
     offer = await an_offer()
     async with asyncio.timeout(30), Publishers(["door", "yard"]) as publishers:
         await publishers.publish("door", offer)
-        for _ in range(publishers.OFFERS - 1):
+        for _ in range(publishers_module.OFFERS - 1):
             with pytest.raises(AlreadyPublished):
                 await publishers.publish("door", offer)
         with pytest.raises(TooManyOffers):
