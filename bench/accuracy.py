@@ -94,7 +94,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _jobs(model: VideoLLM) -> int:
-    """A process a core for a small model; a large one keeps all cores, or the device, busy by itself."""
+    """Return how many processes to use: one per core for a small model, else one."""
     is_small = model.parameters < SMALL and model.device.type == "cpu"
     return (os.cpu_count() or 1) if is_small else 1
 
@@ -118,7 +118,7 @@ def _positive(text: str) -> float:
 
 
 def _drawn(workers: ProcessPool, model: VideoLLM, options: argparse.Namespace) -> None:
-    """The table on drawn worlds."""
+    """Print the table on drawn worlds."""
     square = (options.side, options.side)
     floor = ground(model, options.fps, square, options.reach)
     shown = drawn(options, floor, options.first, options.streams)
@@ -128,7 +128,7 @@ def _drawn(workers: ProcessPool, model: VideoLLM, options: argparse.Namespace) -
 
 
 def _films(options: argparse.Namespace) -> list[Film]:
-    """The question file's videos, each with what is asked of it."""
+    """Return the question file's videos, each with what is asked of it."""
     films, count = read_questions(options.questions, videos=options.videos, fps=options.fps)
     if count:
         line = f"{options.questions}: {count} items are no multiple choice and were left out"
@@ -139,7 +139,7 @@ def _films(options: argparse.Namespace) -> list[Film]:
 def _filmed(
     workers: ProcessPool, model: VideoLLM, options: argparse.Namespace, films: Sequence[Film]
 ) -> None:
-    """The table on a question file; thresholds are found on its own videos, which shows them no answer."""
+    """Print the table on a question file. Thresholds are found on its own videos, which shows them no answer."""
     largest = max((film.size() for film in films), key=math.prod)
     floor = ground(model, options.fps, largest, options.reach)
     sheets, missed = compare(workers, _wanted(model, options), floor, films[:FEW], films)
@@ -204,7 +204,7 @@ def _tell(
     remarks: Sequence[str],
     extra: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """The table, what it rests on, and the last line."""
+    """Print the table, what it rests on, and the last line."""
     base = next(iter(result.scores.values()))
     print(table(result))
     print(

@@ -81,7 +81,7 @@ class Ground:
     span: float
 
     def memory(self, recipe: Recipe) -> MemorySettings:
-        """A memory that reaches exactly as far back as every other arm's, unless its capacity ends sooner."""
+        """Return a memory that reaches exactly as far back as every other arm's, unless its capacity ends sooner."""
         whole = self.frames * self.cells
         deep = whole if recipe.capacity is None else max(16, int(recipe.capacity * self.cells))
         is_denser = recipe.positions == "contiguous" and recipe.capacity is None
@@ -215,7 +215,7 @@ def share(recipe: Recipe, ground: Ground) -> dict[str, Any]:
 
 
 def arm(recipe: Recipe, ground: Ground, options: dict[str, Any]) -> Arm:
-    """The recipe, settled."""
+    """Return the recipe with its thresholds settled."""
     name = _REDUCERS.get(recipe.method, "sttm_streaming")
     reducer = ReducerSettings.model_validate(
         {"name": name, "at_layer": recipe.at_layer, "size_bias": recipe.size_bias, **options}

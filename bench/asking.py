@@ -95,7 +95,7 @@ def cost(model: VideoLLM, repeat: int) -> dict[str, float]:
 
 
 def _full(model: VideoLLM, reducer: ReducerSettings) -> Engine:
-    """An engine with one stream, that has seen more of a drawn scene than the layers below the merge hold."""
+    """Return an engine with one stream, that has seen more of a drawn scene than the layers below the merge hold."""
     engine = _engine(model, reducer, MemorySettings(window_tokens=TOKENS))
     scene, step = Scene(seed=3), CLIP_FRAMES / FPS
     for index in range(2 * TOKENS // (CLIP_FRAMES // model.frames_per_token) // CELLS):
@@ -199,7 +199,7 @@ def _warmed(sure: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
 
 
 def _fitted(known: NDArray[np.float64]) -> float:
-    """The factor on the temperature with the least negative log-likelihood, by trying all from 0.2 to 10."""
+    """Return the factor on the temperature with the least negative log-likelihood, by trying all from 0.2 to 10."""
 
     def loss(factor: float) -> float:
         sure = np.clip(_warmed(known[:, 0], factor), 1e-9, 1 - 1e-9)

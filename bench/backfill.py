@@ -37,7 +37,7 @@ class Fill:
 
 
 def looped(video: Path, path: Path, seconds: float) -> Path:
-    """The packets of a video again and again, as one file of so many seconds."""
+    """Return the packets of a video again and again, as one file of so many seconds."""
     with av.open(str(video)) as short, av.open(str(path), "w") as long:
         stream = short.streams.video[0]
         packets = [packet for packet in short.demux(stream) if packet.size]

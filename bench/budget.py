@@ -68,7 +68,7 @@ class Reel:
 
 @torch.inference_mode()
 def encode(model: VideoLLM, footage: Footage) -> Reel:
-    """A stream's windows, put through the vision tower once for every search."""
+    """Return a stream's windows, put through the vision tower once for every search."""
     windows = []
     for clip in footage.script():
         if isinstance(clip, Clip):
@@ -80,7 +80,7 @@ def encode(model: VideoLLM, footage: Footage) -> Reel:
 
 @torch.inference_mode()
 def record(model: VideoLLM, at_layer: int, ground: Ground, reel: Reel) -> list[Tensor]:
-    """What reaches decoder layer `at_layer` while every layer below it keeps all its tokens, window by window."""
+    """Return the states at decoder layer `at_layer`, window by window, with nothing merged below it."""
     seen = Recorder()
     session = _session(model, Recipe("none", "none", 1.0, at_layer), ground, reel, seen)
     for features in reel.windows:
@@ -143,7 +143,7 @@ def settle(
     reels: Sequence[Reel],
     recorded: Sequence[Sequence[Tensor]],
 ) -> Settled:
-    """The thresholds that bring a recipe nearest to its budget; `recorded` at its layer, one for each reel."""
+    """Return the thresholds that bring a recipe nearest to its budget; `recorded` at its layer, one for each reel."""
 
     def kept(options: dict[str, Any]) -> float:
         reducer = build_reducer("sttm_streaming", options)
@@ -174,7 +174,7 @@ def settle(
 def nearest(
     kept: Callable[[float], float], wanted: float, *, least: float = LEAST, most: float
 ) -> tuple[float, float]:
-    """The scale between `least` and `most` whose share comes nearest to `wanted`, and that share.
+    """Return the scale between `least` and `most` whose share comes nearest to `wanted`, and that share.
 
     `kept` falls as the scale grows, give or take a little. The range is halved, or cut nearer to where a straight
     line through its ends would meet the budget, in turn.
@@ -198,6 +198,6 @@ def nearest(
 
 
 def _widest(model: VideoLLM) -> float:
-    """The scale at which both thresholds are -1: everything that touches merges."""
+    """Return the scale at which both thresholds are -1: everything that touches merges."""
     tuned = model.tuned
     return 2 / max(1e-3, 1 - max(tuned.spatial_threshold, tuned.temporal_threshold))

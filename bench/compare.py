@@ -54,7 +54,7 @@ def compare(
 
 
 def _search(recipe: Recipe) -> Recipe:
-    """What of a recipe decides its thresholds."""
+    """Return what of a recipe decides its thresholds."""
     alike = replace(
         recipe,
         name="",
@@ -81,7 +81,7 @@ def _settled(
 
 
 def _missed(wanted: Sequence[Recipe], floor: Ground, found: dict[Recipe, Settled]) -> list[str]:
-    """A line for each arm whose budget can't be reached."""
+    """Return a line for each arm whose budget can't be reached."""
     lines = []
     for recipe in wanted:
         one, fresh = found.get(_search(recipe)), recipe.fresh / floor.frames

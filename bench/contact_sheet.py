@@ -33,7 +33,7 @@ INK, FAINT, RIGHT, WRONG = "#1b1f24", "#6a737d", "#1a7f37", "#cf222e"
 
 
 def told(engine: Engine, scene: Scene, questions: int) -> list[tuple[Asked, str]]:
-    """What the engine answers at the end of watching a scene."""
+    """Return what the engine answers at the end of watching a scene."""
     stream = f"scene{scene.seed}"
     engine.open(stream, fps=FPS)
     times = [index / FPS for index in range(int(WATCHED * FPS) + 1)]

@@ -34,7 +34,7 @@ class Film:
         return str(self.path)
 
     def script(self) -> Iterator[Clip | Round]:
-        """The file's windows and, between them, its questions; raises SourceError where it can't be read."""
+        """Return the file's windows and, between them, its questions. Raises SourceError where it can't be read."""
         rounds = [
             Round(at, tuple(item for _, item in items))
             for at, items in groupby(self.asked, key=lambda one: one[0])
@@ -58,7 +58,7 @@ class Film:
         return height, width
 
     def clips(self) -> Iterator[Clip]:
-        """The file's windows; raises SourceError where it can't be read."""
+        """Return the file's windows. Raises SourceError where it can't be read."""
         sampler, first = Sampler(self.fps, CLIP_FRAMES), None
         for frame in self._frames():
             first = frame.pts if first is None else first
@@ -71,7 +71,7 @@ class Film:
             yield last
 
     def _frames(self) -> Iterator[Frame]:
-        """The source's frames, its loop run for one at a time."""
+        """Return the source's frames, its loop run for one at a time."""
         url = self.path.resolve().as_uri()
         source = open_source(url, stream=STREAM, fps=self.fps, max_side=MAX_SIDE)
         with asyncio.Runner() as runner:

@@ -88,7 +88,7 @@ class Watched:
 
 
 def picture(t: float, height: int) -> NDArray[np.uint8]:
-    """A drawn scene with its grain, 16:9."""
+    """Return a drawn scene with its grain, 16:9."""
     square = Scene(7).render(t, height)
     return np.concatenate([square, square[:, : height * 7 // 9]], axis=1)
 
@@ -166,7 +166,7 @@ async def cycles(camera: RtspCamera, count: int) -> tuple[Usage, Usage]:
 
 
 async def _settled(camera: RtspCamera) -> Usage:
-    """What is in use once everything that was told to end has ended."""
+    """Return what is in use once everything that was stopped has ended."""
 
     def now() -> Usage:
         gc.collect()
@@ -177,7 +177,7 @@ async def _settled(camera: RtspCamera) -> Usage:
 
 
 def table(arms: list[Arm]) -> tuple[list[str], dict[str, Any]]:
-    """What watching cost, for people and for programs."""
+    """Print and return what watching cost."""
     shown = [f"{'arm':10}{'cameras':>8}{'cores':>8}{'% of a core each':>18}{'frames/s':>10}  modes"]
     shown += [
         f"{arm.name:10}{arm.cameras:8}{arm.cores:8.3f}{100 * arm.per_camera:18.2f}"
@@ -196,7 +196,7 @@ def table(arms: list[Arm]) -> tuple[list[str], dict[str, Any]]:
 
 
 def ended(ends: tuple[Usage, Usage], count: int) -> tuple[list[str], dict[str, Any]]:
-    """What was left by cameras that came and went."""
+    """Return what cameras that came and went have left behind."""
     shown = [f"{count} cycles of add, kill, revive, delete: after the first ten, at the end"]
     for name, unit in (("processes", 1), ("threads", 1), ("files", 1), ("memory", 2**20)):
         first, last = (getattr(end, name) / unit for end in ends)
@@ -245,7 +245,7 @@ async def run(options: argparse.Namespace) -> tuple[str, Any]:
 
 
 async def filled(video: Path, film: Path, seconds: float) -> tuple[list[str], dict[str, Any]]:
-    """A file by one process and by several: keyframes alone, and every picture."""
+    """Return a file by one process and by several: keyframes alone, and every picture."""
     looped(video, film, seconds)
     fills: list[Fill] = await compare(film, (1.0, 15.0), usual(len(os.sched_getaffinity(0))))
     told = [asdict(fill) | {"ratio": round(fill.ratio, 2)} for fill in fills]

@@ -69,7 +69,7 @@ class Steadiness:
         return slope, error, float((rest[1:] * rest[:-1]).sum() / max((rest**2).sum(), 1e-9))
 
     def cost_ratio(self) -> float:
-        """The last tenth's cost of a window against the second tenth's, each against the young memory's then."""
+        """Return the last tenth's cost of a window against the second tenth's, each against the young memory's then."""
         tenth, ratios = SAMPLES // 10, self.old / self.young
         return float(np.median(ratios[-tenth:]) / np.median(ratios[tenth : 2 * tenth]))
 
@@ -160,7 +160,7 @@ def steady(model: VideoLLM, looks: list[Tensor], policy: str, windows: int) -> d
 
 
 def _looks(model: VideoLLM) -> Iterator[Tensor]:
-    """The features of a drawn scene's first windows."""
+    """Return the features of a drawn scene's first windows."""
     scene = Scene(5)
     for index in range(LOOP):
         times = [(2 * index + frame) / FPS for frame in range(2)]
@@ -182,7 +182,7 @@ def _session(model: VideoLLM, plan: MemoryPlan) -> StreamSession:
 
 
 def _highest(session: StreamSession) -> int:
-    """The highest position that any key is stored at."""
+    """Return the highest position that any key is stored at."""
     return max(
         group.pinned + int(group.table.times[-1]) - group.offset
         for group in session.cache.groups

@@ -87,7 +87,7 @@ def plain_merge(features: Tensor) -> VisualTokens:
 
 
 def plain_labels(first: Tensor, second: Tensor, count: int) -> Tensor:
-    """The least id that each leaf is linked to, passed on from link to link."""
+    """Return the least id that each leaf is linked to, passed on from link to link."""
     label = torch.arange(count, device=first.device)
     while True:
         lower = label.scatter_reduce(0, first, label[second], "amin")
@@ -133,7 +133,7 @@ def plain_leaves(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_children(nodes: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """The four children (t, y, x) of each node, and which of them lie in the grid."""
+    """Return the four children (t, y, x) of each node, and which of them lie in the grid."""
     steps = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(nodes.device)
     odd = torch.tensor([side % 2 for side in shape], device=nodes.device)
     spots = nodes[:, None, 1:] * 2 - odd + steps

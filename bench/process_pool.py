@@ -36,7 +36,7 @@ class ProcessPool:
     def do(
         self, name: str, work: Callable[[VideoLLM, Piece], Made], pieces: Sequence[Piece]
     ) -> list[Made]:
-        """What came of every piece, in their order."""
+        """Return what came of every piece, in their order."""
         started, made = time.monotonic(), dict[int, Made]()
         for place, result in self._results(work, pieces):
             made[place] = result
@@ -76,7 +76,7 @@ def crew(source: str, jobs: int) -> Iterator[ProcessPool]:
 
 
 def model_of(source: str) -> VideoLLM:
-    """This process's one copy of a model."""
+    """Return this process's one copy of a model."""
     if source not in _models:
         model = load_model(source)
         if model.parameters < SMALL:

@@ -22,7 +22,7 @@ class Usage:
 
 
 def usage(*, without: Collection[int] = ()) -> Usage:
-    """What this process and all below it use now, but for the trees of the processes in `without`."""
+    """Return what this process and all below it use now, but for the trees of the processes in `without`."""
     parents: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if (fields := _fields(folder)) is not None:
@@ -43,7 +43,7 @@ def usage(*, without: Collection[int] = ()) -> Usage:
 
 
 def _fields(folder: Path) -> list[str] | None:
-    """The process's status from its third field on; None where it has just ended."""
+    """Return the process's status from its third field on; None where it has just ended."""
     try:
         return (folder / "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -38,7 +38,7 @@ class _Asked:
 
 
 def read_questions(path: Path, *, videos: Path | None, fps: float) -> tuple[list[Film], int]:
-    """The films to show, each with its questions, and how many items were left out.
+    """Return the films to show, each with its questions, and how many items were left out.
 
     `videos`: the folder that video paths are relative to, else the file's own. Raises ConfigError, in one line, for
     whatever is not as it must be.
@@ -114,7 +114,7 @@ def _asked(entry: Mapping[str, Any], where: str, folder: Path) -> _Asked:
 
 
 def _letter(entry: Mapping[str, Any], count: int, where: str) -> str:
-    """The right option's letter."""
+    """Return the letter of the right option."""
     gt = entry.get("gt")
     if gt is not None:
         if isinstance(gt, bool) or not isinstance(gt, int) or not 0 <= gt < count:
@@ -150,7 +150,7 @@ def _field(entry: Mapping[str, Any], names: tuple[str, ...], kind: Any, where: s
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
+    """Return what a JSON value is, in JSON's words."""
     if value == "":
         return "an empty text"
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}

@@ -147,7 +147,7 @@ def _shares(weights: Floats, tally: Floats) -> Floats:
 
 
 def table(result: Result) -> str:
-    """The figures for people: a line per arm, then the majority baseline."""
+    """Return the figures for people: a line per arm, then the majority baseline."""
     names = list(result.majority)
     width = [max(6, len(name)) for name in names]
     longest = max(len(arm) for arm in result.scores)

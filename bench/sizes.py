@@ -52,7 +52,7 @@ class Found:
 
 
 def camera(seconds: float, grain: float) -> io.BytesIO:
-    """A drawn world through H.264 as cameras send it, with noise of `grain` grey levels and a lamp that flickers."""
+    """Return a drawn world through a camera's H.264, with noise of `grain` grey levels and a flickering lamp."""
     file, rng, scene = io.BytesIO(), np.random.default_rng(0), Scene(7)
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)

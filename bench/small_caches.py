@@ -30,7 +30,7 @@ SLACK = 0.85  # share of the small cache that merging aims to fill; what moves f
 
 
 def small_caches(model: VideoLLM, ground: Ground, share: float) -> list[Recipe]:
-    """The arms, all in `share` of the room: unmerged, merged by policy, in 8 bits, pruned; the last frames."""
+    """Return the arms, all in `share` of the room: unmerged, merged by policy, in 8 bits, pruned; the last frames."""
     tuned = model.tuned
     room = ground.frames * share
     fifo = Recipe(FIFO, "none", 1.0, 0, capacity=room)
@@ -106,7 +106,7 @@ def _shares(marks: Any) -> dict[str, dict[Any, float]]:
 
 
 def report(result: Result, sheets: Sequence[Sheet], seconds: float) -> tuple[str, dict[str, Any]]:
-    """The two tables, and what the last line says of each arm beside its score."""
+    """Return the two tables, and what the last line says of each arm beside its score."""
     ages, found, times = by_age(sheets, seconds), by_needle(sheets), by_time(sheets)
     asked = needles(sheets, next(iter(result.scores)))
     part = seconds / PARTS / 60

@@ -128,7 +128,7 @@ def _limits(text: str) -> list[float]:
 
 
 def _shares(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The share of windows that the gate spares, by what is shown."""
+    """Return the share of windows that the gate spares, by what is shown."""
     fps = options.fps
     times = [place / fps for place in range(round(STILL_SECONDS * fps))]
     shown: dict[str, Callable[[], Iterator[Clip]]] = {
@@ -163,13 +163,13 @@ def _shares(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def _empty(seed: int, times: Sequence[float]) -> Iterator[Picture]:
-    """A drawn scene in which nothing happens."""
+    """Return a drawn scene in which nothing happens."""
     scene = Scene(seed, script=())
     return (scene.render(t, STILL_SIDE) for t in times)
 
 
 def _harsh(seed: int, times: Sequence[float]) -> Iterator[Picture]:
-    """The same before a bad camera (a deviation of 6 grey levels) under a bad lamp (4 % up and down)."""
+    """Return the same before a bad camera (a deviation of 6 grey levels) under a bad lamp (4 % up and down)."""
     drawn_noise = np.random.default_rng(0)
     for t, picture in zip(times, _empty(seed, times), strict=True):
         noisy = picture * (1 + 0.04 * np.sin(37 * t)) + drawn_noise.normal(0, 6, picture.shape)
@@ -177,7 +177,7 @@ def _harsh(seed: int, times: Sequence[float]) -> Iterator[Picture]:
 
 
 def _sent(pictures: Iterable[Picture]) -> list[Picture]:
-    """What comes of pictures after a camera's usual encoder."""
+    """Return the pictures after a camera's usual encoder."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=2)
@@ -260,7 +260,7 @@ def _watch(model: VideoLLM, exam: Exam) -> Watched:
 
 
 def _shown(engine: Engine, gate: MotionGate | None, clip: Clip) -> Cost:
-    """What one window cost."""
+    """Return what one window cost."""
     before, started = _vision(), time.process_time()
     if gate is not None:
         clip = gate.judge(clip)

@@ -38,11 +38,11 @@ class SharedVision:
         return getattr(self._model, name)
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """The frames as they are; `encode` may not need them any more."""
+        """Return the frames as they are; `encode` may not need them any more."""
         return frames
 
     def encode(self, frames: Tensor) -> Tensor:
-        """The features of these frames, computed unless they are the last ones again."""
+        """Return the features of these frames, computed unless they are the last ones again."""
         key = hashlib.blake2b(frames.cpu().contiguous().numpy().data, digest_size=16).digest()
         if self._features is None or key != self._key:
             self._key = key
@@ -113,7 +113,7 @@ def ask(engine: Engine, arm: Arm, clip: str, asked: Round) -> Sheet:
 
 
 def finished(outcomes: Sequence[Outcome]) -> Sequence[Answer | Observed]:
-    """The outcomes, none of which may be a failure."""
+    """Return the outcomes, none of which may be a failure."""
     good: list[Answer | Observed] = []
     for outcome in outcomes:
         if isinstance(outcome, Lost | Unanswered):

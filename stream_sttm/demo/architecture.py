@@ -25,7 +25,7 @@ STILL, TIME, PLACE = 1e-9, (0.01, 0.02, 0.04, 0.08), (0.2, 0.45, 0.9, 1.5)  # ra
 
 
 def untrained(tokenizer: Any, seed: int) -> Any:
-    """The model before its first step, on the CPU."""
+    """Return the model before its first step, on the CPU."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
@@ -92,7 +92,7 @@ def _rotation() -> dict[str, Any]:
 
 @torch.no_grad()
 def _start(model: Any) -> None:
-    """Unit gain throughout, less where a residual branch ends."""
+    """Initialise weights: unit gain throughout, less where a residual branch ends."""
     for name, weight in model.named_parameters():
         if weight.ndim < 2 or "embed_tokens" in name:
             continue
@@ -124,7 +124,7 @@ class Batch:
     labels: dict[str, Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the same batch on another device."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("patches", "times", "begin", "text", "owner", "offset", "goals", "weights")

@@ -62,7 +62,7 @@ class Camera:
         return len(self._viewers)
 
     def scene_time(self, wall_clock: float) -> float:
-        """The scene's own time at a wall-clock time."""
+        """Return the scene's own time at a wall-clock time."""
         return wall_clock - self.epoch
 
     async def close(self) -> None:
@@ -152,7 +152,7 @@ async def open_camera(
     size: int = 480,
     password: str | None = None,
 ) -> AsyncIterator[Camera]:
-    """A camera on the loopback interface, listening when entered; port 0 takes a free one."""
+    """Open a camera on the loopback interface. It listens once entered; port 0 takes a free one."""
     camera = Camera(scene, fps=fps, size=size, password=password)
     with socket.create_server(("127.0.0.1", port)) as listener:
         camera.url = f"whep://127.0.0.1:{listener.getsockname()[1]}/whep"

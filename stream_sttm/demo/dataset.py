@@ -76,7 +76,7 @@ class Look:
 
 
 def look(scene: Scene, rng: random.Random, frames: int) -> Look:
-    """A look at `frames` frame pairs of a scene's first chapter."""
+    """Return a look at `frames` frame pairs of a scene's first chapter."""
     fps = rng.choices((2.0, 1.0, 4.0), (0.7, 0.15, 0.15))[0]
     pair = SPAN / fps
     gaps = [1] * (frames - 1)
@@ -102,7 +102,7 @@ def pictures(seen: Look, rng: random.Random) -> Tensor:
 
 
 def through_codec(shots: Sequence[NDArray[np.uint8]], quality: int) -> list[NDArray[np.uint8]]:
-    """The same pictures after H.264 at a constant rate factor of `quality`."""
+    """Return the same pictures after H.264 at a constant rate factor of `quality`."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=2)
@@ -127,7 +127,7 @@ def patches(frames: Tensor) -> Tensor:
 
 
 def labels(seen: Look, truth: Truth) -> dict[str, NDArray[np.int64]]:
-    """What each visual token (T, GRID * GRID) should know, see LABELS."""
+    """Return what each visual token (T, GRID * GRID) should know, see LABELS."""
     frames = len(seen.slots)
     found = {name: np.zeros((frames, GRID * GRID), np.int64) for name in LABELS}
     rows = np.repeat(np.arange(GRID), GRID)
@@ -180,7 +180,7 @@ def _event(where: Sequence[NDArray[np.bool_]], number: int, coming: bool) -> int
 
 
 def _cells(thing: Thing, moments: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The cells (T, GRID * GRID) that a thing covers a good part of, in the middle of each pair."""
+    """Return the cells (T, GRID * GRID) that a thing covers a good part of, in the middle of each pair."""
     cell = CANVAS / GRID
     centres = (np.arange(GRID) + 0.5) * cell
     covers = np.zeros((len(moments), GRID * GRID), bool)
@@ -194,7 +194,7 @@ def _cells(thing: Thing, moments: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _codes(thing: Thing) -> dict[str, int]:
-    """The classes of its labels."""
+    """Return the classes of its labels."""
     return {
         "shape": SHAPES.index(thing.shape) + 1,
         "colour": list(COLOURS).index(thing.colour) + 1,

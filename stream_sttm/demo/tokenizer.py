@@ -63,7 +63,7 @@ _ELSEWHERE = (
 
 
 def build_tokenizer() -> Any:
-    """A fresh tokenizer; the same every time."""
+    """Return a fresh tokenizer; the same every time."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -102,7 +102,7 @@ def _corpus() -> Iterator[str]:
 
 
 def unanswerable(rng: random.Random) -> str:
-    """A question that the drawn world has no answer to: about other things, in other languages, or no question."""
+    """Return a question that the drawn world has no answer to: other things, other languages, or no question."""
     if rng.random() < 0.06:  # somebody leans on a key, or pastes a page
         text = rng.choice((rng.choice(string.printable[:62]), rng.choice(_STRANGE.split()) + " ",
                            rng.choice((*COLOURS, *SHAPES)) + " "))  # fmt: skip
@@ -117,7 +117,7 @@ def unanswerable(rng: random.Random) -> str:
 
 
 def reworded(text: str, rng: random.Random) -> str:
-    """A question as somebody in a hurry types it: without its full stop, in capitals, in American."""
+    """Return a question as somebody in a hurry types it: without its full stop, in capitals, in American."""
     if rng.random() < 0.3:
         text = text.replace("colour", "color")
     if rng.random() < 0.2:

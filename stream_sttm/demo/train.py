@@ -72,12 +72,12 @@ MOST_ASKED = 32  # questions about one look
 
 
 def curriculum(share: float) -> tuple[Stage, ...]:
-    """The curriculum, or a trial of it with so small a share of the steps."""
+    """Return the curriculum, or a trial of it with so small a share of the steps."""
     return tuple(replace(stage, steps=max(1, round(share * stage.steps))) for stage in CURRICULUM)
 
 
 def place(step: int, stages: Sequence[Stage]) -> tuple[Stage, float]:
-    """The stage that a step belongs to, and how much of it is done."""
+    """Return the stage that a step belongs to, and how much of it is done."""
     for stage in stages:
         if step < stage.steps:
             return stage, step / stage.steps
@@ -86,7 +86,7 @@ def place(step: int, stages: Sequence[Stage]) -> tuple[Stage, float]:
 
 
 def rate(stage: Stage, done: float, step: int) -> float:
-    """The learning rate: from peak to last along half a cosine, after a warm-up at the very start."""
+    """Return the learning rate: from peak to last along half a cosine, after a warm-up at the very start."""
     fall = 0.5 * (1 + math.cos(math.pi * done))
     return (stage.last + (stage.peak - stage.last) * fall) * min(1.0, (step + 1) / WARM_UP)
 

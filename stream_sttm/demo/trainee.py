@@ -36,7 +36,7 @@ class Trainee(nn.Module):
     def forward(
         self, batch: Batch, *, is_asked: bool, labels: float
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, its labels weighing so much, with its parts as numbers."""
+        """Return the loss of one batch, its labels weighing so much, with its parts as numbers."""
         seen = self.packed.see(batch.patches)
         hidden, answers = [seen.reshape(*batch.times.shape, *seen.shape[1:])], torch.zeros(())
         told: dict[str, float] = {}

@@ -28,7 +28,7 @@ Points = NDArray[np.float64]
 
 
 def coverage(shape: str, radius: float, angle: float) -> Image:
-    """The share (2n+1, 2n+1) of each pixel that a shape covers, its centre in the middle; `radius` in pixels."""
+    """Return the share (2n+1, 2n+1) of each pixel that a shape covers, its centre in the middle; `radius` in pixels."""
     reach = int(np.ceil(radius * REACH)) + 2
     axis = np.arange(-reach, reach + 1, dtype=np.float32)
     y, x = np.meshgrid(axis, axis, indexing="ij")
@@ -43,7 +43,7 @@ def coverage(shape: str, radius: float, angle: float) -> Image:
 
 
 def _corners(shape: str) -> Points:
-    """The corners (K, 2) of a shape of radius 1, x to the right and y down."""
+    """Return the corners (K, 2) of a shape of radius 1, x to the right and y down."""
     if shape == "square":
         return np.array([(-0.87, -0.87), (0.87, -0.87), (0.87, 0.87), (-0.87, 0.87)])
     if shape == "triangle":
@@ -78,7 +78,7 @@ def _signed_distance(x: Image, y: Image, corners: Image) -> Image:
 
 
 def background(rng: np.random.Generator, size: int) -> Image:
-    """A wall (size, size, 3) in 0..1: a tinted gradient with stripes, blotches or a horizon."""
+    """Return a wall (size, size, 3) in 0..1: a tinted gradient with stripes, blotches or a horizon."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
     slope = rng.uniform(-0.14, 0.14, 2)

@@ -83,7 +83,7 @@ def _sort(truth: str) -> str:
 
 
 def worded(kind: str, subject: str | None, rng: random.Random | None = None) -> str:
-    """A question in words: the plain ones, or any where `rng` is given."""
+    """Return a question in words: the plain ones, or any where `rng` is given."""
     wordings = SHAPE_ALARMS if kind == "alarm" and subject in SHAPES else WORDINGS[kind]
     wording = wordings[0] if rng is None else rng.choice(wordings)
     return wording.format(subject, a=a(subject or "thing"))

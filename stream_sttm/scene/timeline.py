@@ -72,7 +72,7 @@ def region_of(x: float, y: float) -> str | None:
 
 
 def things_between(seed: int, start: float, end: float) -> list[Thing]:
-    """What is at least partly in view at any time of a span, by colour, then shape."""
+    """Return what is at least partly in view at any time of a span, by colour, then shape."""
     first, last = (int((t + LEAD) // CHAPTER) for t in (start, end))
     return in_order(
         thing
@@ -109,7 +109,7 @@ def _chapter(seed: int, index: int) -> tuple[Thing, ...]:
 
 
 def _draft(rng: np.random.Generator, at: float) -> Thing:
-    """A thing that arrives at time `at`: it appears somewhere and stays, or comes in from a side and crosses."""
+    """Return a thing that arrives at time `at`: it appears somewhere and stays, or comes in from a side and crosses."""
     colour, shape = list(COLOURS)[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))]
     radius, angle = rng.uniform((8, -0.2), (13, 0.2))
     paint_ = tuple(np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.04, 0.04, 3), 0, 1).tolist())

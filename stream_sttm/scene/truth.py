@@ -54,7 +54,7 @@ class Watch:
         return self.moments[0] - self.slack, self.moments[-1] + self.slack
 
     def looks(self, start: float, end: float) -> Sequence[float]:
-        """The moments within a span."""
+        """Return the moments within a span."""
         return self.moments[bisect_left(self.moments, start) : bisect_right(self.moments, end)]
 
 
@@ -115,7 +115,7 @@ class Truth:
         self.seen = [s for s in (Sight(thing, watch) for thing in things) if s.ever is not False]
 
     def answer(self, kind: str, subject: str | None = None) -> str | None:
-        """The right answer, None where there is no clear one. Raises ValueError for no such question."""
+        """Return the right answer, None where there is no clear one. Raises ValueError for no such question."""
         if kind not in KINDS or (subject is None) != (kind in UNADDRESSED):
             raise ValueError(
                 f"no such question: kind {kind!r} about {subject!r}; kinds: {', '.join(KINDS)}"
@@ -124,7 +124,7 @@ class Truth:
         return told
 
     def about(self, subject: str) -> list[Sight]:
-        """What was seen of a name, a shape or a colour."""
+        """Return what was seen of a name, a shape or a colour."""
         return [s for s in self.seen if subject in (s.thing.name, s.thing.shape, s.thing.colour)]
 
     @property
@@ -156,7 +156,7 @@ class Truth:
     _alarm = _exist
 
     def _one(self, subject: str) -> Sight | None:
-        """The only thing of that name or shape there is now, None if that is unclear."""
+        """Return the only thing of that name or shape there is now, None if that is unclear."""
         about = [sight for sight in self.about(subject) if sight.now is not False]
         return about[0] if len(about) == 1 and about[0].now else None
 
@@ -182,7 +182,7 @@ class Truth:
         return _yes([about[0].now]) if len(about) == 1 and seen_before else None
 
     def _left(self) -> str | None:
-        """What was there and is not, the last of those to go."""
+        """Return what was there and is not, the last of those to go."""
         gone = sorted((s for s in self.seen if s.now is not True), key=lambda s: s.last)
         if not gone:
             return "nothing"
@@ -192,7 +192,7 @@ class Truth:
         return a(last.thing.name) if len(self.about(last.thing.name)) == 1 else None
 
     def _appeared(self) -> str | None:
-        """What was not there at first, the last of those to come."""
+        """Return what was not there at first, the last of those to come."""
         begin = self.watch.moments[0]
         if any(abs(s.thing.arrives - begin) <= self.watch.slack for s in self.seen):
             return None
@@ -227,7 +227,7 @@ class Truth:
 
 
 def a(name: str) -> str:
-    """A name with its article."""
+    """Return a name with its article."""
     return f"an {name}" if name[0] in "aeio" else f"a {name}"
 
 

@@ -31,7 +31,7 @@ def make_answer(
     form: Form = FREE_TEXT,
     structured: Structured = None,
 ) -> Answer:
-    """An answer with the id `q<number>`."""
+    """Return an answer with the id `q<number>`."""
     now = time.time() if answered_at is None else answered_at
     question = Question(f"q{number}", stream, "Is it red?", now - 0.2, 8, query, form=form)
     tokens = TokenCounts(visual=40, visual_before_merge=196, question=9, answer=2)
@@ -41,7 +41,7 @@ def make_answer(
 def make_event(
     kind: EventKind = EventKind.NEW, *, number: int = 1, stream: str = "cam", query: str = "look"
 ) -> Event:
-    """An event with the id `e<number>`."""
+    """Return an event with the id `e<number>`."""
     now = time.time()
     ended_at = now if kind is EventKind.END else None
     span = (now - 5.0, now - 0.5)
@@ -53,7 +53,7 @@ def make_event(
 def make_status(
     stream: str = "cam", state: StreamState = StreamState.ONLINE, reason: str = ""
 ) -> StreamStatus:
-    """A status since now."""
+    """Return a status since now."""
     return StreamStatus(stream, state, time.time(), reason, last_frame_at=time.time())
 
 

@@ -120,7 +120,7 @@ async def serving(
 
 
 def line_of(response: httpx.Response, status: int) -> str:
-    """The error line of a response, which must be the whole of its JSON."""
+    """Return the error line of a response, which must be the whole of its JSON."""
     assert response.status_code == status, response.text
     body = response.json()
     assert list(body) == ["error"]

@@ -36,7 +36,7 @@ class Tab:
         until(lambda: self.run("document.readyState === 'complete'"), f"{url} is loaded")
 
     def run(self, script: str) -> Any:
-        """The value of an expression, awaited."""
+        """Return the value of an expression, awaited."""
         told = self._send(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
@@ -44,12 +44,12 @@ class Tab:
         return told["result"].get("value")
 
     def until(self, script: str, what: str) -> Any:
-        """The expression's value as soon as it is true; of an element, true."""
+        """Return the expression's value as soon as it is true; of an element, true."""
         shown = f"((it) => it instanceof Node ? true : it)({script})"
         return until(lambda: self.run(shown), what)
 
     def press(self, key: str, code: int) -> None:
-        """A key, as a keyboard sends it."""
+        """Send a key, as a keyboard does."""
         for kind in ("keyDown", "keyUp"):
             self._send(
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
@@ -67,7 +67,7 @@ class Tab:
         self._send("Emulation.setEmulatedMedia", features=wanted)
 
     def shoot(self, path: Path) -> Path:
-        """A picture of what is in view, as PNG."""
+        """Return a picture of what is in view, as PNG."""
         told = self._send("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(told["data"]))
         return path
@@ -95,7 +95,7 @@ class Tab:
 
 @contextmanager
 def browser_tab(folder: Path) -> Iterator[Tab]:
-    """An empty tab of a browser of its own, whose files are in `folder`."""
+    """Yield an empty tab of a browser of its own, whose files are in `folder`."""
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-dev-shm-usage", "--hide-scrollbars", "--force-prefers-reduced-motion"]

@@ -32,7 +32,7 @@ class CausalLoop:
     is_clear: bool = True
 
     def observe(self, frame: Tensor) -> list[int]:
-        """The serial behind each leaf of the next frame, (H, W, C)."""
+        """Return the serial behind each leaf of the next frame, (H, W, C)."""
         leaves = merge_video(
             frame[None],
             spatial_threshold=self.reducer.spatial_threshold,

@@ -29,7 +29,7 @@ QUERIES = [
 
 
 def substituted(expression: str) -> str:
-    """The expression with every variable replaced."""
+    """Return the expression with every variable replaced."""
     for variable in sorted(GRAFANA, key=len, reverse=True):
         expression = expression.replace(variable, GRAFANA[variable])
     assert "$" not in expression

@@ -50,7 +50,7 @@ class Site:
 
 @asynccontextmanager
 async def site(host="127.0.0.1", certificate=None):
-    """A running Site on a free port of `host`, with TLS where a certificate file is given."""
+    """Yield a running Site on a free port of `host`, with TLS where a certificate file is given."""
     tls, tasks = None, set()
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -80,7 +80,7 @@ async def site(host="127.0.0.1", certificate=None):
 
 
 def write_certificate(path, *names):
-    """A self-signed certificate and its key, for names and addresses, as one PEM file."""
+    """Return a self-signed certificate and its key, for names and addresses, as one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "camera")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
@@ -109,7 +109,7 @@ def write_certificate(path, *names):
 
 
 def write_playlist(folder, *, seconds=4, size=96):
-    """An HLS playlist with a segment a second of Scene(1), 10 frames each, closed; its path."""
+    """Return an HLS playlist with a segment a second of Scene(1), 10 frames each, closed; its path."""
     path = folder / "live.m3u8"
     options = {"hls_time": "1", "hls_list_size": "0"}
     with av.open(str(path), "w", format="hls", options=options) as container:

@@ -20,7 +20,7 @@ _PATIENCE = 10.0  # seconds
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on right now."""
+    """Return a loopback port that nobody listens on right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -131,7 +131,7 @@ class Reader:
         return self._output.read_bytes().count(b"\n{")
 
     def payloads(self, topic: str) -> list[str]:
-        """The payloads received on `topic`, in order."""
+        """Return the payloads received on `topic`, in order."""
         return [item["payload"] for item in self.messages() if item["topic"] == topic]
 
 
@@ -140,7 +140,7 @@ MakeBroker = Callable[..., Mosquitto]
 
 @pytest.fixture
 def make_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeBroker]:
-    """Makes brokers (not started) that are killed at the end of the test."""
+    """Yield a maker of brokers (not started) that are killed at the end of the test."""
     if missing():
         pytest.skip("needs mosquitto (Debian: mosquitto, mosquitto-clients)")
     with ExitStack() as stack:
@@ -155,7 +155,7 @@ def make_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeBroker
 
 @pytest.fixture
 def broker(make_broker: MakeBroker) -> Mosquitto:
-    """A running broker without passwords."""
+    """Return a running broker without passwords."""
     made = make_broker()
     made.start()
     return made

@@ -24,7 +24,7 @@ _PATIENCE = 60.0  # seconds
 
 
 def why_missing() -> str | None:
-    """What this machine lacks of it."""
+    """Return what this machine lacks of it."""
     if _program("initdb") is None:
         return "needs PostgreSQL (Debian: postgresql)"
     return None if find_spec("psycopg") else "needs psycopg (extra postgres)"
@@ -54,7 +54,7 @@ class Postgres:
         )  # fmt: skip
 
     def url(self, database: str = "postgres", *, password: str = PASSWORD) -> str:
-        """A database's URL."""
+        """Return a database's URL."""
         return f"postgresql://keeper:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
@@ -97,7 +97,7 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A running server, the same for all tests."""
+    """Yield a running server, the same for all tests."""
     if (why := why_missing()) is not None:
         pytest.skip(why)
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))

@@ -87,14 +87,14 @@ class Prometheus:
         self._process.wait(10)
 
     def api(self, path: str, **parameters: str) -> Any:
-        """The `data` of an answer of the HTTP API."""
+        """Return the `data` of an answer of the HTTP API."""
         reply = self._http.get(f"api/v1/{path}", params=parameters)
         body = reply.json()
         assert body["status"] == "success", body
         return body["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series of an instant query: label set under `metric`, sample under `value`."""
+        """Return the series of an instant query: label set under `metric`, sample under `value`."""
         data = self.api("query", query=expression)
         assert data["resultType"] == "vector", data
         result: list[dict[str, Any]] = data["result"]

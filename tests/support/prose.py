@@ -14,7 +14,7 @@ _CLOSING = "\"')]*_"  # what may stand between a sentence's last mark and the sp
 
 
 def sentences(markdown: str) -> list[list[str]]:
-    """The words of each sentence of a document's prose, in order.
+    """Return the words of each sentence of a document's prose, in order.
 
     Left out are fenced code, tables, headings, HTML tags, images and the targets of links; a link's own text counts.
     Inline code is one word, whatever is in it. A sentence ends at a full stop, question or exclamation mark before a
@@ -36,7 +36,7 @@ def _blocks(markdown: str) -> Iterator[str]:
 
 
 def _prose_lines(markdown: str) -> Iterator[str]:
-    """The document's lines without indentation; an empty one for each that is no prose."""
+    """Return the document's lines without indentation; an empty one for each that is no prose."""
     fence = ""
     for raw in markdown.splitlines():
         line = re.sub(r"^(?:>\s?)+", "", raw.strip()).strip()
@@ -53,7 +53,7 @@ def _prose_lines(markdown: str) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """A block without its markup."""
+    """Return a block without its markup."""
     text = re.sub(r"(`+)(.+?)\1", "CODE", text)
     text = re.sub(r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])", "", text)
     text = re.sub(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", text)
@@ -61,7 +61,7 @@ def _plain(text: str) -> str:
 
 
 def _split(text: str) -> Iterator[list[str]]:
-    """The words of each sentence of a block; what has no letter or digit, such as a dash, is no word."""
+    """Return the words of each sentence of a block; what has no letter or digit, such as a dash, is no word."""
     words: list[str] = []
     for word in text.split():
         if any(letter.isalnum() for letter in word):

@@ -22,7 +22,7 @@ PAGE = """<!doctype html><title>publish</title><script>
 
 @asynccontextmanager
 async def browsing(url):
-    """A headless browser with a fake camera and microphone, at `url`, until the end of the context."""
+    """Run a headless browser with a fake camera and microphone at `url`, until the end of the context."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM,

@@ -18,7 +18,7 @@ def threads():
 
 
 def decoders():
-    """The process ids of the decoders that work for this process."""
+    """Return the process ids of the decoders that work for this process."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -101,7 +101,7 @@ class RtmpCamera:
 
 
 async def _connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to FFmpeg, as soon as it listens."""
+    """Return a connection to FFmpeg, as soon as it listens."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(ConnectionRefusedError):

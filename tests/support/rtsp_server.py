@@ -131,19 +131,19 @@ class RtspCamera:
 
 
 def _fixtures():
-    """The pytest fixtures; the system's Python, which runs the server, has no pytest."""
+    """Return the pytest fixtures. The system's Python, which runs the server, has no pytest."""
     import pytest
 
     from stream_sttm.sources.scene import Scene
 
     @pytest.fixture(scope="session")
     def scene_video(tmp_path_factory):
-        """A four-second H.264 file of Scene(7), 240x240, 10 frames a second, a keyframe each second."""
+        """Return a four-second H.264 file of Scene(7), 240x240, 10 frames a second, a keyframe each second."""
         return write_video(tmp_path_factory.mktemp("video") / "scene.mp4", Scene(7).render)
 
     @pytest.fixture
     def rtsp_camera(scene_video):
-        """A running RTSP server that loops `scene_video`; its test must be marked `server`."""
+        """Yield a running RTSP server that loops `scene_video`. Its test must be marked `server`."""
         if (why := why_missing()) is not None:
             pytest.skip(why)
         with RtspCamera(scene_video) as camera:
@@ -159,7 +159,7 @@ def _free_port():
 
 
 def _units(gst, video, codec):
-    """The access units (bytes, Annex B) of an MP4 file with whether each is a keyframe, and its rate.
+    """Return the access units (bytes, Annex B) of an MP4 file with whether each is a keyframe, and its rate.
 
     Keyframes come with their parameter sets.
     """
@@ -240,7 +240,7 @@ def _serve(options):
 
 
 def _factory(rtsp, options, configure):
-    """What makes one camera's stream."""
+    """Return the media factory of one camera's stream."""
     factory, codec = rtsp.RTSPMediaFactory(), options.codec
     factory.set_launch(
         _AUDIO

@@ -19,7 +19,7 @@ PATIENCE = 60.0  # seconds; machines that run tests are slow at times
 
 
 def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """The condition's value as soon as it is true; fails with `what` in words if that takes too long."""
+    """Return the condition's value as soon as it is true. Fails with `what` in words if that takes too long."""
     deadline = time.monotonic() + patience
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {patience:g} s: {what}"
@@ -78,13 +78,13 @@ class Service:
         return self._process.wait(30)
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`."""
+        """Return the JSON at `path`."""
         reply = self.http.get(path)
         assert reply.is_success, reply.text
         return reply.json()
 
     def state(self, stream: str) -> str:
-        """A stream's state, over HTTP."""
+        """Return a stream's state, over HTTP."""
         return str(self.get(f"/api/v1/streams/{stream}")["state"])
 
     def ask(self, stream: str, question: str) -> httpx.Response:
