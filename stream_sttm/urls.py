@@ -21,7 +21,9 @@ from urllib.parse import (
 from stream_sttm.errors import ConfigError
 
 HIDDEN = "***"
-_HOST = re.compile(r"[\w.~-]*|[0-9a-f]*:[0-9a-f:.]*(%[\w.~-]+)?")  # a name, an IPv4 or an IPv6 address
+_HOST = re.compile(
+    r"[\w.~-]*|[0-9a-f]*:[0-9a-f:.]*(%[\w.~-]+)?"
+)  # a name, an IPv4 or an IPv6 address
 _SECRET_KEYS = ("password", "passwd", "pass", "pwd", "token", "key", "secret", "auth", "user")
 
 
