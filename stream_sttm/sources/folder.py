@@ -1,7 +1,7 @@
-"""file:///folder/ - the videos of a folder, one after the other in order of name, as one stream.
+"""file:///folder/ - the videos of a folder, in order of name, as one stream.
 
-What is no video by its name is left out, a video that can't be read is skipped and told. Files that come later than
-the folder was opened are not seen.
+A file whose name is not that of a video is left out. A video that can't be read is skipped and logged. Files that come
+after the folder was opened are not seen.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class FolderSource:
-    """A folder of videos; entered, it is known what is in it."""
+    """A folder of videos. Entering it reads the list of its files."""
 
     url: str
     stream: str = "folder"
@@ -70,7 +70,7 @@ class FolderSource:
         await self._shown_now.aclose()
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """The frames of all videos on one clock; raises SourceError where not one of them can be read."""
+        """Yield the frames of all videos on one clock. Raises SourceError where none of them can be read."""
         start, last, step = 0.0, 0.0, 0.0
         failure: SourceError | None = None
         has_shown = False

@@ -40,7 +40,7 @@ _HLS = {"http_persistent": "0", "http_multiple": "0"}
 
 
 class Login(httpx.Auth):
-    """Basic or Digest, whichever the camera asks for."""
+    """HTTP authentication, Basic or Digest, whichever the camera asks for."""
 
     def __init__(self, user: str, password: str) -> None:
         self._user, self._password = user, password
@@ -62,7 +62,7 @@ class Login(httpx.Auth):
 
 
 class HttpClient:
-    """What an http(s):// URL leads to, opened for FFmpeg; all of it blocks."""
+    """Opens what an http(s):// URL leads to for FFmpeg. Every call blocks."""
 
     def __init__(
         self, url: str, access: Access, *, trust: ssl.SSLContext, timeout: tuple[float, float]
@@ -85,7 +85,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str]) -> Iterator[InputContainer]:
-        """The container, while the context is open; raises FFmpeg's errors and SourceError."""
+        """Yield the open container. Raises FFmpeg's errors and SourceError."""
         with self._client, self._container(options) as container:
             self._until = None
             yield container
@@ -113,7 +113,7 @@ class HttpClient:
             raise SourceUnavailable(self.line("answers, but sends no video in time"))
 
     def get(self, url: str, first: int = 0, last: int | None = None) -> tuple[httpx.Response, str]:
-        """The answer for `url`, its body not yet read, and where redirects led; raises SourceError."""
+        """Return the response for `url`, its body not yet read, and where redirects led. Raises SourceError."""
         for _ in range(MAX_REDIRECTS):
             self.check_time()
             answer = self._send(url, first, last)
@@ -127,7 +127,7 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"redirects more than {MAX_REDIRECTS} times"))
 
     def line(self, what: str) -> str:
-        """What is wrong, and with which source."""
+        """Return a line that says what is wrong, and with which source."""
         return f"{self._shown}: {urls.scrub(what, self._url)}"
 
     def unavailable(self, error: Exception) -> SourceError:
@@ -172,7 +172,7 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"HTTP {status}"))
 
     def _next(self, url: str, _flags: int, options: Mapping[str, str]) -> Body | io.BytesIO:
-        """What a playlist names, for FFmpeg; the playlist itself the first time, nothing after a failure.
+        """Open what a playlist names, for FFmpeg. The first time that is the playlist itself; after a failure nothing.
 
         For FFmpeg goes on whatever happens here; what is raised, PyAV raises when FFmpeg is done.
         """
@@ -204,7 +204,7 @@ class HttpClient:
 
 
 class Body:
-    """One resource as a file that FFmpeg reads; it can be sought in where the server takes ranges."""
+    """One resource as a file that FFmpeg reads. It is seekable where the server takes ranges."""
 
     def __init__(self, web: HttpClient, url: str, first: int, last: int | None) -> None:
         self._web, self._first, self._last = web, first, last
@@ -219,7 +219,7 @@ class Body:
         self._is_elsewhere = False  # sought since the last read
 
     def peek(self) -> bytes:
-        """The next bytes, which the next read gives too; none at the end."""
+        """Return the next bytes without taking them, none at the end."""
         if not self._peeked:
             self._peeked = self._more()
         return self._peeked

@@ -74,7 +74,7 @@ async def cameras(seconds: float, target: tuple[str, int] = MULTICAST) -> list[C
 
 
 async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
-    """The camera's streams, the largest first; raises SourceError, or ConfigError without the extra."""
+    """Return the camera's streams, the largest first. Raises SourceError, or ConfigError without the extra."""
     try:
         from onvif import ONVIFCamera, ONVIFError
         from zeep.exceptions import Error as ZeepError
@@ -108,7 +108,7 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
 def configuration(
     found: Sequence[tuple[Camera, Sequence[Profile] | SourceError]], login: str
 ) -> str:
-    """The `streams:` section for what was found; `login` (`user:${NAME}`, or empty) goes into each URL."""
+    """Return the `streams:` section for what was found; `login` (`user:${NAME}`, or empty) goes into each URL."""
     lines, names = ["streams:"], set[str]()
     for camera, told in found:
         lines.append(f"  # {_line(camera.name or 'a camera')} at {_line(camera.service)}")
@@ -143,7 +143,7 @@ def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
 
 
 def _matches(answer: bytes, sender: str) -> list[Camera]:
-    """The cameras that an answer names; none where it is no answer."""
+    """Return the cameras that an answer names, none where it is no answer."""
     if b"<!DOCTYPE" in answer or b"<!ENTITY" in answer:
         return []
     try:
@@ -175,7 +175,7 @@ def _named(scopes: str) -> str:
 
 
 async def _profile(media: Any, told: Any) -> Profile | None:
-    """A profile with its URL, None where it is nothing that we could read."""
+    """Return a profile with its URL, None where it is nothing that we can read."""
     setup = {"Stream": "RTP-Unicast", "Transport": {"Protocol": "RTSP"}}
     answer = await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": told.token})
     url = str(answer.Uri).strip()
@@ -194,7 +194,7 @@ def _with_login(url: str, login: str) -> str:
 
 
 def _stream_name(camera: Camera, taken: set[str]) -> str:
-    """A name that a stream may have and none has yet."""
+    """Return a valid stream name that is not taken yet."""
     word = camera.name or str(urlsplit(camera.service).hostname)
     name = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")[:48] or "camera"
     if (

@@ -55,7 +55,7 @@ BAD_SDP = (
 
 @dataclass
 class WhepSource:
-    """A peer that receives one video track; entered, it is connected."""
+    """A peer that receives one video track. Once entered it is connected."""
 
     url: str
     stream: str = "whep"
@@ -114,12 +114,12 @@ class WhepSource:
         await self._open_until_left.__aexit__(kind, error, trace)
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """The newest frame, each time there is one; raises SourceUnavailable when the other side is gone."""
+        """Yield the newest frame, each time there is one. Raises SourceUnavailable when the other side is gone."""
         async for frame in self._tap.frames(fps=self.fps, max_side=self.max_side):
             yield frame
 
     async def _signalling(self) -> tuple[httpx.AsyncClient, Endpoint]:
-        """A client that carries our credentials, and what to ask, at the address that was checked."""
+        """Yield a client that carries our credentials, and the endpoint at the address that was checked."""
         endpoint = _endpoint(self._bare)
         if self.access.limits_hosts:
             port = endpoint.url.port or (443 if endpoint.url.scheme == "https" else 80)
@@ -135,7 +135,7 @@ class WhepSource:
         return client, endpoint
 
     def _allowed(self, sdp: str) -> str:
-        """The answer without the candidates, which may be any machine's addresses, that may not be reached."""
+        """Return the SDP answer without candidates whose addresses may not be reached."""
         host = str(urls.split(self._bare).hostname)
         lines = [
             line
@@ -148,7 +148,7 @@ class WhepSource:
     async def _post(
         self, client: httpx.AsyncClient, endpoint: Endpoint, offer: str
     ) -> tuple[str, Endpoint | None]:
-        """The other side's SDP answer to our offer, and what to DELETE at the end."""
+        """Post our offer. Returns the other side's SDP answer, and what to DELETE at the end."""
         headers = {"Content-Type": SDP, "Accept": SDP}
         try:
             async with (
@@ -228,7 +228,7 @@ class Endpoint:
     extensions: dict[str, str]
 
     def at(self, address: str) -> Endpoint:
-        """The same, asked at an address, under the name that it had."""
+        """Return the same endpoint at an address, with the name that it had."""
         headers = self.headers.copy()
         headers["Host"] = self.url.netloc.decode("ascii")
         extensions = {"sni_hostname": self.url.host}
@@ -237,7 +237,7 @@ class Endpoint:
 
 
 def _endpoint(url: str) -> Endpoint:
-    """What stands behind a whep:// URL."""
+    """Return the HTTP endpoint of a whep:// URL."""
     parts = urls.split(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     token = next((value for key, value in pairs if key == "token"), None)
@@ -255,7 +255,7 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _resource(answer: httpx.Response, endpoint: Endpoint) -> Endpoint | None:
-    """What to DELETE at the end; never another host than the one that answered, for it is sent our credentials."""
+    """Return what to DELETE at the end. It is never on another host, because it gets our credentials."""
     location = answer.headers.get("location")
     if not location:
         return None
