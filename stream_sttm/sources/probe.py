@@ -70,9 +70,9 @@ async def probe(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
         "fps": None,
         "keyframe_interval": None,
     }
-    told = seen.video or {}
+    described = seen.video or {}
     return {
-        **{key: told.get(key) if key in told else other for key, other in video.items()},
+        **{key: described.get(key) if key in described else other for key, other in video.items()},
         "is_live": source.is_live,
         "frames": seen.frames,
         "opened_in": None if seen.opened_in is None else round(seen.opened_in, 3),

@@ -110,9 +110,9 @@ def serve(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     children: dict[int, int] = {}
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    wakeup, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    wakeup, wakeup_writer = socket.socketpair()
+    wakeup_writer.setblocking(False)
+    signal.set_wakeup_fd(wakeup_writer.fileno(), warn_on_full_buffer=False)
     gc.freeze()  # pages that are not written to stay shared with the children
     while True:
         ready, _, _ = select.select([control, wakeup], [], [])
@@ -131,7 +131,7 @@ def serve(control_fd: int) -> None:
             if not pid:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for ours in (control, wakeup, told):
+                for ours in (control, wakeup, wakeup_writer):
                     ours.close()
                 decoder.run(socket.socket(fileno=fds[0]))
             children[serial] = pid

@@ -96,9 +96,9 @@ class DecoderProcess:
             except EOFError:
                 raise self._dead() from None
             if image is not None:
-                told = message["frame"]
-                metrics.STAGE_DURATION.labels("decode").observe(told["spent"])
-                return Frame(self._request.stream, image, told["pts"], told["captured_at"])
+                header = message["frame"]
+                metrics.STAGE_DURATION.labels("decode").observe(header["spent"])
+                return Frame(self._request.stream, image, header["pts"], header["captured_at"])
             for said in DecoderReport:
                 if message.get(said):
                     return said

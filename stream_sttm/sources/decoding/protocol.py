@@ -64,9 +64,9 @@ class Request:
     share: Share = field(default_factory=Share)
 
 
-def is_news(video: Message, told: Message) -> bool:
+def is_news(video: Message, known: Message) -> bool:
     """Whether a description of a video says anything that the one before did not."""
-    return any(_differs(value, told.get(key)) for key, value in video.items())
+    return any(_differs(value, known.get(key)) for key, value in video.items())
 
 
 def _differs(new: Any, old: Any) -> bool:

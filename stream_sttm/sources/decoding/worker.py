@@ -58,13 +58,13 @@ def run(channel: socket.socket) -> NoReturn:
 
 def _tell(channel: socket.socket, mailbox: Mailbox, done: threading.Event) -> None:
     """Answer every question with a message; when the other side is gone, end the process."""
-    told = 0.0
+    reported = 0.0
     with contextlib.suppress(OSError):
         while channel.recv(1):
             message, image = mailbox.take(SIGN_EVERY)
             spent = time.process_time()
-            message["counts"]["cpu_seconds"] = spent - told
-            told = spent
+            message["counts"]["cpu_seconds"] = spent - reported
+            reported = spent
             protocol.tell(channel, message, image)
     mailbox.close()
     done.wait(GRACE)

@@ -10,7 +10,6 @@ import asyncio
 import re
 import ssl
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 CHUNK = 64 * 1024
@@ -39,12 +38,7 @@ class RtspProxy:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for task in self._tasks:
             task.cancel()

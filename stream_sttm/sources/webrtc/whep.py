@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
@@ -105,13 +104,8 @@ class WhepSource:
             self._open_until_left = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._open_until_left.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._open_until_left.aclose()
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Yield the newest frame, each time there is one. Raises SourceUnavailable when the other side is gone."""
