@@ -36,8 +36,14 @@ async def check_reachable(
         async with asyncio.timeout(TIMEOUT):
             addresses = await access.resolve(url, port)
             trust = tls.context(verify=verify) if parts.scheme in _TLS else None
-            reader, writer, address = await _connect(addresses, port, trust, str(parts.hostname))
-            line = await _first_line(reader, writer, _request(parts, speaks))
+            line = None
+            for request in _requests(parts, speaks):
+                reader, writer, address = await _connect(
+                    addresses, port, trust, str(parts.hostname)
+                )
+                line = await _first_line(reader, writer, request)
+                if line is not None:
+                    break
     except TimeoutError:
         raise SourceUnavailable(
             f"{shown}: no answer within {TIMEOUT:g} s: is the camera on and reachable from here?"
@@ -102,16 +108,14 @@ async def _first_line(
             await writer.wait_closed()
 
 
-def _request(parts: SplitResult, speaks: str | None) -> bytes:
-    """Return the most harmless request of a protocol."""
+def _requests(parts: SplitResult, speaks: str | None) -> list[bytes]:
+    """Return the requests of a protocol to try, the most harmless first: small servers hang up on HEAD."""
     host = parts.netloc.rpartition("@")[2]
     path = quote(parts.path or "/", safe="/%:;=+,!*'()")
     if speaks == "RTSP":
         target = urlunsplit((parts.scheme, host, path, "", ""))
-        return f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()
+        return [f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()]
     if speaks == "HTTP":
-        return (
-            f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\n"
-            "Connection: close\r\n\r\n"
-        ).encode()
-    return b""
+        tail = f"HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\nConnection: close\r\n\r\n"
+        return [f"{method} {path} {tail}".encode() for method in ("HEAD", "GET")]
+    return [b""]
