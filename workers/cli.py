@@ -168,6 +168,8 @@ def _serve(options: argparse.Namespace) -> int:
     file = ConfigFile(options.config, load)
     settings = load()
     _log_to_stderr(settings.log_level)
+    if settings.model_note is not None:
+        _log.warning("%s", settings.model_note)
 
     def listening(port: int) -> None:
         _log.info("listening on http://%s:%d", settings.http.host, port)
@@ -181,6 +183,8 @@ def _check(options: argparse.Namespace) -> int:
         f"{options.config}: fine: {len(settings.streams)} streams, {len(settings.queries)} queries, "
         f"{len(settings.sinks)} sinks, model {settings.model}"
     )
+    if settings.model_note is not None:
+        print(f"{options.config}: warning: {settings.model_note}", file=sys.stderr)
     return 0
 
 

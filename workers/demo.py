@@ -238,7 +238,7 @@ async def _service(configuration: dict[str, Any], port: int) -> AsyncIterator[st
         settings = Settings(**configuration, http={"port": port}, store=store)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(
-                local.run(settings, ready=listening.set_result), name="service"
+                local.run(settings, ready=listening.set_result, is_drawn=True), name="service"
             )
             await asyncio.wait((task, listening), return_when=asyncio.FIRST_COMPLETED)
             if task.done():

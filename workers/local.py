@@ -35,11 +35,13 @@ async def run(
     *,
     ready: Callable[[int], None] | None = None,
     file: ConfigFile | None = None,
+    is_drawn: bool = False,
 ) -> None:
     """Serve `settings` until cancelled. `ready` is called with the HTTP port once it listens.
 
-    Where they came from a `file`, its changes are followed. Raises ConfigError or ModelError where the service can't
-    start. Later, streams, sinks and the store may fail and recover without ending it.
+    `is_drawn`: every camera shows a drawn scene. Where settings came from a `file`, its changes are followed. Raises
+    ConfigError or ModelError where the service can't start. Later, streams, sinks and the store may fail and recover
+    without ending it.
     """
     feed = Feed()
     store = open_store(settings.store.path)
@@ -49,7 +51,7 @@ async def run(
     settings = additions.over(settings)
     reread = None if file is None else lambda: additions.over(file.load())
     control = Control(settings, switches, reread)
-    service = LocalService(settings)
+    service = LocalService(settings, is_drawn=is_drawn)
     service.control = control
     service.show(settings, control.is_on)
     app = create_app(service, store=store, feed=feed, http=settings.http)

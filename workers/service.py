@@ -33,8 +33,9 @@ _STEP_WITHIN = 60.0  # seconds; an engine with work that has not stepped for lon
 class LocalService:
     """Everything that the HTTP interface and the sinks may ask of this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_drawn: bool = False) -> None:
         self._settings = settings
+        self._is_drawn = is_drawn  # whether every camera shows a drawn scene, as the demo's
         self._statuses = {
             name: StreamStatus(name, StreamState.CONNECTING, time.time())
             for name in settings.streams
@@ -55,6 +56,11 @@ class LocalService:
     def model(self) -> str:
         """Name of the model that answers."""
         return self._settings.model
+
+    @property
+    def model_note(self) -> str | None:
+        """What people must know of the model's answers, None where there is nothing."""
+        return None if self._is_drawn else self._settings.model_note
 
     @property
     def answering(self) -> AnsweringSettings:

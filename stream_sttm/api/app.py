@@ -135,7 +135,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         streams = [
             status.as_dict() for status in service.streams() if ask.may_see(request, status.stream)
         ]
-        return {"model": service.model, "streams": streams}
+        return {"model": service.model, "model_note": service.model_note, "streams": streams}
 
     @app.get("/api/v1/streams/{name}")
     async def show_stream(name: Name) -> dict[str, Any]:

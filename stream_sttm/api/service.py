@@ -19,6 +19,11 @@ class Service(Protocol):
         ...
 
     @property
+    def model_note(self) -> str | None:
+        """What people must know of the model's answers, None where there is nothing."""
+        ...
+
+    @property
     def answering(self) -> AnsweringSettings:
         """The current limits for questions and answers."""
         ...

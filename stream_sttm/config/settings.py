@@ -201,6 +201,22 @@ class Settings(BaseSettings):
         """Use only what `load` merged: file, environment and overrides, in this order."""
         return (init_settings,)
 
+    @property
+    def model_note(self) -> str | None:
+        """A line where the bundled model watches real cameras, whose answers mean nothing then; else None."""
+        real = [
+            name
+            for name, stream in self.streams.items()
+            if not all(url.startswith("scene:") for url in stream.candidates)
+        ]
+        if self.model != "demo" or not real:
+            return None
+        shown = ", ".join(real[:3]) + (f" and {len(real) - 3} more" if len(real) > 3 else "")
+        return (
+            f"model: the bundled model knows only drawn shapes, so its answers about {shown} mean nothing; name a real"
+            " model (docs/models.md)"
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         faults = contradictions(

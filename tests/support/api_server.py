@@ -43,6 +43,8 @@ class EchoService:
     def queries(self) -> list[dict[str, Any]]:
         return [{"name": "look", "streams": ["door"], "ask": "Who?", "every": 2.0}]
 
+    model_note = None
+
     def readiness(self) -> tuple[bool, str]:
         return self.is_ready, "" if self.is_ready else "the model is being loaded"
 

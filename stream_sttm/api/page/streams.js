@@ -17,8 +17,10 @@ export function onNames(callback) { whenNamed = callback; }
 export function onMemory(callback) { whenWanted = callback; }
 
 export async function loadStreams() {
-  const { model, streams } = await load("/api/v1/streams");
+  const { model, model_note: note, streams } = await load("/api/v1/streams");
   byId("model").textContent = model;
+  byId("model-note").textContent = note || "";
+  byId("model-note").hidden = !note;
   byId("no-streams").hidden = streams.length > 0;
   const before = names().join();
   for (const name of names()) {

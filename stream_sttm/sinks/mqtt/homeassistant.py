@@ -67,7 +67,7 @@ def _device(commands: Commands, endpoint: Endpoint, stream: str, queries: list[s
     return {
         "dev": {
             "ids": [f"{endpoint.node}_{stream}"],
-            "name": stream,
+            "name": f"{stream} (demo model)" if commands.model == "demo" else stream,
             "mf": "stream-sttm",
             "mdl": commands.model,
             "sw": __version__,
