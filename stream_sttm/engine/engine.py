@@ -20,6 +20,7 @@ from stream_sttm.engine import attention, session_metrics, vision
 from stream_sttm.engine.answering.admission import check
 from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.batching import make_batches, split_lookback
+from stream_sttm.engine.answering.failures import ENDS, as_rejection
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.answering.sequence import Completion
 from stream_sttm.engine.outcomes import Lost, Mosaic, Observed, Outcome, Progress, Unanswered
@@ -117,9 +118,12 @@ class Engine:
         """Queue a question. Raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
         try:
             self._admit(question)
-        except StreamSTTMError as error:
-            metrics.ADMISSION_REJECTED.labels(type(error).__name__).inc()
+        except ENDS:
             raise
+        except BaseException as error:  # a panic of a Rust library is no Exception
+            failure = as_rejection(question, error)
+            metrics.ADMISSION_REJECTED.labels(type(failure).__name__).inc()
+            raise failure from error
 
     def _admit(self, question: Question) -> None:
         known = self.sessions.streams
@@ -165,7 +169,9 @@ class Engine:
         """Run a piece of work. Where it fails, recover and return what is lost by it."""
         try:
             return self._run(work)
-        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
             return self._recover(work, error)
 
     def _run(self, work: Work) -> Sequence[Outcome]:
@@ -271,7 +277,7 @@ class Engine:
             self.sessions.record(answer)
         return outcomes
 
-    def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
+    def _recover(self, work: Work, error: BaseException) -> Sequence[Outcome]:
         """Clean up after a failed piece of work.
 
         A stream whose clip failed starts with a new memory, and a batch that failed is removed. Returns an outcome for
@@ -300,7 +306,7 @@ class Engine:
                 assert_never(work)
 
 
-def _as_failure(work: Work, error: Exception) -> StreamSTTMError:
+def _as_failure(work: Work, error: BaseException) -> StreamSTTMError:
     """Return an error as one of our own. Free the device's unused memory where the error is that it ran out."""
     if isinstance(error, torch.OutOfMemoryError):
         metrics.OOM_RECOVERIES.inc()
