@@ -67,7 +67,7 @@ class Engine:
         )
         self._regions: set[str] = set()  # streams that encode only what changed
         self._batches: dict[int, AnswerBatch] = {}
-        self._formats = AnswerFormats(model)
+        self.formats = AnswerFormats(model)
         self._batch_numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
@@ -131,7 +131,7 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        check(question, formats=self._formats, plan=self.plan, limits=self._limits)
+        check(question, formats=self.formats, plan=self.plan, limits=self._limits)
         self.sessions.check(question.stream)
         self._scheduler.add_question(question)
 
@@ -226,7 +226,7 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batches = make_batches(self.model, session, questions, self._formats)
+        batches = make_batches(self.model, session, questions, self.formats)
         first, *_ = [self._register(batch) for batch in batches]
         return self._run_safely(Decode(first))  # a failure concerns this batch alone
 
@@ -234,7 +234,7 @@ class Engine:
         """Run one step of a batch. Its questions that turned out to look back become batches of their own."""
         batch = self._batches[number]
         finished = batch.step()
-        for lookback_batch in split_lookback(self.model, batch, self._formats):
+        for lookback_batch in split_lookback(self.model, batch, self.formats):
             self._register(lookback_batch)
         return self._collect_answers(number, finished)
 
