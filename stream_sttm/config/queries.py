@@ -70,7 +70,7 @@ class FormSettings(Section):
     @property
     def form(self) -> Form:
         """The form as the engine takes it."""
-        schema = "" if self.json_schema is None else json.dumps(self.json_schema)
+        schema = "" if self.json_schema is None else json.dumps(self.json_schema, allow_nan=False)
         return Form(self.type, tuple(self.choices), schema)
 
 

@@ -31,6 +31,7 @@ from stream_sttm.engine.sessions import Sessions
 from stream_sttm.engine.snapshot import draw_mosaic
 from stream_sttm.errors import (
     ModelError,
+    NotFinite,
     NoVideoYet,
     OutOfMemory,
     QuestionExpired,
@@ -67,6 +68,7 @@ class Engine:
         )
         self._regions: set[str] = set()  # streams that encode only what changed
         self._batches: dict[int, AnswerBatch] = {}
+        self._asked: dict[int, StreamSession] = {}  # by batch, the memory that it answers from
         self.formats = AnswerFormats(model)
         self._batch_numbers = itertools.count()
         attention.register()
@@ -227,7 +229,7 @@ class Engine:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
         batches = make_batches(self.model, session, questions, self.formats)
-        first, *_ = [self._register(batch) for batch in batches]
+        first, *_ = [self._register(batch, session) for batch in batches]
         return self._run_safely(Decode(first))  # a failure concerns this batch alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
@@ -235,13 +237,13 @@ class Engine:
         batch = self._batches[number]
         finished = batch.step()
         for lookback_batch in split_lookback(self.model, batch, self.formats):
-            self._register(lookback_batch)
+            self._register(lookback_batch, self._asked[number])
         return self._collect_answers(number, finished)
 
-    def _register(self, batch: AnswerBatch) -> int:
+    def _register(self, batch: AnswerBatch, session: StreamSession) -> int:
         """Give a batch a number and have it scheduled. Returns the number."""
         number = next(self._batch_numbers)
-        self._batches[number] = batch
+        self._batches[number], self._asked[number] = batch, session
         self._scheduler.add_batch(number)
         return number
 
@@ -252,8 +254,9 @@ class Engine:
         """
         batch = self._batches[number]
         outcomes: list[Outcome] = [Progress(*partial) for partial in batch.partial_texts()]
+        self._drop_unsound(self._asked[number], finished)
         if not batch.questions:
-            del self._batches[number]
+            del self._batches[number], self._asked[number]
             self._scheduler.remove_batch(number)
         now = self._clock()
         for completion in finished:
@@ -277,6 +280,22 @@ class Engine:
             self.sessions.record(answer)
         return outcomes
 
+    def _drop_unsound(self, session: StreamSession, finished: Sequence[Completion]) -> None:
+        """Let a stream begin with a new memory where an answer from this one was no number.
+
+        What recall keeps of it goes, too, because it may be what is damaged.
+        """
+        stream, error = (
+            session.stream,
+            next((one.error for one in finished if isinstance(one.error, NotFinite)), None),
+        )
+        if error is None or self.sessions.of(stream) is not session:  # or it did already
+            return
+        _log.error("stream %s: its memory starts anew: %s", stream, error)
+        self.sessions.drop(stream, str(error))
+        self.sessions.drop_past(stream)
+        metrics.KV_REBUILDS.labels(stream, "not_finite").inc()
+
     def _recover(self, work: Work, error: BaseException) -> Sequence[Outcome]:
         """Clean up after a failed piece of work.
 
@@ -299,6 +318,7 @@ class Engine:
                 return [Unanswered(question, failure) for question in questions]
             case Decode(number):
                 batch = self._batches.pop(number)
+                del self._asked[number]
                 self._scheduler.remove_batch(number)
                 open_questions = [*batch.questions, *batch.looking_back]
                 return [Unanswered(question, failure) for question in open_questions]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stream_sttm.engine.answering import grammars
 from stream_sttm.engine.answering.grammars import NUMBER_WORDS, Vocabulary, first_line, has_grammar
-from stream_sttm.errors import QuestionRejected
+from stream_sttm.errors import AnswerFailed, QuestionRejected
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import AnswerType, Form, Question, Structured
 
@@ -56,6 +56,16 @@ class Options:
     differ_in_first_token: bool
 
     @cached_property
+    def tokens(self) -> int:
+        """How many tokens all options have together, each in its longest spelling."""
+        return sum(max(map(len, option.spellings)) for option in self.options)
+
+    @cached_property
+    def longest(self) -> int:
+        """How many tokens the longest option has."""
+        return max(len(ids) for option in self.options for ids in option.spellings)
+
+    @cached_property
     def firsts(self) -> tuple[Tensor, Tensor]:
         """(options, N) ids of the tokens that each option may begin with, and (options, N) bool where they are only
         padding.
@@ -77,20 +87,25 @@ class Grammar:
         self._bits = allocate_token_bitmask(1, vocabulary)
 
     def allowed(self) -> Tensor:
-        """Return (V,) bool: the tokens that may come next."""
+        """Return (V,) bool: the tokens that may come next. Raises QuestionRejected where it fails."""
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        return torch.from_numpy(bits[: self._vocabulary].astype(bool))
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary]
+        if self._matcher.is_error() or not bits.any():
+            raise self._error()
+        return torch.from_numpy(bits.astype(bool))
 
     def accept(self, token: int) -> bool:
-        """Add `token` to the answer. Returns whether nothing can follow it."""
+        """Add `token` to the answer. Returns whether nothing can follow it. Raises QuestionRejected where it fails."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            reason = first_line(self._matcher.get_error())
-            raise QuestionRejected(f"json_schema: no answer can follow it: {reason}")
+            raise self._error()
         return bool(self._matcher.is_stopped())
+
+    def _error(self) -> QuestionRejected:
+        reason = first_line(self._matcher.get_error())
+        return QuestionRejected(f"json_schema: no answer can follow it: {reason}")
 
 
 class AnswerFormats:
@@ -213,7 +228,10 @@ class AnswerFormats:
                 spelling, add_special_tokens=False, split_special_tokens=True
             )["input_ids"]
             found.append(tuple(ids))
-        return tuple(dict.fromkeys(ids for ids in found if ids))
+        spellings = tuple(dict.fromkeys(ids for ids in found if ids))
+        if not spellings:
+            raise QuestionRejected(f"choices: the model has no word for {text[:40]!r}")
+        return spellings
 
 
 def _tokenizer_json(tokenizer: Any) -> str:
@@ -238,14 +256,25 @@ def structured(text: str, form: Form) -> Structured:
     """Return a written answer as data, None for free text."""
     match form.type:
         case AnswerType.JSON:
-            value: dict[str, Any] | list[Any] = json.loads(text)
-            return value
+            return _json_value(text)
         case AnswerType.NUMBER:
             return _number(text)
         case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
             return None
         case _:
             assert_never(form.type)
+
+
+def _json_value(text: str) -> Structured:
+    """Return written JSON as data that can be sent on: finite numbers and valid Unicode. Raises AnswerFailed."""
+    try:
+        value: Structured = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # 1e999; half of a surrogate pair; thousands of digits
+        raise AnswerFailed(
+            "the answer follows its schema, but holds a number or a text that JSON can't pass on; ask again"
+        ) from None
+    return value
 
 
 def _number(text: str) -> int | float:

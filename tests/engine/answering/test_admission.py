@@ -32,7 +32,7 @@ class Panic(BaseException):
 def _engine(model: VideoLLM) -> Engine:
     engine = Engine(
         model,
-        memory=MemorySettings(window_tokens=512, horizon=1920),
+        memory=MemorySettings(window_tokens=256, horizon=1024),
         answering=AnsweringSettings(max_question_chars=200),
     )
     engine.open("door", fps=2)
