@@ -228,6 +228,6 @@ def named(wanted: Iterable[Recipe], names: Iterable[str]) -> list[Recipe]:
     known = list(wanted)
     names = set(names) | {"none"}
     if unknown := sorted(names - {recipe.name for recipe in known}):
-        told = ", ".join(dict.fromkeys(recipe.name for recipe in known))
-        raise ConfigError(f"--arms: there is no arm {unknown[0]!r}; arms: {told}")
+        listed = ", ".join(dict.fromkeys(recipe.name for recipe in known))
+        raise ConfigError(f"--arms: there is no arm {unknown[0]!r}; arms: {listed}")
     return [recipe for recipe in known if recipe.name in names]

@@ -80,8 +80,8 @@ async def _decoded(path: Path, fps: float, processes: int) -> tuple[int, str, tu
 
 def _cpu_seconds() -> float:
     """Of this process and of its decoders, as they tell it."""
-    told = REGISTRY.get_sample_value("stream_sttm_decode_cpu_seconds_total", {"stream": "film"})
-    return time.process_time() + (told or 0.0)
+    decoded = REGISTRY.get_sample_value("stream_sttm_decode_cpu_seconds_total", {"stream": "film"})
+    return time.process_time() + (decoded or 0.0)
 
 
 def lines(fills: Sequence[Fill], seconds: float) -> list[str]:

@@ -32,7 +32,7 @@ SIDE, GAP, LINE, ROW = 150, 10, 17, 200
 INK, FAINT, RIGHT, WRONG = "#1b1f24", "#6a737d", "#1a7f37", "#cf222e"
 
 
-def told(engine: Engine, scene: Scene, questions: int) -> list[tuple[Asked, str]]:
+def answers_at_end(engine: Engine, scene: Scene, questions: int) -> list[tuple[Asked, str]]:
     """Return what the engine answers at the end of watching a scene."""
     stream = f"scene{scene.seed}"
     engine.open(stream, fps=FPS)
@@ -91,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     engine = Engine(load_model("demo"))
     scenes = [Scene(seed) for seed in range(options.first, options.first + options.scenes)]
-    rows = [(scene, told(engine, scene, options.questions)) for scene in scenes]
+    rows = [(scene, answers_at_end(engine, scene, options.questions)) for scene in scenes]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows).quantize(128).save(options.out, optimize=True)
     said = [answer == question.truth for _, of in rows for question, answer in of]

@@ -184,15 +184,15 @@ def table(arms: list[Arm]) -> tuple[list[str], dict[str, Any]]:
         f"{arm.frames_per_second:10.2f}  {arm.modes}, {arm.memory / 2**20:.0f} MiB"
         for arm in arms
     ]
-    told: dict[str, Any] = {"arms": [asdict(arm) for arm in arms]}
+    results: dict[str, Any] = {"arms": [asdict(arm) for arm in arms]}
     cost = {arm.name: arm.per_camera for arm in arms}
     if "full" in cost and "auto" in cost:
-        told["full_to_chosen"] = round(cost["full"] / cost["auto"], 2)
-        shown.append(f"full decode : chosen mode = {told['full_to_chosen']} : 1, per camera")
+        results["full_to_chosen"] = round(cost["full"] / cost["auto"], 2)
+        shown.append(f"full decode : chosen mode = {results['full_to_chosen']} : 1, per camera")
     if "gated" in cost:
-        told["gate"] = round(cost["gated"] - cost["direct"], 5)
-        shown.append(f"the gate takes {100 * told['gate']:.2f} % of a core per camera")
-    return shown, told
+        results["gate"] = round(cost["gated"] - cost["direct"], 5)
+        shown.append(f"the gate takes {100 * results['gate']:.2f} % of a core per camera")
+    return shown, results
 
 
 def ended(ends: tuple[Usage, Usage], count: int) -> tuple[list[str], dict[str, Any]]:
@@ -241,15 +241,15 @@ async def run(options: argparse.Namespace) -> tuple[str, Any]:
         if options.film:
             parts.append(await filled(video, Path(folder, "film.mp4"), options.film))
     shown = [line for lines, _ in parts for line in lines]
-    return "\n".join(shown), {key: value for _, told in parts for key, value in told.items()}
+    return "\n".join(shown), {key: value for _, results in parts for key, value in results.items()}
 
 
 async def filled(video: Path, film: Path, seconds: float) -> tuple[list[str], dict[str, Any]]:
     """Return a file by one process and by several: keyframes alone, and every picture."""
     looped(video, film, seconds)
     fills: list[Fill] = await compare(film, (1.0, 15.0), usual(len(os.sched_getaffinity(0))))
-    told = [asdict(fill) | {"ratio": round(fill.ratio, 2)} for fill in fills]
-    return lines(fills, seconds), {"backfill": told}
+    results = [asdict(fill) | {"ratio": round(fill.ratio, 2)} for fill in fills]
+    return lines(fills, seconds), {"backfill": results}
 
 
 def main() -> None:
@@ -265,9 +265,9 @@ def main() -> None:
     options = parser.parse_args()
     if (why := why_missing()) is not None:
         raise SystemExit(f"no RTSP server: {why}")
-    text, told = asyncio.run(run(options))
+    text, results = asyncio.run(run(options))
     print(text)
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class ProcessPool:
             made[place] = result
             spent = time.monotonic() - started
             left = spent / len(made) * (len(pieces) - len(made))
-            told = f"{name}: {len(made)} of {len(pieces)}, {spent:.0f} s, about {left:.0f} s left"
-            print(told, file=sys.stderr, flush=True)
+            line = f"{name}: {len(made)} of {len(pieces)}, {spent:.0f} s, about {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
         return [made[place] for place in range(len(pieces))]
 
     def _results(

@@ -129,13 +129,13 @@ def _letter(entry: Mapping[str, Any], count: int, where: str) -> str:
 
 def _seconds(entry: Mapping[str, Any], where: str) -> float:
     """When it is asked, in seconds of video."""
-    told = _field(entry, ("time_stamp", "realtime"), (int, float, str), where)
+    time_given = _field(entry, ("time_stamp", "realtime"), (int, float, str), where)
     try:
-        parts = [float(part) for part in str(told).split(":")]
+        parts = [float(part) for part in str(time_given).split(":")]
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 3 or not all(0 <= part < 1e9 for part in parts):
-        raise ConfigError(f"{where}: the time must be seconds or HH:MM:SS, not {told!r}")
+        raise ConfigError(f"{where}: the time must be seconds or HH:MM:SS, not {time_given!r}")
     return math.fsum(part * 60**place for place, part in enumerate(reversed(parts)))
 
 

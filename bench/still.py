@@ -218,24 +218,24 @@ def _worlds(options: argparse.Namespace) -> dict[str, Any]:
         watched = workers.do("worlds", _watch, [Exam(stream, memory, arms) for stream in shown])
     result = score([sheet for one in watched for sheet in one.sheets])
     print(table(result))
-    told: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for arm in arms:
         cost = Cost()
         for one in watched:
             cost.add(one.costs[arm])
-        told[arm] = {
+        figures[arm] = {
             "windows_spared": round(cost.spared / cost.windows, 4),
             "vision_spared": round(cost.reused / (cost.encoded + cost.reused), 4),
             "seconds": round(cost.seconds, 2),
         }
-        ratio = cost.seconds / told[NONE]["seconds"]
+        ratio = cost.seconds / figures[NONE]["seconds"]
         print(
-            f"{arm}: {100 * told[arm]['windows_spared']:.1f} % of windows and"
-            f" {100 * told[arm]['vision_spared']:.1f} % of the vision tower's tokens spared;"
+            f"{arm}: {100 * figures[arm]['windows_spared']:.1f} % of windows and"
+            f" {100 * figures[arm]['vision_spared']:.1f} % of the vision tower's tokens spared;"
             f" windows took {ratio:.2f} times the CPU"
         )
     print(f"{result.questions} questions about {result.clips} worlds; model {model.name}")
-    scores = {name: own.as_dict() | told[name] for name, own in result.scores.items()}
+    scores = {name: own.as_dict() | figures[name] for name, own in result.scores.items()}
     return {"arms": scores, "questions": result.questions}
 
 

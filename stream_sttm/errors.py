@@ -12,6 +12,7 @@
     │   └── TooManyOffers        asked too often: worth trying again later
     ├── ModelError               the model can't be used
     │   ├── UnsupportedModel     a family or layout that this version can't run
+    │   ├── ModelUnavailable     its hub can't be reached: worth trying again
     │   └── OutOfMemory          the device has no room left
     ├── QuestionError            a question gets no answer
     │   ├── UnknownStream        no stream of that name
@@ -42,11 +43,18 @@ library. An error is never returned as an answer.
 
 
 class StreamSTTMError(Exception):
-    """Root of the tree. The text may be shown to a user and holds no secret."""
+    """Root of the tree. The text may be shown to a user and holds no secret.
+
+    `exit_status` is that of a process which it ends: 2 where another start can't help, else 1.
+    """
+
+    exit_status = 1
 
 
 class ConfigError(StreamSTTMError):
     """The configuration, an option or a name is wrong."""
+
+    exit_status = 2
 
 
 class SourceError(StreamSTTMError):
@@ -84,9 +92,17 @@ class TooManyOffers(PublishError):  # noqa: N818
 class ModelError(StreamSTTMError):
     """The model can't be used."""
 
+    exit_status = 2
+
 
 class UnsupportedModel(ModelError):  # noqa: N818
     """A family or layout that this version can't run."""
+
+
+class ModelUnavailable(ModelError):  # noqa: N818
+    """Its hub can't be reached."""
+
+    exit_status = 1
 
 
 class OutOfMemory(ModelError):  # noqa: N818

@@ -11,11 +11,20 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client.metrics import MetricWrapperBase
 
 _P = "stream_sttm_"
 _LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60)
 _STAGE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
+DROPPED = (
+    "full",
+    "expired",
+    "lost",
+    "unreadable",
+    "refused",
+    "shutdown",
+)  # reasons of sink_dropped_total
 STAGES = ("decode", "preprocess", "encode", "merge", "prefill", "decode_text", "publish")
 
 # ingest
@@ -172,6 +181,29 @@ FEED_DROPPED = Counter(
     _P + "feed_dropped_total", "Events that a slow reader of the live feed never saw."
 )
 BUILD_INFO = Info(_P + "build", "Version of stream-sttm and the model it runs.")
+
+
+def begin_stream(stream: str) -> None:
+    """Show the series of a stream that alert rules read, at 0, so that the first drop is seen as an increase."""
+    for reason in ("queue_full", "engine_busy", "engine_error"):
+        FRAMES_DROPPED.labels(stream, reason)
+
+
+def begin_sink(sink: str) -> None:
+    """Show the series of a sink that alert rules read, at 0."""
+    SINK_OUTBOX_DEPTH.labels(sink).set(0)
+    for reason in DROPPED:
+        SINK_DROPPED.labels(sink, reason)
+
+
+def forget(**labels: str) -> None:
+    """Remove every series with these labels, such as `stream="door"` once the stream is gone."""
+    for metric in globals().values():
+        if not isinstance(metric, MetricWrapperBase):
+            continue
+        names = metric._labelnames  # noqa: SLF001 - the library has no public name for them
+        if set(labels) <= set(names):
+            metric.remove_by_labels(labels)
 
 
 @contextmanager

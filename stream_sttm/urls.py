@@ -6,6 +6,7 @@ credential from the rest, it hides the rest too. Knows nothing of what a URL is 
 
 from __future__ import annotations
 
+import re
 from urllib.parse import (
     SplitResult,
     parse_qsl,
@@ -20,6 +21,9 @@ from urllib.parse import (
 from stream_sttm.errors import ConfigError
 
 HIDDEN = "***"
+_HOST = re.compile(
+    r"[\w.~-]*|[0-9a-f]*:[0-9a-f:.]*(%[\w.~-]+)?"
+)  # a name, an IPv4 or an IPv6 address
 _SECRET_KEYS = ("password", "passwd", "pass", "pwd", "token", "key", "secret", "auth", "user")
 
 
@@ -28,6 +32,8 @@ def split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port
+        if not _HOST.fullmatch(parts.hostname or ""):
+            raise ValueError("characters that no host has")
     except ValueError as error:
         raise ConfigError(
             "not a URL: its host or port can't be read; in a password write @ : / ? # as %40 %3A %2F %3F %23,"

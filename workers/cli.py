@@ -34,16 +34,13 @@ _QUIET = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0 success, 1 failure, 2 wrong configuration or usage."""
+    """Run one command. Returns the exit status: 0 success, 1 failure, 2 where another try can't help."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except ConfigError as error:
-        print(f"stream-sttm: {error}", file=sys.stderr)
-        status = 2
     except StreamSTTMError as error:
         print(f"stream-sttm: {error}", file=sys.stderr)
-        status = 1
+        status = error.exit_status
     except KeyboardInterrupt:
         status = 130
     if any(thread.name.startswith(ENGINE_THREAD) for thread in threading.enumerate()):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from stream_sttm import registry, urls
 from stream_sttm.config.streams import SourceRules
 from stream_sttm.errors import ConfigError, SourceDenied
+from stream_sttm.models import folder_fault
 from stream_sttm.reducers import GROUP as REDUCER_GROUP
 from stream_sttm.reducers import REDUCERS
 from stream_sttm.retention import build_policy
@@ -40,6 +41,9 @@ def faults_of(tree: Mapping[str, Any]) -> list[str]:
                     access=access,
                 )
     faults += _faults_of_sinks(tree.get("sinks"))
+    model = tree.get("model")
+    if isinstance(model, str) and model != "demo" and (fault := folder_fault(model)):
+        faults.append(f"model: {fault.removeprefix('model ')}")
     reducer = tree.get("reducer")
     if isinstance(reducer, dict):
         faults += _fault("reducer", _check_reducer, reducer)

@@ -197,6 +197,7 @@ class Control:
             new.queries, time.time(), is_on=lambda stream, query: self.is_on((stream, query))
         )
         parts.analysis.publish(ends)
+        _forget_metrics(old, new)
 
     def _call(self, parts: Parts, source: str, stream: str, query: str) -> None:
         result = "asked" if parts.analysis.call(stream, query) else "waiting"
@@ -232,12 +233,28 @@ async def _forgotten(parts: Parts, name: str) -> None:
     await parts.forget(name)
 
 
+def _forget_metrics(old: Settings, new: Settings) -> None:
+    """Remove the series of streams and queries that are gone, so that no alert reads what nothing updates."""
+    for stream in old.streams.keys() - new.streams.keys():
+        metrics.forget(stream=stream)
+        metrics.forget(queue=f"clips[{stream}]")
+    for name, query in old.queries.items():
+        asked = new.queries[name].streams if name in new.queries else []
+        for stream in set(query.streams) - set(asked):
+            metrics.forget(stream=stream, query=name)
+
+
 async def _exchange(parts: Parts, urls: list[str], opened: dict[str, Sink]) -> None:
     """Serve exactly the sinks of `urls`; those of `opened` are new."""
+    gone = [parts.sinks.pop(url) for url in list(parts.sinks) if url not in urls]
+    names = {sink.name for sink in opened.values()}
+    replaced = [sink for sink in gone if sink.name in names]
+    for sink in replaced:  # first: two of one name would deliver the same items
+        await parts.sink_tasks.remove(sink)
     for url, sink in opened.items():
         await parts.sink_tasks.add(sink)
         parts.sinks[url] = sink
-    gone = [parts.sinks.pop(url) for url in list(parts.sinks) if url not in urls]
     async with asyncio.TaskGroup() as group:
         for sink in gone:
-            group.create_task(parts.sink_tasks.remove(sink), name=f"leave[{sink.name}]")
+            if sink not in replaced:
+                group.create_task(parts.sink_tasks.remove(sink), name=f"leave[{sink.name}]")

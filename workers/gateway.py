@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 from stream_sttm.errors import ConfigError
 
 _MESSAGE = 65_536  # bytes of a message to a WebSocket
+_BACKLOG = 128  # connections that wait to be accepted
 _GRACE = 1  # seconds that open requests get to end by themselves
 
 
@@ -83,9 +85,28 @@ async def _listen(host: str, port: int) -> socket.socket:
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family)
+        return _bound(family, address)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(
             f"http: can't listen on {host}:{port}: {reason}; change http.host or http.port"
         ) from error
+
+
+def _bound(family: int, address: Any) -> socket.socket:
+    """Return a listening socket whose protocol says TCP.
+
+    asyncio sets TCP_NODELAY only on connections of such a socket. Without it a kept connection waits for the client's
+    delayed acknowledgement, 40 ms with each response. `socket.create_server` leaves the protocol at 0.
+    """
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address[:2])
+        listening.listen(_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from stream_sttm import metrics
 from stream_sttm.sinks import Sink
 from stream_sttm.storage.outbox import OutboxTable
 from workers.durable_queue import Limits
@@ -44,6 +45,8 @@ class SinkTasks:
         box = self._boxes.pop(sink)
         await drain([box.level], self._limits.drain)
         await self._end(sink)
+        metrics.forget(sink=sink.name)
+        metrics.forget(broker=sink.name)
 
     async def close(self) -> None:
         """Close every sink."""
@@ -57,6 +60,7 @@ class SinkTasks:
 
     async def _serve(self, sink: Sink, box: Outbox, is_open: asyncio.Event) -> None:
         try:
+            metrics.begin_sink(sink.name)
             async with sink:
                 await box.open()
                 self._boxes[sink] = box

@@ -79,6 +79,8 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first match counts
     ConfigError: 422,
     StreamSTTMError: 500,
 }
+# what a page from another origin may read besides the body; RFC 9725 needs the first four
+EXPOSED = ["Location", "ETag", "Link", "Accept-Post", "Retry-After", "Allow", "WWW-Authenticate"]
 _RETRY_AFTER = {429: "1", 503: "2"}  # seconds
 
 Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -107,7 +109,11 @@ def create_app(
     app.add_middleware(Guard, tokens=Tokens(http), origins=http.cors)
     if http.cors:  # outermost, because preflight requests carry no token
         app.add_middleware(
-            CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=http.cors,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
     app.add_exception_handler(StreamSTTMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

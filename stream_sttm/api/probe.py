@@ -15,7 +15,7 @@ from stream_sttm.config import source_url
 from stream_sttm.control.additions import check_source
 from stream_sttm.errors import ConfigError, SourceError, TooManyTests
 from stream_sttm.sources.network.access import Access
-from stream_sttm.sources.probe import tried
+from stream_sttm.sources.probe import probe
 
 AT_ONCE = 2
 MAX_SECONDS = 20.0
@@ -66,19 +66,19 @@ def routes(access: Callable[[], Access]) -> APIRouter:
     running = 0
 
     @router.post("/api/v1/streams/test")
-    async def try_source(probe: ProbeRequest, request: Request) -> ProbeResult:
+    async def try_source(body: ProbeRequest, request: Request) -> ProbeResult:
         """Open a source for a few seconds. Returns codec, size, rate, keyframe interval, or why it can't be read."""
         nonlocal running
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is not None and caller.streams is not None:
             raise HTTPException(403, f"token {caller.name!r} is limited to some streams")
         rules = access()
-        await asyncio.to_thread(check_source, "source", probe.source, rules)
+        await asyncio.to_thread(check_source, "source", body.source, rules)
         if running >= AT_ONCE:
             raise TooManyTests(f"{AT_ONCE} sources are being tried; try again in a moment")
         running += 1
         try:
-            return ProbeResult(ok=True, **await tried(probe.source, rules, seconds=probe.seconds))
+            return ProbeResult(ok=True, **await probe(body.source, rules, seconds=body.seconds))
         except SourceError as error:
             return ProbeResult(ok=False, error=" ".join(str(error).split()))
         finally:

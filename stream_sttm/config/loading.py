@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from stream_sttm import registry, urls
@@ -42,7 +43,7 @@ def load(
     tree, faults = yaml_file.expand(yaml_file.read(path)) if path is not None else ({}, [])
     environment, unknown = _environment()
     given = _nested(overrides or {})
-    tree = _merged(_merged(tree, environment), given)
+    tree = _merged(_merged(_without_emptied(tree, Settings), environment), given)
     try:
         settings = Settings(**tree)
     except (
@@ -57,6 +58,21 @@ def load(
             "\n".join([*(_located(fault, origins, path) for fault in faults), *unknown])
         )
     return settings
+
+
+def _without_emptied(tree: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """Return the tree without sections that hold nothing, as where every line below a key is commented out."""
+    kept = {}
+    for key, value in tree.items():
+        field = section.model_fields.get(key)
+        kind = None if field is None else field.annotation
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if value is None and (is_section or get_origin(kind) in (dict, list)):
+            continue
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, dict):
+            value = _without_emptied(value, kind)
+        kept[key] = value
+    return kept
 
 
 def _environment() -> tuple[dict[str, Any], list[str]]:
@@ -119,10 +135,24 @@ def _fault(error: Any) -> str:
     """Return one of pydantic's errors as a line: path, what is wrong, what to do."""
     path = ".".join(urls.shown(str(part)) for part in error["loc"])
     message = _WORDS.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "string_type":
+        message = _no_text(error["input"])
     if error["type"] == "extra_forbidden":
         word = urls.shown(str(error["loc"][-1]))
         message = f"unknown key{registry.suggest(word, _keys_at(error['loc'][:-1]))}"
     return f"{path}: {message}"
+
+
+def _no_text(value: object) -> str:
+    """Return why a value is no text, and what to do; YAML gives bare words a meaning of its own."""
+    if isinstance(value, bool):
+        words = "yes, on and true" if value else "no, off and false"
+        return f'must be text, but YAML reads {words} as a truth value: quote it, such as "yes"'
+    if isinstance(value, int | float):
+        return 'must be text, not a number: quote it, such as "7"'
+    if isinstance(value, date):
+        return "must be text, but YAML reads it as a date: quote it"
+    return "must be text" if value is not None else "must be text; it is empty"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

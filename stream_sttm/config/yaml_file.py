@@ -1,24 +1,20 @@
-"""Read a YAML file as a tree of plain values, without duplicate keys, and expand ${NAME} and ${file:/path}.
+"""Read a YAML file as a tree of plain values, without duplicate keys, and fill in its variables.
 
 Knows nothing of what the keys mean. A fault is one line and never repeats a value, which may be a secret.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import yaml
 
 from stream_sttm import urls
+from stream_sttm.config import variables
 from stream_sttm.errors import ConfigError
 
-_VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)|file:(/[^}]+))\}")
-MAX_SECRET = 64 * 1024  # bytes of a file that is named for its content
+MAX_VALUES = 100_000  # of a file, with every alias unfolded
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -44,10 +40,8 @@ def read(path: str | Path) -> dict[str, Any]:
 def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
     """Return `node` with every ${NAME} and ${file:/path} replaced, and a fault for each that can't be."""
     if isinstance(node, str):
-        faults = [
-            f"{path}: {fault}" for match in _VARIABLE.finditer(node) for fault in _faults(match)
-        ]
-        return _VARIABLE.sub(_value, node), faults
+        text, faults = variables.expand(node)
+        return text, [f"{path}: {fault}" for fault in faults]
     if isinstance(node, dict):
         pairs = {
             key: expand(value, f"{path}.{urls.shown(key)}".lstrip("."))
@@ -60,51 +54,19 @@ def expand(node: Any, path: str = "") -> tuple[Any, list[str]]:
     return node, []
 
 
-def named(text: str) -> list[str]:
-    """Return what `text` refers to: NAME of a variable, file:/path of a file."""
-    return [match[0][2:-1] for match in _VARIABLE.finditer(text)]
-
-
-def _faults(match: re.Match[str]) -> list[str]:
-    """Return why a variable or file has no value. Empty where it has one."""
-    name, path = match.groups()
-    if name is not None:
-        if name in os.environ:
-            return []
-        return [f"the environment has no variable {name!r}; set it, or take ${{{name}}} out"]
-    try:
-        _content(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a short UTF-8 text"
-        return [f"can't read the file {path!r}: {reason}"]
-    return []
-
-
-def _content(path: str) -> str:
-    """Return a file's text without the newline at its end."""
-    with Path(path).open("rb") as file:
-        content = file.read(MAX_SECRET + 1)
-    if len(content) > MAX_SECRET:
-        raise ValueError(path)
-    return content.decode().removesuffix("\n").removesuffix("\r")
-
-
-def _value(match: re.Match[str]) -> str:
-    """Return the value of a variable or file. Inside a URL it is percent-encoded, so that any password fits."""
-    name, path = match.groups()
-    value = os.environ.get(name, "") if name is not None else ""
-    if path is not None:
-        with contextlib.suppress(OSError, ValueError):  # reported by _faults
-            value = _content(path)
-    return quote(value, safe="") if "://" in match.string[: match.start()] else value
-
-
 class _Fault(yaml.constructor.ConstructorError):
     """An error of our own, whose text may be shown."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset. Refuses duplicate keys and values that contain themselves."""
+    """YAML's safe subset. Refuses duplicate keys, values that contain themselves, and aliases that unfold for ever."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > MAX_VALUES:
+            reason = f"its aliases (*name) unfold to more than {MAX_VALUES} values; write them out"
+            raise _Fault(None, None, reason, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -129,6 +91,19 @@ class _Loader(yaml.SafeLoader):
             raise _Fault(None, None, reason, node.start_mark) from error
 
 
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node is once every alias in it is unfolded; each node is looked at once."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = 0  # of a value that contains itself, which is refused later
+    if isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    else:
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+    known[id(node)] = 1 + sum(_unfolded(part, known) for part in inner)
+    return known[id(node)]
+
+
 def _place(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -136,10 +111,15 @@ def _place(error: yaml.YAMLError) -> str:
 
 def _reason(error: yaml.YAMLError) -> str:
     """Return what is wrong, without any of the file's own text."""
+    problem = getattr(error, "problem", None) or ""
+    if problem == "but found another document":
+        return "a second document begins here (---); keep one in the file"
+    if isinstance(error, yaml.parser.ParserError) and problem.startswith("expected ','"):
+        return 'inside {} and [], quote a text that holds ? : , { } [ or ], such as ask: "Is someone there?"'
     if isinstance(error, yaml.composer.ComposerError) or (
         isinstance(error, yaml.constructor.ConstructorError) and not isinstance(error, _Fault)
     ):
         return (
             "a tag or alias that has no meaning here; quote values that begin with '*', '&' or '!'"
         )
-    return getattr(error, "problem", None) or "it holds characters that no text file has"
+    return problem or "it holds characters that no text file has"

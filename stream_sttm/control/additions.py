@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from stream_sttm import urls
-from stream_sttm.config import yaml_file
+from stream_sttm.config import variables, yaml_file
 from stream_sttm.config.faults import fault_line
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import Settings, contradictions
@@ -175,7 +175,7 @@ def _check_file(url: str, access: Access) -> None:
 
 def _check_variables(path: str, source: str, rules: SourceRules) -> None:
     """Raise SourceDenied where a source takes a variable that HTTP may not use, which may be a secret."""
-    for word in yaml_file.named(source):
+    for word in variables.named(source):
         if not any(fnmatch.fnmatchcase(word, pattern) for pattern in rules.http_variables):
             raise SourceDenied(
                 f"{path}: ${{{word[:64]}}} is not among sources.http_variables; name it there if it is meant"

@@ -253,8 +253,8 @@ class Dataset:
         asked = tell(question.text.strip(), add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
-        told = tell(question.truth, add_special_tokens=False)["input_ids"]
-        return [*self._opening, *asked, *self._closing], [*told, self._end]
+        answer_ids = tell(question.truth, add_special_tokens=False)["input_ids"]
+        return [*self._opening, *asked, *self._closing], [*answer_ids, self._end]
 
 
 def collate(
@@ -265,21 +265,21 @@ def collate(
     rng: random.Random,
 ) -> Batch:
     """Clips and their questions as one batch; some clips begin late on the time axis, as a rolling memory's do."""
-    longest = max(1, *(sum(len(q) + len(told) for q, told in of) for of in rounds))
+    longest = max(1, *(sum(len(q) + len(answer_ids) for q, answer_ids in of) for of in rounds))
     shape = (len(looks), longest)
     text, owner = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     offset, goals = torch.zeros(shape, dtype=torch.long), torch.full(shape, NOTHING)
     weights = torch.zeros(shape)
     for row, of in enumerate(rounds):
         at = 0
-        for number, (question, told) in enumerate(of):
-            ids = torch.tensor([*question, *told])
+        for number, (question, answer_ids) in enumerate(of):
+            ids = torch.tensor([*question, *answer_ids])
             here = slice(at, at + len(ids))
             text[row, here], owner[row, here] = ids, number
             offset[row, here] = torch.arange(len(ids))
             first = at + len(question) - 1
-            goals[row, first : first + len(told)] = torch.tensor(told)
-            weights[row, first : first + len(told)] = len(told) ** -0.5
+            goals[row, first : first + len(answer_ids)] = torch.tensor(answer_ids)
+            weights[row, first : first + len(answer_ids)] = len(answer_ids) ** -0.5
             at += len(ids)
     step = [PER_SECOND * SPAN / seen.fps for seen in looks]
     times = torch.tensor(

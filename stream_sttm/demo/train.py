@@ -139,14 +139,14 @@ class Run:
         with tqdm(total=total, initial=self.step, disable=self.rank > 0, mininterval=5) as bar:
             while self.step < total:
                 stage, done = place(self.step, self.stages)
-                told: dict[str, float] = self._learn(stage, done)
+                losses: dict[str, float] = self._learn(stage, done)
                 self.step += 1
                 bar.update()
-                bar.set_postfix({"stage": stage.name, **{k: f"{v:.3f}" for k, v in told.items()}})
+                bar.set_postfix({"stage": stage.name, **{k: f"{v:.3f}" for k, v in losses.items()}})
                 if self.rank == 0 and (self.step % SAVE_EVERY == 0 or self.step == total):
                     self._save()
                 if self.rank == 0 and (self.step % WATCH_EVERY == 0 or self.step == total):
-                    self._log({"step": self.step, **told, **self.watch(stage)})
+                    self._log({"step": self.step, **losses, **self.watch(stage)})
         if self.rank == 0 and total == end:
             ship(self.pupil, Path(self.options.out) / "model")
 
@@ -157,7 +157,7 @@ class Run:
             self.step, clips=clips, frames=frames, asked=min(MOST_ASKED, stage.asked // clips)
         ).to(self.device)
         first, last = stage.labels
-        loss, told = self.pupil(
+        loss, losses = self.pupil(
             batch,
             is_asked=bool(stage.asked),
             labels=first + (last - first) * min(1.0, done / 0.7),
@@ -170,7 +170,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = group["scale"] * rate(stage, done, self.step)
             optimizer.step()
-        return dict(told)
+        return dict(losses)
 
     def _average(self) -> None:
         """Gradients averaged over all processes."""
@@ -213,9 +213,9 @@ class Run:
             "kinds": kinds,
         }
 
-    def _log(self, told: dict[str, Any]) -> None:
+    def _log(self, losses: dict[str, Any]) -> None:
         with (Path(self.options.out) / "progress.jsonl").open("a") as file:
-            file.write(json.dumps({"at": round(time.time()), **told}) + "\n")
+            file.write(json.dumps({"at": round(time.time()), **losses}) + "\n")
 
     def _save(self) -> None:
         fresh = self.state.with_suffix(".new")

@@ -39,20 +39,20 @@ class Trainee(nn.Module):
         """Return the loss of one batch, its labels weighing so much, with its parts as numbers."""
         seen = self.packed.see(batch.patches)
         hidden, answers = [seen.reshape(*batch.times.shape, *seen.shape[1:])], torch.zeros(())
-        told: dict[str, float] = {}
+        losses: dict[str, float] = {}
         if is_asked:
             text, after = self.packed(batch, seen)
             hidden += after
             answers, right = self.packed.loss(batch, text)
-            told["answers"] = answers.item()
-            told["right"] = _exact(batch, right)
+            losses["answers"] = answers.item()
+            losses["right"] = _exact(batch, right)
         taught = [
             self._label_loss(name, hidden[at + 1], batch.labels[name])
             for name, at in READ_AT.items()
             if at + 1 < len(hidden)
         ]
-        told["labels"] = sum(loss.item() for loss in taught) / len(taught)
-        return answers + labels * torch.stack(taught).sum(), told
+        losses["labels"] = sum(loss.item() for loss in taught) / len(taught)
+        return answers + labels * torch.stack(taught).sum(), losses
 
     def _label_loss(self, name: str, hidden: Tensor, labels: Tensor) -> Tensor:
         logits: Tensor = self.heads[name](F.rms_norm(hidden, hidden.shape[-1:]))

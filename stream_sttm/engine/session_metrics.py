@@ -11,6 +11,7 @@ from stream_sttm.engine.view import Appended
 
 def begin(stream: str) -> None:
     """Create the metrics of a stream that has done nothing yet, so that ratios of zero are defined."""
+    metrics.begin_stream(stream)
     for work in ("encoded", "reused"):
         metrics.VISION_TOKENS.labels(stream, work)
     metrics.RECALLED_TOKENS.labels(stream)

@@ -52,9 +52,9 @@ def questions(truth: Truth, rng: random.Random) -> list[Asked]:
     """Every question with a clear answer about what was seen, and about as much that was not, each worded at random."""
     asked = []
     for kind, subject in _subjects(truth, rng):
-        told = truth.answer(kind, subject)
-        if told is not None:
-            asked.append(Asked(worded(kind, subject, rng), told, kind, _age(truth, kind, subject)))
+        right = truth.answer(kind, subject)
+        if right is not None:
+            asked.append(Asked(worded(kind, subject, rng), right, kind, _age(truth, kind, subject)))
     return asked
 
 

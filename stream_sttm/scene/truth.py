@@ -120,8 +120,8 @@ class Truth:
             raise ValueError(
                 f"no such question: kind {kind!r} about {subject!r}; kinds: {', '.join(KINDS)}"
             )
-        told: str | None = getattr(self, f"_{kind}")(*([] if subject is None else [subject]))
-        return told
+        answer: str | None = getattr(self, f"_{kind}")(*([] if subject is None else [subject]))
+        return answer
 
     def about(self, subject: str) -> list[Sight]:
         """Return what was seen of a name, a shape or a colour."""
@@ -142,13 +142,13 @@ class Truth:
         return None if self.present is None else NUMBERS[len(self.present)]
 
     def _describe(self) -> str | None:
-        told = []
+        phrases = []
         for sight in self.present or []:
             place = sight.region if sight.thing.direction is None else sight.motion
             if place is None:
                 return None
-            told.append(a(sight.thing.name) + (" " if " " in place else " moving ") + place)
-        return None if self.present is None else _joined(told)
+            phrases.append(a(sight.thing.name) + (" " if " " in place else " moving ") + place)
+        return None if self.present is None else _joined(phrases)
 
     def _exist(self, subject: str) -> str | None:
         return _yes([sight.now for sight in self.about(subject)])
@@ -160,11 +160,15 @@ class Truth:
         about = [sight for sight in self.about(subject) if sight.now is not False]
         return about[0] if len(about) == 1 and about[0].now else None
 
-    def _now_or_not(self, subject: str, told: str) -> str | None:
+    def _now_or_not(self, subject: str, attribute: str) -> str | None:
         if all(sight.now is False for sight in self.about(subject)):
             return f"there is no {subject}"
         one = self._one(subject)
-        return None if one is None else getattr(one, told, None) or getattr(one.thing, told, None)
+        return (
+            None
+            if one is None
+            else getattr(one, attribute, None) or getattr(one.thing, attribute, None)
+        )
 
     def _colour(self, subject: str) -> str | None:
         return self._now_or_not(subject, "colour")
@@ -209,13 +213,13 @@ class Truth:
     def _was(self, subject: str) -> str | None:
         return _yes([sight.ever for sight in self.about(subject)])
 
-    def _gone_or_never(self, subject: str, told: str) -> str | None:
+    def _gone_or_never(self, subject: str, attribute: str) -> str | None:
         about = self.about(subject)
         if not about:
             return f"there was no {subject}"
         if len(about) > 1 or not about[0].gone:
             return None
-        return getattr(about[0], told, None) or getattr(about[0].thing, told, None)
+        return getattr(about[0], attribute, None) or getattr(about[0].thing, attribute, None)
 
     def _colour_was(self, subject: str) -> str | None:
         return self._gone_or_never(subject, "colour")
@@ -237,10 +241,10 @@ def _yes(sights: Sequence[bool | None]) -> str | None:
     return None if None in sights else "no"
 
 
-def _joined(told: list[str]) -> str:
-    if len(told) < 2:
-        return told[0] if told else "nothing"
-    return f"{', '.join(told[:-1])} and {told[-1]}"
+def _joined(phrases: list[str]) -> str:
+    if len(phrases) < 2:
+        return phrases[0] if phrases else "nothing"
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)

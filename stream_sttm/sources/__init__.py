@@ -1,6 +1,6 @@
-"""Where frames come from: one file per transport, found by URL scheme.
+"""Sources of frames: one file per transport, found by URL scheme.
 
-A source runs until its stream ends (it returns) or breaks (it raises SourceError). It never reconnects; the one
+A source runs until its stream ends (it returns) or breaks (it raises SourceError). It never reconnects: the one
 reconnect loop is in workers/ingest.py. Importing this table imports no decoder.
 """
 
@@ -35,7 +35,7 @@ SOURCES: dict[str, str] = {
 
 
 class Source(AbstractAsyncContextManager["Source"], Protocol):
-    """An opened camera; leaving the context closes it whatever state it is in.
+    """An opened camera. Leaving the context closes it, whatever its state.
 
     A source that may have to wait for somebody before it can be entered says so in an attribute `waits_for`, a line.
     Where it hears from its camera more often than it yields frames it says so: `heard_at`, monotonic seconds of the
@@ -50,7 +50,7 @@ class Source(AbstractAsyncContextManager["Source"], Protocol):
 
 
 def open_source(url: str, *, stream: str, fps: float, max_side: int, **further: Any) -> Source:
-    """The source for `url`, not yet connected: entering it connects.
+    """Return the source for `url`. It connects when it is entered.
 
     `fps` is what the consumer will sample, a hint that lets a source skip decoding or conversion; frames may come
     faster. `max_side` bounds the longer side of an image in pixels; larger pictures are scaled down at the source.

@@ -1,7 +1,7 @@
-"""file:///folder/ - the videos of a folder, one after the other in order of name, as one stream.
+"""file:///folder/ - the videos of a folder, in order of name, as one stream.
 
-What is no video by its name is left out, a video that can't be read is skipped and told. Files that come later than
-the folder was opened are not seen.
+A file whose name is not that of a video is left out. A video that can't be read is skipped and logged. Files that come
+after the folder was opened are not seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class FolderSource:
-    """A folder of videos; entered, it is known what is in it."""
+    """A folder of videos. Entering it reads the list of its files."""
 
     url: str
     stream: str = "folder"
@@ -61,16 +60,11 @@ class FolderSource:
         self._videos = await asyncio.to_thread(self._found)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._shown_now.aclose()
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """The frames of all videos on one clock; raises SourceError where not one of them can be read."""
+        """Yield the frames of all videos on one clock. Raises SourceError where none of them can be read."""
         start, last, step = 0.0, 0.0, 0.0
         failure: SourceError | None = None
         has_shown = False

@@ -1,7 +1,7 @@
-"""From decoded pictures to RGB images: no larger than asked for, and converted hardly more often than they are sampled.
+"""Conversion of decoded pictures to RGB images, scaled down, and hardly more often than they are sampled.
 
-Shared by the sources that decode. Which frames are really looked at is the sampler's decision; a Pace only leaves
-out those that no sampler of that rate could want.
+Shared by the sources that decode. The sampler decides which frames are used. A Pace only leaves out those that no
+sampler of that rate could want.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EARLY = 0.25  # share of the sampling period by which a frame may be early and s
 
 
 class Pace:
-    """Says which frames of a stream a sampler of `fps` may want, from their times in seconds."""
+    """Decides from their times in seconds which frames a sampler of `fps` may want."""
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
@@ -37,7 +37,7 @@ class Pace:
 
 
 def rgb(picture: VideoFrame, max_side: int) -> NDArray[np.uint8]:
-    """The picture as (H, W, 3) RGB, scaled down where its longer side exceeds `max_side` pixels."""
+    """Return the picture as (H, W, 3) RGB, scaled down where its longer side exceeds `max_side` pixels."""
     scale = min(1.0, max_side / max(picture.width, picture.height))
     image = picture.to_ndarray(
         format="rgb24",
@@ -49,7 +49,7 @@ def rgb(picture: VideoFrame, max_side: int) -> NDArray[np.uint8]:
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:
-    """An (H, W, 3) RGB picture as JPEG."""
+    """Return an (H, W, 3) RGB picture as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""A source opened for a few seconds, to say what its video is like before anybody watches it.
+"""Opens a source for a few seconds to find out what its video is like.
 
-Knows nothing of streams: what is tried is closed again whatever comes of it.
+Knows nothing of streams. The source is closed again whatever comes of it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MAX_SIDE = 640
 
 
 @dataclass
-class Seen:
-    """What was found out so far; `video` as in a stream's status, where its source tells of it."""
+class ProbeResult:
+    """What was found out so far; `video` is as in a stream's status, None where the source does not know it."""
 
     began: float
     opened_in: float | None = None
@@ -42,14 +42,14 @@ class Seen:
         return self.video is None or self.video.get("keyframe_interval") is not None
 
 
-async def tried(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
-    """What the video is like, looked at for `seconds` at most; raises ConfigError or SourceError."""
+async def probe(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
+    """Open a source for `seconds` at most and return what its video is like. Raises ConfigError or SourceError."""
     if source_url.plain(url).startswith("whip:"):
         raise ConfigError(
             "whip: waits for a publisher, so there is nothing to try; add it as a stream"
         )
     source = open_source(url, stream=NAME, fps=_FPS, max_side=_MAX_SIDE, access=access, processes=1)
-    seen = Seen(time.monotonic())
+    seen = ProbeResult(time.monotonic())
     try:
         async with asyncio.timeout(seconds):
             await _look(source, seen)
@@ -70,9 +70,9 @@ async def tried(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
         "fps": None,
         "keyframe_interval": None,
     }
-    told = seen.video or {}
+    described = seen.video or {}
     return {
-        **{key: told.get(key) if key in told else other for key, other in video.items()},
+        **{key: described.get(key) if key in described else other for key, other in video.items()},
         "is_live": source.is_live,
         "frames": seen.frames,
         "opened_in": None if seen.opened_in is None else round(seen.opened_in, 3),
@@ -80,7 +80,7 @@ async def tried(url: str, access: Access, *, seconds: float) -> dict[str, Any]:
     }
 
 
-async def _look(source: Source, seen: Seen) -> None:
+async def _look(source: Source, seen: ProbeResult) -> None:
     async with source:
         seen.opened_in = time.monotonic() - seen.began
         async with aclosing(source.frames()) as frames:  # type: ignore[type-var]

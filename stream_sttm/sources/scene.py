@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl
 
@@ -32,7 +31,7 @@ from stream_sttm.types import Frame
 
 
 class Scene:
-    """An endless drawn world, of `script` where one is given; pure, so any thread may render any moment."""
+    """An endless drawn world, of `script` where one is given. Pure, so any thread may render any moment."""
 
     def __init__(self, seed: int = 0, script: Sequence[Thing] | None = None) -> None:
         self.seed = seed
@@ -41,13 +40,13 @@ class Scene:
         self._noise, self._phase = rng.uniform(0.005, 0.015), rng.uniform(0, 2 * np.pi)
 
     def things(self, start: float, end: float) -> list[Thing]:
-        """What is at least partly in view at any time of a span, by colour, then shape."""
+        """Return what is at least partly in view at any time of a span, by colour, then shape."""
         if self._script is None:
             return things_between(self.seed, start, end)
         return in_order(o for o in self._script if o.arrives <= end and o.leaves > start)
 
     def objects_at(self, t: float) -> list[Thing]:
-        """What is at least partly in view at time `t`, by colour, then shape."""
+        """Return what is at least partly in view at time `t`, by colour, then shape."""
         return self.things(t, t)
 
     def seen(self, watch: Watch) -> Truth:
@@ -57,7 +56,7 @@ class Scene:
     def truth(
         self, kind: str, start: float, end: float, *, subject: str | None = None
     ) -> str | None:
-        """The right answer at `end` after watching since `start`, None where none is clear; kinds as in truth.py."""
+        """Return the right answer at `end` after watching since `start`, None where none is clear (kinds: truth.py)."""
         return self.seen(Watch.span(start, end)).answer(kind, subject)
 
     def questions(self, start: float, end: float) -> list[Asked]:
@@ -66,7 +65,7 @@ class Scene:
         return questions(self.seen(Watch.span(start, end)), rng)
 
     def render(self, t: float, size: int = 480) -> NDArray[np.uint8]:
-        """The picture (size, size, 3) RGB at time `t` seconds."""
+        """Render the picture (size, size, 3) RGB at time `t` seconds."""
         scale = size / CANVAS
         canvas = _wall(self.seed, size).copy()
         for thing in self.objects_at(t):
@@ -93,7 +92,7 @@ def _mask(shape: str, radius: float, angle: float) -> NDArray[np.float32]:
 
 @dataclass
 class SceneSource:
-    """A Scene shown in real time; scene time 0 is the moment of opening."""
+    """A Scene shown in real time. Scene time 0 is the moment of opening."""
 
     url: str
     stream: str = "scene"
@@ -126,16 +125,11 @@ class SceneSource:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         return None
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """A frame at every tick of the scene's own rate; ticks that the consumer misses are not drawn."""
+        """Yield a frame at every tick of the scene's own rate. Ticks that the consumer misses are not drawn."""
         opened, tick = time.monotonic(), 0
         while True:
             image = await asyncio.to_thread(self.scene.render, tick * self._period, self._size)

@@ -1,31 +1,30 @@
 """rtsp(s):// http(s):// rtmp(s):// srt:// v4l2:// file:// - everything FFmpeg reads, decoded in a process of its own.
 
 A live stream is shown as it is now: a frame that nobody took in time is replaced by the next, and counted. A file
-waits for its consumer, ends by returning, and is decoded by several processes in turns (turns.py). Only what is due is
-decoded and converted. Knows nothing of reconnecting; how a URL is opened is in opening.py, FFmpeg itself in decoder.py.
+waits for its consumer, ends by returning, and is decoded by several processes in turn (decoding/parallel.py). Only what
+is due is decoded and converted. Knows nothing of reconnecting. How a URL is opened is in network/opening.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from stream_sttm import urls
 from stream_sttm.errors import SourceDenied, SourceError
-from stream_sttm.sources.decoding.parallel import Turns, processes
+from stream_sttm.sources.decoding.parallel import ParallelDecoder, processes
 from stream_sttm.sources.decoding.process import DecoderProcess
 from stream_sttm.sources.decoding.protocol import MAX_PIXELS, Limits, Request, Share
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.network.opening import Opening, check_spelling, prepare
-from stream_sttm.sources.network.rtsp_proxy import Gate
+from stream_sttm.sources.network.rtsp_proxy import RtspProxy
 from stream_sttm.types import Frame
 
 
 @dataclass
 class VideoSource:
-    """A camera or file that FFmpeg reads; entered, it is open and its video stream found.
+    """A camera or file that FFmpeg reads. Once entered it is open, and its video stream is found.
 
     `processes` decode a file, if it can be cut; 0: as many as suit it and this machine.
     """
@@ -44,8 +43,8 @@ class VideoSource:
     def __post_init__(self) -> None:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
-        self._process: DecoderProcess | Turns | None = None
-        self._gate: Gate | None = None
+        self._process: DecoderProcess | ParallelDecoder | None = None
+        self._gate: RtspProxy | None = None
 
     @property
     def heard_at(self) -> float:
@@ -62,7 +61,7 @@ class VideoSource:
             opening, self._gate = await prepare(self.url, self.access)
             request = self._request(opening)
             is_shared = request.share.count > 1
-            self._process = Turns(request) if is_shared else DecoderProcess(request)
+            self._process = ParallelDecoder(request) if is_shared else DecoderProcess(request)
             self.is_live = await self._process.open()
         except SourceError as error:
             await self._close()
@@ -72,12 +71,7 @@ class VideoSource:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._close()
 
     async def frames(self) -> AsyncIterator[Frame]:
@@ -105,14 +99,14 @@ class VideoSource:
         )
 
     def _meant(self, error: SourceError) -> SourceError:
-        """The error, or what is behind it where the gate was shut."""
+        """Return the error, or the proxy's refusal where that is behind it."""
         if self._gate is None or not self._gate.has_refused:
             return error
         shown = urls.mask(self.url)
         return SourceDenied(f"{shown}: it redirects, which is not followed where hosts are limited")
 
     async def _close(self) -> None:
-        """The process says goodbye through the gate, so that is shut after it."""
+        """Close the process first, then the proxy through which it still says goodbye."""
         try:
             if self._process is not None:
                 await self._process.close()

@@ -126,6 +126,11 @@ async def test_other_origins_may_call_only_where_they_are_named(tmp_path: Path) 
     async with serving(tmp_path, http=http) as served:
         response = await served.client.options("/api/v1/ask", headers=asking)
         assert response.headers["access-control-allow-origin"] == "https://home.example"
+        read = await served.client.get(
+            "/api/v1/streams", headers={"Origin": "https://home.example"}
+        )
+        shown = {name.strip() for name in read.headers["access-control-expose-headers"].split(",")}
+        assert {"Location", "ETag", "Link", "Accept-Post", "Retry-After"} <= shown  # RFC 9725
         refused = await served.client.options(
             "/api/v1/ask", headers=asking | {"Origin": "http://x"}
         )

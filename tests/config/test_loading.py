@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,6 @@ def test_faults_that_only_the_caller_knows_join_the_others(write: Write) -> None
         ("[" * 5000, "nested too deeply"),
         ("- a", "must be a map"),
         ("just words", "must be a map"),
-        ("streams:", "streams: must be a map of names"),
         ("streams: [a]", "streams: must be a map of names"),
         ("streams: {cam: rtsp}", "streams.cam: must be a map of keys"),
         ("sinks: mqtt", "sinks: must be a list"),
@@ -371,3 +371,71 @@ def test_a_secrets_file_that_can_not_be_read_is_a_fault_at_its_place(
         text = f"streams: {{cam: {{source: 'rtsp://u:${{file:{tmp_path}/{name}}}@host/live'}}}}"
         (told,) = faults(write(text))
         assert told.startswith("streams.cam.source: can't read the file")
+
+
+@pytest.mark.parametrize("section", ["streams", "queries", "sinks", "memory", "http", "sources"])
+def test_a_section_whose_lines_are_all_commented_out_is_as_if_it_were_not_there(
+    write: Write, section: str
+) -> None:
+    assert load(write(f"{section}:\n#  a: b\n")) == load(write("{}"))
+
+
+def test_an_emptied_section_within_another_is_as_if_it_were_not_there(write: Write) -> None:
+    assert load(write("memory: {recall: }")) == load(write("{}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("queries: {a: {streams: [cam], ask: Is it there?}}", "quote a text that holds ?"),
+        ("queries: {a: {streams: [cam], ask: What: this}}", "quote a text that holds ?"),
+        ("sinks: [mqtt://a:1/b, {x}", "quote a text that holds ?"),
+        ("a: 1\n---\nb: 2", "a second document begins here (---); keep one in the file"),
+        ("model: *nothing", "quote values that begin with '*'"),
+    ],
+)
+def test_what_yaml_can_not_read_says_what_to_do(write: Write, text: str, expected: str) -> None:
+    (line,) = faults(write(text))
+    assert expected in line
+    assert re.search(r"at line \d+, column \d+", line)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (
+            "yes",
+            'must be text, but YAML reads yes, on and true as a truth value: quote it, such as "yes"',
+        ),
+        (
+            "off",
+            'must be text, but YAML reads no, off and false as a truth value: quote it, such as "yes"',
+        ),
+        ("7", 'must be text, not a number: quote it, such as "7"'),
+        ("2026-01-01", "must be text, but YAML reads it as a date: quote it"),
+    ],
+)
+def test_a_bare_word_with_a_meaning_in_yaml_says_so(write: Write, word: str, expected: str) -> None:
+    streams = "streams: {cam: {source: scene://1}}\n"
+    asked = f"queries: {{a: {{streams: [cam], ask: q, type: choice, choices: [{word}, other]}}}}"
+    assert faults(write(streams + asked)) == [f"queries.a.choices.0: {expected}"]
+    assert faults(write(f"model: {word}")) == [f"model: {expected}"]
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_aliases_that_unfold_without_end_are_refused_at_once(write: Write, is_merged: bool) -> None:
+    """A hundred million values in a few hundred bytes, as lists and through merge keys."""
+    lines = ["x0: &x0 {a: b}" if is_merged else "x0: &x0 [a, b]"]
+    for level in range(1, 9):
+        ten = ", ".join([f"*x{level - 1}"] * 10)
+        inner = f"{{<<: [{ten}]}}" if is_merged else f"[{ten}]"
+        lines.append(f"x{level}: &x{level} {inner}")
+    (line,) = faults(write("\n".join(lines)))
+    assert "aliases (*name) unfold to more than 100000 values" in line
+
+
+def test_an_alias_is_taken_as_what_it_stands_for(write: Write) -> None:
+    settings = load(
+        write("streams: {a: &a {source: scene://1, fps: 3}, b: {<<: *a, source: scene://2}}")
+    )
+    assert settings.streams["b"].fps == 3

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from stream_sttm.engine import forward
 from stream_sttm.engine.cache.rotary import rerotated
 from stream_sttm.engine.cache.suffix import SuffixCache
-from stream_sttm.errors import ModelError, UnsupportedModel
+from stream_sttm.errors import ModelError, ModelUnavailable, UnsupportedModel
 from stream_sttm.models import DEMO, load_model
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.visual_tokens import VisualTokens
@@ -154,8 +154,20 @@ def test_an_empty_folder_a_strange_family_and_no_folder_are_refused(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UnsupportedModel, match="family 'bert'"):
         load_model(str(tmp_path))
-    with pytest.raises(ModelError, match="neither a readable model folder nor a hub id"):
+    with pytest.raises(UnsupportedModel, match="there is no such folder"):
         load_model(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModel, match=r"its config\.json can't be read"):
+        load_model(str(tmp_path))
+
+
+def test_a_hub_that_can_not_be_reached_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike all that another start can't mend."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailable, match="the hub can't be reached for it") as caught:
+        load_model("some/model")
+    assert caught.value.exit_status == 1
+    assert UnsupportedModel.exit_status == ModelError.exit_status == 2
 
 
 def test_corrupt_weights_are_refused_in_one_line(tmp_path: Path) -> None:

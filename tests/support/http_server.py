@@ -21,6 +21,7 @@ class Site:
     def __init__(self, scheme, address):
         self.scheme, self.address = scheme, address
         self.pages, self.seen = {}, []
+        self.hangs_up_on_head = False
 
     def url(self, path, login=""):
         return f"{self.scheme}://{login}{self.address}{path}"
@@ -31,6 +32,8 @@ class Site:
             method, path, _ = head.partition("\r\n")[0].split(" ")
             self.seen.append(head)
             page = self.pages.get(path.partition("?")[0], (404, [], b""))
+            if method == "HEAD" and self.hangs_up_on_head:
+                return
             if method == "HEAD":
                 page = (200, [], b"")
             elif callable(page):

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 FFMPEG = "/usr/bin/ffmpeg"
@@ -38,12 +37,7 @@ class RtmpCamera:
         self.url = f"rtmp://127.0.0.1:{self.port}/live/door"
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._listener.close()
         await self.cut()
 

@@ -69,11 +69,46 @@ def test_a_model_folder_without_weights_ends_serving_with_one_line(tmp_path: Pat
         f"model: {tmp_path}/model\nhttp: {{port: 0}}\nstore: {{path: '{tmp_path}/a.db'}}\n"
     )
     run = _run("serve", "--config", str(path))
-    assert run.returncode == 1
+    assert run.returncode == 2
+    assert run.stderr.count("can't be loaded") == 1
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("stream-sttm: model ")
     assert "can't be loaded" in last
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, "there is no config.json in it"),
+        ("{", "its config.json can't be read"),
+        ("[]", "its config.json can't be read"),
+        ('{"model_type": "bert"}', "is of the family 'bert'; supported: "),
+    ],
+)
+def test_check_tells_of_a_model_folder_that_can_not_be_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str | None, expected: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    if config is not None:
+        (tmp_path / "model" / "config.json").write_text(config)
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: {tmp_path}/model\n")
+    assert main(["check", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"stream-sttm: {path}: model: ")
+    assert expected in line
+
+
+def test_check_tells_of_a_model_folder_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: {tmp_path}/nowhere\n")
+    assert main(["check", str(path)]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    path.write_text("model: some/model\n")  # a hub id, which is not looked up
+    assert main(["check", str(path)]) == 0
 
 
 def test_a_port_in_use_ends_serving_with_one_line(tmp_path: Path) -> None:

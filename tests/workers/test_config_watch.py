@@ -137,7 +137,7 @@ def test_only_what_changed_restarts(tmp_path: Path) -> None:
         assert "not valid YAML" in reload(service, 422)["error"]
 
         # What needs a restart is named, and the rest is taken over.
-        first |= {"queries": {}, "model": "/elsewhere", "log_level": "debug"}
+        first |= {"queries": {}, "model": "some/other", "log_level": "debug"}
         first["answering"] = {"max_question_chars": 20, "max_new_tokens": 1}
         first["http"]["port"] = 1
         service.config.write_text(yaml.safe_dump(first))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 
@@ -112,3 +114,35 @@ async def test_no_task_and_no_socket_is_left() -> None:
             await client.get(f"http://127.0.0.1:{port}/")
         await stop(task)
     assert asyncio.all_tasks() == before
+
+
+def _other_end(address: tuple[str, int]) -> socket.socket:
+    """Duplicate this process's socket whose peer is at `address`."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found = socket.socket(fileno=os.dup(int(name)))
+            with contextlib.suppress(OSError):
+                if found.getpeername()[:2] == address:
+                    return found
+            found.close()
+    raise AssertionError(f"no connection from {address}")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+async def test_a_response_waits_for_no_delayed_acknowledgement(host: str) -> None:
+    """Nagle's algorithm is off on accepted connections of either family, kept ones included."""
+    try:
+        task, port = await start(host)
+    except ConfigError:
+        pytest.skip("this machine has no IPv6")
+    reader, writer = await asyncio.open_connection(host, port)
+    for _ in range(2):
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" in await reader.readline()
+        while (await reader.readline()).strip():
+            pass
+        await reader.readexactly(len("hello"))
+        with _other_end(writer.get_extra_info("sockname")[:2]) as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    writer.close()
+    await stop(task)

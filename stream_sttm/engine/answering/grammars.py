@@ -87,5 +87,5 @@ def _json_grammar(schema: str) -> str:
 
 
 def first_line(text: str) -> str:
-    """Return the first line of a text that is not empty."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "it is empty")
+    """Return the first line of a text that is not empty, cut where it is long."""
+    return next((line.strip()[:200] for line in text.splitlines() if line.strip()), "it is empty")

@@ -70,9 +70,9 @@ class MqttSink:
                 count=self._count,
             )
             self._publisher = StatePublisher(self._endpoint, self.commands, self._retained)
-        metrics.MQTT_CONNECTED.labels(self.name).set(0)
 
     async def __aenter__(self) -> Self:
+        metrics.MQTT_CONNECTED.labels(self.name).set(0)
         self._stack = AsyncExitStack()
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._keeper = self._group.create_task(self._stay_connected(), name=f"mqtt[{self.name}]")

@@ -1,1 +1,1 @@
-"""FFmpeg in processes of its own: what is decoded, by whom, and when each frame was."""
+"""FFmpeg in processes of its own: what is decoded, by which process, and the time of each frame."""

@@ -22,7 +22,7 @@ WRAPS = (32, 33)  # bits: RTP, MPEG-TS
 
 
 class ArrivalClock:
-    """Stream seconds of live packets; `tick` is the length of one unit of their timestamps in seconds."""
+    """Maps timestamps of live packets to stream seconds; `tick` is one unit of the timestamps in seconds."""
 
     def __init__(self, tick: float) -> None:
         self._wraps = [2.0**bits * tick for bits in WRAPS]
@@ -75,14 +75,14 @@ class ArrivalClock:
 
 
 class FileClock:
-    """Seconds since a file's first packet; a step back of its time (files glued together) is left out."""
+    """Maps a file's timestamps to seconds since its first packet. A step back (files joined together) is left out."""
 
     def __init__(self, rate: float) -> None:
         self._step, self._shift = 1 / (rate or 25.0), 0.0
         self._newest: float | None = None
 
     def stamp(self, media: float | None) -> float:
-        """The time of the next packet in the file's order, whose own time is `media`, if it has one."""
+        """Return the time of the next packet in the file's order; `media` is its own time, if it has one."""
         if self._newest is None:
             self._shift, self._newest = -(media or 0.0), 0.0
             return 0.0
@@ -95,7 +95,7 @@ class FileClock:
 
 
 class StreamClock:
-    """One clock over all connections of a stream: seconds that never go back, gaps as long as they really were."""
+    """One clock over all connections of a stream. It never goes back, and gaps are as long as they were."""
 
     def __init__(self) -> None:
         self._shift = 0.0
@@ -105,11 +105,11 @@ class StreamClock:
         self._is_new = False
 
     def restart(self) -> None:
-        """The next frame comes from a new connection, whose clock starts anew."""
+        """Expect the next frame from a new connection, whose clock starts again."""
         self._is_new = self._last is not None
 
     def stamp(self, pts: float) -> float:
-        """The stream's time of a frame that comes now, whose connection's time is `pts`."""
+        """Return the stream's time of a frame that comes now; `pts` is its time on its connection."""
         now = time.monotonic()
         if self._last is not None:
             last, at = self._last

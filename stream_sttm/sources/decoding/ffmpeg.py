@@ -20,7 +20,7 @@ _LATE = (av.error.ExitError, av.error.TimeoutError)
 
 
 def open_container(request: Request) -> AbstractContextManager[InputContainer]:
-    """What the request's opening leads to; raises FFmpegError, SourceError, at the latest after twice `limits.open`."""
+    """Open the container of a request, within twice `limits.open` seconds. Raises FFmpegError or SourceError."""
     scheme = urls.split(request.url).scheme
     probe = {"max_pixels": str(request.max_pixels)}
     if scheme == "file":

@@ -1,8 +1,8 @@
-"""A process for every decoder, forked from one small process that has FFmpeg loaded.
+"""Forks a process for every decoder from one small process that has FFmpeg loaded.
 
-FFmpeg can hang, leak and crash, and a thread that does so can't be ended; a process can. The fork server is started
-with the first stream, knows its children by serial numbers, reaps them, and ends with us and they with it. It is one
-thread only, which is what makes forking safe. Knows nothing of video: see decoder.py for what a child does.
+FFmpeg can hang, leak and crash. A thread that does so can't be ended, a process can. The fork server starts with the
+first stream, knows its children by serial numbers and reaps them. It ends with us, and they end with it. It has one
+thread only, which makes forking safe. Knows nothing of video: worker.py is what a child does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PATIENCE = 5.0  # seconds that a server which is told to end gets
 
 
 class ForkServer:
-    """Our side: starts the server when it is first needed, and anew should it have died. For any thread."""
+    """Our side of the fork server. Starts it when it is first needed, and again where it died. For any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,7 +36,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def fork(self) -> tuple[socket.socket, int]:
-        """A new decoder process: our end of its socket, which does not block, and its serial number."""
+        """Fork a decoder process. Returns our end of its socket, which does not block, and its serial number."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs, self._lock:
@@ -88,7 +88,7 @@ class ForkServer:
 
 
 def _spawn(control: int) -> subprocess.Popen[bytes]:
-    """The server as a fresh interpreter that imports from where we do."""
+    """Start the server as a fresh interpreter with our import path."""
     program = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
         f"from stream_sttm.sources.decoding import forkserver; forkserver.serve({control})"
@@ -104,15 +104,15 @@ def _spawn(control: int) -> subprocess.Popen[bytes]:
 
 
 def serve(control_fd: int) -> None:
-    """The server's life: fork and kill as ordered, until the other side is gone."""
+    """Run the server: fork and kill as ordered, until the other side is gone."""
     from stream_sttm.sources.decoding import worker as decoder
 
     control = socket.socket(fileno=control_fd)
     children: dict[int, int] = {}
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    wakeup, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    wakeup, wakeup_writer = socket.socketpair()
+    wakeup_writer.setblocking(False)
+    signal.set_wakeup_fd(wakeup_writer.fileno(), warn_on_full_buffer=False)
     gc.freeze()  # pages that are not written to stay shared with the children
     while True:
         ready, _, _ = select.select([control, wakeup], [], [])
@@ -131,7 +131,7 @@ def serve(control_fd: int) -> None:
             if not pid:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for ours in (control, wakeup, told):
+                for ours in (control, wakeup, wakeup_writer):
                     ours.close()
                 decoder.run(socket.socket(fileno=fds[0]))
             children[serial] = pid

@@ -1,7 +1,7 @@
-"""From packets to the pictures that are due: decodes as little as gop.py allows, converts only what is sampled.
+"""Decodes the frames that are due: as few packets as gop.py allows, and only sampled pictures are converted.
 
-Packets that may never be needed are held, undecoded, until the next keyframe makes them so; where a picture is due
-before that they are decoded all at once. What was left out, damaged or lost is counted.
+Packets that may not be needed are held undecoded until the next keyframe. Where a picture is due before that, they are
+decoded all at once. What was left out, damaged or lost is counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOAD_OVER = 2.0  # seconds over which that is measured
 
 @dataclass(slots=True)
 class Stamped:
-    """A packet, the stream's time it was sent at, and that as wall clock where the stream is live."""
+    """A packet with the stream's time at which it was sent, and its wall clock where the stream is live."""
 
     packet: Packet[Any]
     t: float
@@ -49,8 +49,8 @@ class Astray(Exception):  # noqa: N818 - no error: the file is decoded by one pr
     """A segment can't be decoded without what comes before it."""
 
 
-class Selection:
-    """One stream's packets in, its due pictures into `mailbox`."""
+class FrameSelection:
+    """Takes one stream's packets and puts the pictures that are due into `mailbox`."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class Selection:
         return bool(self._chain) or self._policy.mode is Mode.KEYFRAMES
 
     def note(self, item: Stamped) -> None:
-        """A packet that another process decodes."""
+        """Note a packet that another process decodes."""
         self._policy.add(item.t, is_key=item.packet.is_keyframe)
 
     def add(self, item: Stamped, *, begins: bool = False) -> None:
-        """The next packet, which may begin a segment; raises SourceError where the stream can't be watched, Astray."""
+        """Take the next packet, which may begin a segment. Raises Astray, or SourceError where none can be decoded."""
         self._mailbox.count("received")
         is_key = item.packet.is_keyframe
         self._policy.add(item.t, is_key=is_key)
@@ -120,14 +120,14 @@ class Selection:
                 self._held = held
 
     def finish(self) -> None:
-        """The end of a file: what the decoder still holds."""
+        """End a file: deliver what the decoder still holds."""
         self._drop_chain()
         self._drain()
         self._forget(0)
         self._check_start()
 
     def leave(self, tail: Sequence[Stamped]) -> None:
-        """The end of a segment; of `tail`, which follows it, pictures may still be shown in it. Raises Astray."""
+        """End a segment. Pictures of `tail`, which follows it, may still belong to it. Raises Astray."""
         if not self.is_done:
             if tail:
                 self._decode(tail)
@@ -137,7 +137,7 @@ class Selection:
         self._check_start()
 
     def _drain(self) -> None:
-        """What the decoder still holds."""
+        """Deliver what the decoder still holds."""
         self._started = time.perf_counter()
         self._deliver(self._context.decode(None), None)
 

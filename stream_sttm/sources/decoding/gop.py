@@ -1,9 +1,9 @@
-"""Which packets need decoding at all, so that frames still come at the wanted rate.
+"""Decides which packets must be decoded so that frames come at the wanted rate.
 
-A keyframe decodes by itself, and most cameras send one every second or two. Where they come as often as frames are
-wanted nothing else is decoded; where they don't, pictures that no other refers to are left out if enough remain, and
-the end of a group of pictures (GOP) in which nothing more is due. Chosen from the packets seen, again at each keyframe.
-Pure: time is passed in. Knows no codec.
+A keyframe decodes by itself, and most cameras send one every second or two. Where keyframes come as often as frames
+are wanted, nothing else is decoded. Else pictures that no other refers to are left out if enough remain, and so is the
+end of a group of pictures (GOP) in which nothing more is due. The mode is chosen from the packets seen, again at each
+keyframe. Pure: time is passed in. Knows no codec.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Policy:
         return t < due and due >= newest + NEARLY * interval
 
     def relieve(self, t: float) -> None:
-        """The decoder can't keep up: only keyframes from now on, for a while."""
+        """Decode only keyframes for a while, because the decoder can't keep up."""
         self.mode, self._rests_until = Mode.KEYFRAMES, t + REST
 
     def _chosen(self, t: float) -> Mode:

@@ -1,8 +1,7 @@
-"""Between the two threads of a decoder's process: one decodes and puts, the other takes and tells.
+"""The queue between the two threads of a decoder's process: one decodes and puts, the other takes and sends.
 
-Of a live stream it holds one frame, and the newest wins; of a file as many as there is room for, then its decoder
-waits. What else there is to tell of the video is told before the next frame, counts with any message, how it ended at
-last. Knows nothing of decoding.
+Of a live stream it holds one frame, the newest. Of a file it holds as many as there is room for, then the decoder
+waits. Details of the video go before the next frame, counts with any message, the end last. Knows nothing of decoding.
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ class Picture:
 
 
 class Mailbox:
-    """`put`, `mark`, `count`, `note`, `rest`, `end` belong to the decoding thread, `take` and `close` to the other."""
+    """Hands frames and counts from the decoding thread to the sending one.
+
+    `put`, `mark`, `count`, `note`, `rest` and `end` belong to the decoding thread, `take` and `close` to the other.
+    """
 
     def __init__(self) -> None:
         self.waits = False
@@ -88,7 +90,7 @@ class Mailbox:
             self._changed.notify_all()
 
     def take(self, patience: float) -> tuple[Message, Image | None]:
-        """What there is to tell, at the latest after `patience` seconds."""
+        """Return the next message, at the latest after `patience` seconds."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._waiting or self._notes or self._outcome is not None, patience

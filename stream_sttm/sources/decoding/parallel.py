@@ -1,9 +1,8 @@
-"""Our side of a file that several processes decode: each is asked for its segment's frames in its turn.
+"""Our side of a file that several processes decode: each is asked for the frames of its segments in turn.
 
-The first one says whether the file is worth it; the others join it with the first frame, whose time the grid of all
-counts from. What they have decoded ahead waits with them, within bounds. Where one finds that a segment can't be
-decoded without what was before it, a single process goes through the file again, up to where we were and on. One that
-dies is an error.
+The first process says whether the file is worth it. The others join with the first frame, whose time is the origin of
+all. Frames decoded ahead wait in the processes, within bounds. Where a segment can't be decoded without what was before
+it, a single process reads the file again, up to where we were and on. A process that dies is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from stream_sttm import metrics
 from stream_sttm.sources.decoding.gop import Grid
-from stream_sttm.sources.decoding.process import DecoderProcess, Said
+from stream_sttm.sources.decoding.process import DecoderProcess, DecoderReport
 from stream_sttm.sources.decoding.protocol import Request, Share, is_news
 from stream_sttm.types import Frame
 
@@ -32,8 +31,8 @@ def processes(size: int) -> int:
     return min(MOST, len(os.sched_getaffinity(0))) if size >= SMALL else 1
 
 
-class Turns:
-    """The processes that decode a file that `request` names, as one: used as a DecoderProcess is."""
+class ParallelDecoder:
+    """Several processes that decode the file of `request`, with the interface of one DecoderProcess."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -53,16 +52,18 @@ class Turns:
         return await self._members[0].open()
 
     async def frame(self) -> Frame | None:
-        """The next frame; None at the end. Raises SourceError."""
+        """Return the next frame, None at the end. Raises SourceError."""
         while True:
             member = self._members[self._turn % len(self._members)]
             heard = await member.hear()
             self._describe(member)
-            if heard is Said.END:
+            if heard is DecoderReport.END:
                 return None
-            if heard is Said.ASTRAY or (heard is Said.TURN and self._last is None):
+            if heard is DecoderReport.ASTRAY or (
+                heard is DecoderReport.TURN and self._last is None
+            ):
                 await self._begin_alone()
-            elif heard is Said.TURN:
+            elif heard is DecoderReport.TURN:
                 self._turn += 1
             elif isinstance(heard, Frame) and self._is_next(heard):
                 if self._last is None:

@@ -1,6 +1,6 @@
-"""Packets that come in bursts, given out at the pace of their own clock: a playlist names seconds of video at a time.
+"""Gives out packets that come in bursts at the pace of their own clock: a playlist names seconds of video at a time.
 
-Without it a viewer would get a crowd of frames every few seconds and nothing in between.
+Without it a viewer would get many frames every few seconds and none in between.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our side of one decoder's process: starts it, asks it for frames, and ends it in whatever state it is.
+"""Our side of one decoder process: starts it, asks it for frames, and ends it whatever its state.
 
 Its counts go into the metrics here, its errors are raised here. Requests and replies pass through protocol.py.
 """
@@ -31,8 +31,8 @@ _ERRORS: dict[str, type[Exception]] = {
 logger = logging.getLogger(__name__)
 
 
-class Said(StrEnum):
-    """What a process says instead of a frame."""
+class DecoderReport(StrEnum):
+    """What a process reports instead of a frame."""
 
     END = "end"  # of the file, or of what is to be decoded of it
     TURN = "turn"  # its segment is over, the next is another's
@@ -84,22 +84,22 @@ class DecoderProcess:
             raise self._dead() from None
 
     async def frame(self) -> Frame | None:
-        """The newest frame, or a file's next, when there is one; None at the end. Raises SourceError."""
+        """Return the newest frame, or a file's next, when there is one; None at the end. Raises SourceError."""
         heard = await self.hear()
         return heard if isinstance(heard, Frame) else None
 
-    async def hear(self) -> Frame | Said:
-        """The same, where what else it may say matters."""
+    async def hear(self) -> Frame | DecoderReport:
+        """Return the next frame or message, where messages matter too."""
         while True:
             try:
                 message, image = await self._ask()
             except EOFError:
                 raise self._dead() from None
             if image is not None:
-                told = message["frame"]
-                metrics.STAGE_DURATION.labels("decode").observe(told["spent"])
-                return Frame(self._request.stream, image, told["pts"], told["captured_at"])
-            for said in Said:
+                header = message["frame"]
+                metrics.STAGE_DURATION.labels("decode").observe(header["spent"])
+                return Frame(self._request.stream, image, header["pts"], header["captured_at"])
+            for said in DecoderReport:
                 if message.get(said):
                     return said
 
@@ -121,7 +121,7 @@ class DecoderProcess:
             self._show_mode(None)
 
     async def _ask(self) -> tuple[protocol.Message, protocol.Image | None]:
-        """The next message, its counts and news taken in; raises EOFError, or the error that it tells."""
+        """Return the next message, its counts and details taken in. Raises EOFError, or the error it reports."""
         if self._channel is None:
             raise RuntimeError("a decoder was asked for frames that is not open")
         try:

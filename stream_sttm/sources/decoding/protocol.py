@@ -1,7 +1,7 @@
-"""What a decoder's process and ours say to each other, over one socket.
+"""The protocol between a decoder process and ours, over one socket.
 
-First a Request goes in. Then every byte that goes in asks for one message, which is JSON and, with a frame, its pixels:
-so a frame is the newest at the moment it is asked for, and who asks no more is waited for. Knows no FFmpeg.
+First a Request goes in. Then every byte that goes in asks for one message: JSON, and with a frame its pixels. So a
+frame is the newest at the moment at which it is asked for. Knows no FFmpeg.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHANGED = 0.2  # share by which a rate has to differ to be told anew
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds after which a decoder stops waiting: for a connection, for data, for the first keyframe."""
+    """Timeouts of a decoder in seconds: for a connection, for data, for the first keyframe."""
 
     open: float = 5.0
     silence: float = 10.0
@@ -64,9 +64,9 @@ class Request:
     share: Share = field(default_factory=Share)
 
 
-def is_news(video: Message, told: Message) -> bool:
+def is_news(video: Message, known: Message) -> bool:
     """Whether a description of a video says anything that the one before did not."""
-    return any(_differs(value, told.get(key)) for key, value in video.items())
+    return any(_differs(value, known.get(key)) for key, value in video.items())
 
 
 def _differs(new: Any, old: Any) -> bool:
@@ -84,7 +84,7 @@ def tell(channel: socket.socket, message: Message, image: Image | None = None) -
 
 
 def read_request(channel: socket.socket) -> Request:
-    """The request that our side began with; blocks. Raises EOFError where it left instead."""
+    """Read the request that begins a connection; blocks. Raises EOFError where the other side left instead."""
     head = _read(channel, _LENGTHS.size)
     fields = json.loads(_read(channel, _LENGTHS.unpack(head)[0]))
     parts = {

@@ -3,7 +3,7 @@
 Cuts are made by packets alone, and every process reads all packets, which costs little beside decoding: so all cut
 alike, and count time and choose what to decode as one process would that decodes the whole. Where pictures of an open
 GOP are shown before the keyframe that they are sent after, it is decoded once more for them. Knows no other process:
-who is asked for frames when is in turns.py.
+parallel.py asks each in turn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from av.video.codeccontext import VideoCodecContext
 
-from stream_sttm.sources.decoding.frame_selection import Selection, Stamped
+from stream_sttm.sources.decoding.frame_selection import FrameSelection, Stamped
 from stream_sttm.sources.decoding.gop import Mode, Policy
 from stream_sttm.sources.decoding.mailbox import Mailbox
 from stream_sttm.sources.decoding.protocol import Request, Share
@@ -25,7 +25,7 @@ MOST_READ = 64 << 20  # bytes of packets that are looked at for the end of the f
 
 
 class Cuts:
-    """Says of each packet in turn which segment it belongs to."""
+    """Assigns each packet to its segment, one after the other."""
 
     def __init__(self, decode: str, fps: float) -> None:
         self._policy = Policy(decode, fps)
@@ -38,7 +38,7 @@ class Cuts:
         self._is_timed = True
 
     def add(self, item: Stamped) -> int:
-        """The number of the next packet's segment.
+        """Return the number of the next packet's segment.
 
         None begins where the way of decoding changes, where time jumps, or after a packet without a time.
         """
@@ -58,7 +58,7 @@ class Cuts:
 
 
 def numbered(packets: Iterator[Stamped], request: Request) -> Iterator[Stamped]:
-    """A file's packets with the numbers of their segments."""
+    """Yield a file's packets with the numbers of their segments."""
     cuts = Cuts(request.decode, request.fps)
     for item in packets:
         item.segment = cuts.add(item)
@@ -68,7 +68,7 @@ def numbered(packets: Iterator[Stamped], request: Request) -> Iterator[Stamped]:
 def begun(
     packets: Iterator[Stamped], request: Request, context: VideoCodecContext
 ) -> tuple[Iterator[Stamped], bool]:
-    """The packets as they were, and whether there is a second segment and the first one's pictures find room."""
+    """Return the packets unchanged, and whether there is a second segment and the pictures of the first one fit."""
     read: deque[Stamped] = deque()
     size = 0
     for item in packets:
@@ -85,7 +85,7 @@ def begun(
 
 
 def _joined(read: deque[Stamped], rest: Iterator[Stamped]) -> Iterator[Stamped]:
-    """What was read, let go of one by one, and the rest."""
+    """Yield what was read, released one by one, and the rest."""
     while read:
         yield read.popleft()
     yield from rest
@@ -94,7 +94,7 @@ def _joined(read: deque[Stamped], rest: Iterator[Stamped]) -> Iterator[Stamped]:
 class Part:
     """One process's share: all packets of a file in, the pictures of every `count`th segment into its mailbox."""
 
-    def __init__(self, share: Share, selection: Selection, mailbox: Mailbox) -> None:
+    def __init__(self, share: Share, selection: FrameSelection, mailbox: Mailbox) -> None:
         self._share, self._selection, self._mailbox = share, selection, mailbox
         self._segment = 0
         self._key: Stamped | None = (
@@ -103,7 +103,7 @@ class Part:
         self._tail: list[Stamped] = []  # of the segment after ours, what ours needs to be complete
 
     def add(self, item: Stamped) -> None:
-        """The next packet; raises what decoding it raises."""
+        """Take the next packet. Raises what decoding raises."""
         is_first = item.segment != self._segment
         if is_first:
             self._segment, self._key = item.segment, item
@@ -123,7 +123,7 @@ class Part:
                 self._leave()
 
     def finish(self) -> None:
-        """The end of the file."""
+        """End the file."""
         if self._tail:
             self._leave()
         elif self._is_ours(self._segment):

@@ -1,7 +1,7 @@
-"""The life of a decoder's process: FFmpeg is opened, what is due of its video is decoded, shrunk and told.
+"""The program of a decoder process: opens FFmpeg, decodes what is due, scales it down and sends it.
 
-Nothing here can hold anybody up: when our side leaves the process ends, and one that hangs is killed. Its memory is
-bounded. What to decode is decided in gop.py, how the process came to be in forkserver.py.
+Nothing here can hold anybody up. When our side leaves, the process ends. A process that hangs is killed. Its memory is
+bounded. What to decode is decided in gop.py; forkserver.py starts the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.sources.decoding import protocol
 from stream_sttm.sources.decoding.clock import ArrivalClock, FileClock
 from stream_sttm.sources.decoding.ffmpeg import mapped, open_container
-from stream_sttm.sources.decoding.frame_selection import Astray, Selection, Stamped
+from stream_sttm.sources.decoding.frame_selection import Astray, FrameSelection, Stamped
 from stream_sttm.sources.decoding.mailbox import Mailbox
 from stream_sttm.sources.decoding.playout import BURSTS, played
 from stream_sttm.sources.decoding.protocol import Request
@@ -58,13 +58,13 @@ def run(channel: socket.socket) -> NoReturn:
 
 def _tell(channel: socket.socket, mailbox: Mailbox, done: threading.Event) -> None:
     """Answer every question with a message; when the other side is gone, end the process."""
-    told = 0.0
+    reported = 0.0
     with contextlib.suppress(OSError):
         while channel.recv(1):
             message, image = mailbox.take(SIGN_EVERY)
             spent = time.process_time()
-            message["counts"]["cpu_seconds"] = spent - told
-            told = spent
+            message["counts"]["cpu_seconds"] = spent - reported
+            reported = spent
             protocol.tell(channel, message, image)
     mailbox.close()
     done.wait(GRACE)
@@ -127,7 +127,7 @@ class Decoder:
         self, packets: Iterable[Stamped], video: VideoStream, *, is_live: bool = False
     ) -> None:
         self._mailbox.mark(live=is_live)  # alone: who waits for it takes no picture yet
-        selection = Selection(self._request, video, self._mailbox, is_live=is_live)
+        selection = FrameSelection(self._request, video, self._mailbox, is_live=is_live)
         for packet in packets:
             if self._mailbox.is_closed:
                 return
@@ -137,7 +137,7 @@ class Decoder:
         selection.finish()
 
     def _decode_in_turns(self, packets: Iterator[Stamped], video: VideoStream) -> None:
-        """What is our share of a file; all of it where it falls into no segments that would fit into the mailbox."""
+        """Decode our share of a file; all of it where its segments would not fit into the mailbox."""
         request, mailbox = self._request, self._mailbox
         packets = numbered(packets, request)
         if not request.share.index:
@@ -148,7 +148,7 @@ class Decoder:
         mailbox.room = ROOM
         mailbox.mark(live=False, shares=request.share.count)
         video.codec_context.thread_count = max(1, _cores() // request.share.count)
-        selection = Selection(request, video, mailbox, is_live=False, is_part=True)
+        selection = FrameSelection(request, video, mailbox, is_live=False, is_part=True)
         part = Part(request.share, selection, mailbox)
         for packet in packets:
             if mailbox.is_closed:
@@ -157,7 +157,7 @@ class Decoder:
         part.finish()
 
     def _video(self, container: InputContainer, *, is_live: bool) -> VideoStream:
-        """The stream to decode, its decoder set up."""
+        """Return the stream to decode, with its decoder set up."""
         if not container.streams.video:
             raise NotVideo(self._line("has no video stream"))
         video, most = container.streams.video[0], self._request.max_pixels
@@ -176,7 +176,7 @@ class Decoder:
         return video
 
     def _stored(self, container: InputContainer, video: VideoStream) -> Iterator[Stamped]:
-        """A file's packets with their own times; without one at its end that is cut off."""
+        """Yield a file's packets with their own times, without a last one that is cut off."""
         clock = FileClock(float(video.average_rate or 0))
         packets = (packet for packet in container.demux(video) if packet.size)
         last = next(packets, None)
@@ -192,7 +192,7 @@ class Decoder:
             yield Stamped(last, clock.stamp(_media(last)))
 
     def _live(self, container: InputContainer, video: VideoStream) -> Iterator[Stamped]:
-        """A camera's packets with the times they were sent at, as nearly as can be told."""
+        """Yield a camera's packets with the times at which they were sent, as nearly as can be known."""
         clock = ArrivalClock(float(video.time_base or 0))
         is_late = self._is_rtsp and video.codec_context.name in _PARSED
         packets: Iterable[Packet[Any]] = container.demux(video)
@@ -210,7 +210,7 @@ class Decoder:
 def _arriving(
     packets: Iterable[Packet[Any]], *, is_late: bool
 ) -> Iterator[tuple[Packet[Any], float]]:
-    """A camera's packets with their (monotonic) arrival; those from before we were ready are put in their place.
+    """Yield a camera's packets with their arrival (monotonic). Packets from before we were ready are dated back.
 
     `is_late`: each is shown to us only when the next begins, so it came when the one before was shown.
     """
@@ -253,7 +253,7 @@ def _cores() -> int:
 
 
 def _media(packet: Packet[Any]) -> float | None:
-    """A packet's own time in seconds, if it has one."""
+    """Return a packet's own time in seconds, None where it has none."""
     ticks = packet.pts if packet.pts is not None else packet.dts
     return None if ticks is None or packet.time_base is None else float(ticks * packet.time_base)
 

@@ -29,7 +29,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Access:
-    """Rules for sources; without arguments everything is allowed. None means any, an empty tuple none."""
+    """Rules for sources. Without arguments everything is allowed. None means any, an empty tuple none."""
 
     schemes: tuple[str, ...] | None = None
     hosts: tuple[str, ...] | None = None
@@ -38,7 +38,7 @@ class Access:
 
     @classmethod
     def of(cls, rules: SourceRules) -> Self:
-        """The rules of a configuration, for its own streams."""
+        """Return the rules of a configuration, for its own streams."""
         schemes, hosts, folders = (
             None if given is None else tuple(given)
             for given in (rules.schemes, rules.hosts, rules.folders)
@@ -46,7 +46,7 @@ class Access:
         return cls(schemes=schemes, hosts=hosts, private=rules.private, folders=folders)
 
     def for_strangers(self) -> Self:
-        """The same rules for a stream that came over the network: nothing of this site that they don't name."""
+        """Return the same rules for a stream added over HTTP: nothing private that they don't name."""
         return replace(self, private=False, folders=self.folders or ())
 
     @property
@@ -69,7 +69,7 @@ class Access:
             raise SourceDenied(f"{shown}: the host is not among sources.hosts")
 
     async def resolve(self, url: str, port: int, lookup: Lookup | None = None) -> list[str]:
-        """The addresses of the URL's host that may be connected to; raises SourceDenied if there are none.
+        """Return the addresses of the URL's host that may be connected to. Raises SourceDenied where there are none.
 
         Raises SourceUnavailable where the name is not known.
         """
@@ -81,7 +81,7 @@ class Access:
         return self._require(urls.mask(url), host, found)
 
     def resolve_now(self, url: str, port: int) -> list[str]:
-        """The same for a thread, which may wait."""
+        """Return the same as `resolve`, for a thread, which may block."""
         host = self._host(url)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -102,7 +102,7 @@ class Access:
         return literal is not None and self._allows(host, literal)
 
     def open_file(self, url: str, path: Path) -> FileIO:
-        """The file, open; raises SourceDenied where it really lies in no folder that may be read, and OSError."""
+        """Open a file. Raises SourceDenied where its real path lies in no folder that may be read, or OSError."""
         opened = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         try:
             self._require_folder(url, Path(os.readlink(f"/proc/self/fd/{opened.fileno()}")))
@@ -112,7 +112,7 @@ class Access:
         return opened
 
     def real_path(self, url: str, path: Path) -> Path:
-        """The path with every link followed; raises SourceDenied where it lies in no folder that may be read."""
+        """Return the path with every link followed. Raises SourceDenied where it lies in no folder that may be read."""
         real = path.resolve()
         self._require_folder(url, real)
         return real
@@ -186,7 +186,7 @@ def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None
 
 
 def _embedded(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, where it does."""
+    """Return the IPv4 address that an IPv6 one embeds, None where it embeds none."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:

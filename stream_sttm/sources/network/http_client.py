@@ -11,7 +11,8 @@ import contextlib
 import io
 import ssl
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from itertools import chain
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import av
@@ -22,6 +23,7 @@ from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import Access
+from stream_sttm.sources.network.jpeg_parts import JpegParts
 
 MAX_REDIRECTS = 5
 PLAYLIST_SILENCE = 30.0  # seconds that a playlist may take to name its next segment
@@ -34,13 +36,14 @@ _FORMATS = {  # by Content-Type, where FFmpeg's guess from the bytes alone is wo
 }
 _PLAYLIST = b"#EXTM3U"
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-_LINE = 1024  # bytes; a boundary has 70 at most (RFC 2046)
+MAX_SKIP = 64 << 20  # bytes that are read for nothing where a server takes no ranges
+_ENCODINGS = {"", "identity", "gzip", "x-gzip", "deflate"}  # that httpx undoes
 NOTHING_ELSE = {"protocol_whitelist": "data"}  # FFmpeg itself may connect to nothing
 _HLS = {"http_persistent": "0", "http_multiple": "0"}
 
 
 class Login(httpx.Auth):
-    """Basic or Digest, whichever the camera asks for."""
+    """HTTP authentication, Basic or Digest, whichever the camera asks for."""
 
     def __init__(self, user: str, password: str) -> None:
         self._user, self._password = user, password
@@ -62,7 +65,7 @@ class Login(httpx.Auth):
 
 
 class HttpClient:
-    """What an http(s):// URL leads to, opened for FFmpeg; all of it blocks."""
+    """Opens what an http(s):// URL leads to for FFmpeg. Every call blocks."""
 
     def __init__(
         self, url: str, access: Access, *, trust: ssl.SSLContext, timeout: tuple[float, float]
@@ -85,7 +88,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str]) -> Iterator[InputContainer]:
-        """The container, while the context is open; raises FFmpeg's errors and SourceError."""
+        """Yield the open container. Raises FFmpeg's errors and SourceError."""
         with self._client, self._container(options) as container:
             self._until = None
             yield container
@@ -98,7 +101,7 @@ class HttpClient:
         if form is None and body.peek().startswith(_PLAYLIST):
             form = "hls"
         if form == "mpjpeg":
-            body.start_with_line()
+            body.cut_pictures()
         if form == "hls":
             self._first = body
             return av.open(
@@ -113,7 +116,7 @@ class HttpClient:
             raise SourceUnavailable(self.line("answers, but sends no video in time"))
 
     def get(self, url: str, first: int = 0, last: int | None = None) -> tuple[httpx.Response, str]:
-        """The answer for `url`, its body not yet read, and where redirects led; raises SourceError."""
+        """Return the response for `url`, its body not yet read, and where redirects led. Raises SourceError."""
         for _ in range(MAX_REDIRECTS):
             self.check_time()
             answer = self._send(url, first, last)
@@ -127,7 +130,7 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"redirects more than {MAX_REDIRECTS} times"))
 
     def line(self, what: str) -> str:
-        """What is wrong, and with which source."""
+        """Return a line that says what is wrong, and with which source."""
         return f"{self._shown}: {urls.scrub(what, self._url)}"
 
     def unavailable(self, error: Exception) -> SourceError:
@@ -172,7 +175,7 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"HTTP {status}"))
 
     def _next(self, url: str, _flags: int, options: Mapping[str, str]) -> Body | io.BytesIO:
-        """What a playlist names, for FFmpeg; the playlist itself the first time, nothing after a failure.
+        """Open what a playlist names, for FFmpeg. The first time that is the playlist itself; after a failure nothing.
 
         For FFmpeg goes on whatever happens here; what is raised, PyAV raises when FFmpeg is done.
         """
@@ -204,38 +207,39 @@ class HttpClient:
 
 
 class Body:
-    """One resource as a file that FFmpeg reads; it can be sought in where the server takes ranges."""
+    """One resource as a file that FFmpeg reads. It is seekable where the server takes ranges."""
 
     def __init__(self, web: HttpClient, url: str, first: int, last: int | None) -> None:
         self._web, self._first, self._last = web, first, last
         self._position, self._peeked = 0, b""
         self._answer, self.url = web.get(url, first, last)
-        self._parts = self._answer.iter_raw()
+        self._pictures: JpegParts | None = None
         headers = self._answer.headers
+        self._parts = self._content(first)
         self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         length = headers.get("content-length", "")
         self._length = int(length) if length.isdecimal() else None
-        self._can_seek = headers.get("accept-ranges", "").lower() == "bytes"
+        if (
+            last is not None and self._answer.status_code == 200
+        ):  # all of it, of which we want a range
+            self._length = last + 1 - first
+        self._is_encoded = headers.get("content-encoding", "").lower() not in ("", "identity")
+        self._can_seek = (
+            headers.get("accept-ranges", "").lower() == "bytes" and not self._is_encoded
+        )
         self._is_elsewhere = False  # sought since the last read
 
     def peek(self) -> bytes:
-        """The next bytes, which the next read gives too; none at the end."""
+        """Return the next bytes without taking them, none at the end."""
         if not self._peeked:
             self._peeked = self._more()
         return self._peeked
 
-    def start_with_line(self) -> None:
-        """Let the next read give a whole line at least, blank ones before it left out.
-
-        FFmpeg's mpjpeg returns to its first line, and can only while one read holds all of it.
-        """
-        line = self._peeked
-        while b"\n" not in (line := line.lstrip(b"\r\n")) and len(line) < _LINE:
-            more = self._more()
-            if not more:
-                break
-            line += more
-        self._peeked = line
+    def cut_pictures(self) -> None:
+        """Give the pictures of a motion JPEG from now on, each as one well-formed part in one piece."""
+        self._pictures = JpegParts()
+        raw, self._peeked = self._peeked, b""
+        self._parts = chain.from_iterable(map(self._pictures.feed, chain([raw], self._parts)))
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, as many as are there; none at the end or after a failure."""
@@ -273,10 +277,30 @@ class Body:
         self.close()
         self._is_elsewhere, self._peeked, self._parts = False, b"", iter(())
         if self._position < (self._length or 0):
-            self._answer, _ = self._web.get(self.url, self._first + self._position, self._last)
-            if self._answer.status_code != 206:
-                raise SourceUnavailable(self._web.line("the server takes no ranges after all"))
-            self._parts = self._answer.iter_raw()
+            first = self._first + self._position
+            self._answer, _ = self._web.get(self.url, first, self._last)
+            self._parts = self._content(first)
+
+    def _content(self, first: int) -> Iterator[bytes]:
+        """Yield the body from byte `first` of the resource on, with its encoding undone.
+
+        A server may send all of it (200) where a range was asked for. What is before the range is read and dropped.
+        """
+        encoding = self._answer.headers.get("content-encoding", "").strip().lower()
+        if encoding not in _ENCODINGS:
+            self.close()
+            raise NotVideo(self._web.line(f"it is sent with the encoding {encoding[:20]!r}"))
+        if encoding == "x-gzip":  # an old name that httpx does not know
+            self._answer.headers["content-encoding"] = "gzip"
+        parts = (
+            self._answer.iter_raw() if encoding in ("", "identity") else self._answer.iter_bytes()
+        )
+        skip = first if self._answer.status_code == 200 else 0
+        if skip > MAX_SKIP:
+            self.close()
+            raise SourceUnavailable(self._web.line("the server takes no ranges"))
+        left = None if self._last is None else self._last + 1 - first
+        return _within(parts, skip, left)
 
     def _more(self) -> bytes:
         self._web.check_time()
@@ -284,3 +308,16 @@ class Body:
             return next(self._parts, b"")
         except httpx.HTTPError as error:
             raise self._web.unavailable(error) from error
+
+
+def _within(parts: Iterable[bytes], skip: int, left: int | None) -> Iterator[bytes]:
+    """Yield bytes without the first `skip`, at most `left` of them; None is no limit."""
+    for part in parts:
+        wanted = part[skip:]
+        skip = max(0, skip - len(part))
+        if left is not None:
+            wanted, left = wanted[:left], max(0, left - len(wanted))
+        if wanted:
+            yield wanted
+        if left == 0:
+            return

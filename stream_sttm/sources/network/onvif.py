@@ -74,7 +74,7 @@ async def cameras(seconds: float, target: tuple[str, int] = MULTICAST) -> list[C
 
 
 async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
-    """The camera's streams, the largest first; raises SourceError, or ConfigError without the extra."""
+    """Return the camera's streams, the largest first. Raises SourceError, or ConfigError without the extra."""
     try:
         from onvif import ONVIFCamera, ONVIFError
         from zeep.exceptions import Error as ZeepError
@@ -90,7 +90,7 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             await client.update_xaddrs()
             media = await client.create_media_service()
-            told = [await _profile(media, each) for each in await media.GetProfiles()]
+            profiles_found = [await _profile(media, each) for each in await media.GetProfiles()]
     except TimeoutError:
         raise SourceUnavailable(f"{camera.service}: no answer in {ANSWER_TIMEOUT:g} s") from None
     except (ONVIFError, ZeepError, OSError, *_ODD) as error:
@@ -102,25 +102,29 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
         raise SourceUnavailable(f"{camera.service}: {why}") from error
     finally:
         await client.close()
-    return sorted((one for one in told if one is not None), key=lambda one: one.size, reverse=True)
+    return sorted(
+        (one for one in profiles_found if one is not None), key=lambda one: one.size, reverse=True
+    )
 
 
 def configuration(
     found: Sequence[tuple[Camera, Sequence[Profile] | SourceError]], login: str
 ) -> str:
-    """The `streams:` section for what was found; `login` (`user:${NAME}`, or empty) goes into each URL."""
+    """Return the `streams:` section for what was found; `login` (`user:${NAME}`, or empty) goes into each URL."""
     lines, names = ["streams:"], set[str]()
-    for camera, told in found:
+    for camera, result in found:
         lines.append(f"  # {_line(camera.name or 'a camera')} at {_line(camera.service)}")
-        if isinstance(told, SourceError):
-            lines.append(f"  # {_line(str(told))}")
+        if isinstance(result, SourceError):
+            lines.append(f"  # {_line(str(result))}")
             continue
-        urls = [_with_login(one.url, login) for one in told]
+        urls = [_with_login(one.url, login) for one in result]
         if not urls:
             lines.append("  # it names no stream")
             continue
         lines.extend(
-            f"  # {one.size[0]}x{one.size[1]} {_line(one.encoding)}" for one in told if one.size[0]
+            f"  # {one.size[0]}x{one.size[1]} {_line(one.encoding)}"
+            for one in result
+            if one.size[0]
         )
         name = _stream_name(camera, names)
         names.add(name)
@@ -143,7 +147,7 @@ def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
 
 
 def _matches(answer: bytes, sender: str) -> list[Camera]:
-    """The cameras that an answer names; none where it is no answer."""
+    """Return the cameras that an answer names, none where it is no answer."""
     if b"<!DOCTYPE" in answer or b"<!ENTITY" in answer:
         return []
     try:
@@ -174,14 +178,14 @@ def _named(scopes: str) -> str:
     return _line(unquote(name.removeprefix(_NAME)))
 
 
-async def _profile(media: Any, told: Any) -> Profile | None:
-    """A profile with its URL, None where it is nothing that we could read."""
+async def _profile(media: Any, profile: Any) -> Profile | None:
+    """Return a profile with its URL, None where it is nothing that we can read."""
     setup = {"Stream": "RTP-Unicast", "Transport": {"Protocol": "RTSP"}}
-    answer = await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": told.token})
+    answer = await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": profile.token})
     url = str(answer.Uri).strip()
     if urlsplit(url).scheme not in ("rtsp", "rtsps") or url != _line(url) or "${" in url:
         return None
-    encoder = getattr(told, "VideoEncoderConfiguration", None)
+    encoder = getattr(profile, "VideoEncoderConfiguration", None)
     size = getattr(encoder, "Resolution", None)
     width, height = int(getattr(size, "Width", 0) or 0), int(getattr(size, "Height", 0) or 0)
     return Profile(url, (width, height), str(getattr(encoder, "Encoding", "") or ""))
@@ -194,7 +198,7 @@ def _with_login(url: str, login: str) -> str:
 
 
 def _stream_name(camera: Camera, taken: set[str]) -> str:
-    """A name that a stream may have and none has yet."""
+    """Return a valid stream name that is not taken yet."""
     word = camera.name or str(urlsplit(camera.service).hostname)
     name = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")[:48] or "camera"
     if (

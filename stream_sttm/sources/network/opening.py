@@ -24,8 +24,8 @@ from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavai
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.network.http_client import NOTHING_ELSE, HttpClient
-from stream_sttm.sources.network.preflight import PORTS, greet
-from stream_sttm.sources.network.rtsp_proxy import Gate
+from stream_sttm.sources.network.preflight import PORTS, check_reachable
+from stream_sttm.sources.network.rtsp_proxy import RtspProxy
 
 Timeout = tuple[float, float]  # seconds for opening and for each read
 _DEVICE = ("input_format", "video_size", "framerate", "pixel_format")  # of FFmpeg's v4l2
@@ -46,12 +46,12 @@ class Opening:
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> Self:
-        """An opening from what `dataclasses.asdict` made of one, JSON in between."""
+        """Return the opening that `dataclasses.asdict` and JSON were made of."""
         return cls(**{**fields, "access": Access(**fields["access"])})
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str], timeout: Timeout | None) -> Iterator[InputContainer]:
-        """The container, with the decoder's own `options`; raises FFmpeg's errors and SourceError; blocks."""
+        """Yield the open container, with the decoder's `options`. Blocks. Raises FFmpeg's errors and SourceError."""
         together = {**options, **self.options}
         if self.by == "web":
             assert timeout is not None
@@ -72,7 +72,7 @@ class Opening:
                 yield container
 
 
-async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
+async def prepare(url: str, access: Access) -> tuple[Opening, RtspProxy | None]:
     """How to open `url`, after it was found to be there, and the entered gate that it leads through, if one is needed.
 
     Raises SourceError.
@@ -88,7 +88,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
     if scheme == "v4l2":
         return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
-        await greet(bare, access, verify=verify, speaks="HTTP")
+        await check_reachable(bare, access, verify=verify, speaks="HTTP")
         believed = tls.authorities()
         return Opening(bare, "web", access=access, verify=verify, authorities=believed), None
     if scheme == "srt":
@@ -99,7 +99,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
 
 async def _streaming(
     bare: str, options: Mapping[str, str], access: Access
-) -> tuple[Opening, Gate | None]:
+) -> tuple[Opening, RtspProxy | None]:
     """How to open an RTSP or RTMP URL."""
     parts, verify = urls.split(bare), options.get("verify") != "false"
     scheme, transport = parts.scheme, options.get("transport", "tcp")
@@ -107,11 +107,11 @@ async def _streaming(
     if access.limits_hosts and transport != "tcp":
         # over UDP and HTTP the other side names further addresses, which nobody checks
         raise SourceDenied(f"{urls.mask(bare)}: only transport=tcp can be held to sources.hosts")
-    address = await greet(bare, access, verify=verify, speaks=speaks)
+    address = await check_reachable(bare, access, verify=verify, speaks=speaks)
     host, port = str(parts.hostname), parts.port or PORTS[scheme]
     if speaks == "RTSP" and access.limits_hosts:
         trust = tls.context(verify=verify) if scheme == "rtsps" else None
-        gate = await Gate(address, port, trust, host).__aenter__()
+        gate = await RtspProxy(address, port, trust, host).__aenter__()
         netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{gate.port}".lstrip("@")
         inside = urlunsplit(("rtsp", netloc, parts.path, parts.query, ""))
         return Opening(inside, options={"rtsp_transport": "tcp"}), gate
@@ -131,7 +131,7 @@ def check_spelling(url: str) -> None:
 
 
 def file_path(url: str) -> Path:
-    """The path behind a file:// URL."""
+    """Return the path of a file:// URL."""
     parts = urls.split(url)
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise ConfigError(
@@ -141,7 +141,7 @@ def file_path(url: str) -> Path:
 
 
 def _at(url: str, address: str, access: Access) -> str:
-    """The URL with the address that was checked in place of the host's name, where hosts are limited."""
+    """Return the URL with the checked address in place of the host's name, where hosts are limited."""
     if not access.limits_hosts:
         return url
     parts = urls.split(url)
@@ -171,7 +171,7 @@ def _check_file(url: str, path: Path) -> int:
 
 
 def _device(url: str) -> Opening:
-    """A camera of this machine."""
+    """Return the opening of a camera of this machine."""
     path, shown = Path(unquote(urls.split(url).path)), urls.mask(url)
     try:
         is_device = stat.S_ISCHR(path.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Is anybody there who may be reached and speaks RTSP or HTTP? Asked in the event loop, before a decoder is let loose.
+"""Checks in the event loop that a server is reachable and speaks RTSP or HTTP, before a decoder starts.
 
 FFmpeg opens a connection in one long call that nothing but its own timeout ends. So the common troubles (no such
 host, refused, silent, another protocol) are found here, where waiting can be cancelled and an error has a clear name.
@@ -23,10 +23,10 @@ TIMEOUT = 5.0  # seconds for name, connection and the first line of an answer
 _TLS = ("rtsps", "https", "rtmps")
 
 
-async def greet(
+async def check_reachable(
     url: str, access: Access = EVERYTHING, *, verify: bool = True, speaks: str | None = None
 ) -> str:
-    """The address at which a server that `access` allows answers; raises SourceUnavailable, NotVideo, SourceDenied.
+    """Return the address at which an allowed server answers. Raises SourceUnavailable, NotVideo or SourceDenied.
 
     `speaks` is its protocol, RTSP or HTTP; None where nothing is to be said, or another.
     """
@@ -36,8 +36,14 @@ async def greet(
         async with asyncio.timeout(TIMEOUT):
             addresses = await access.resolve(url, port)
             trust = tls.context(verify=verify) if parts.scheme in _TLS else None
-            reader, writer, address = await _connect(addresses, port, trust, str(parts.hostname))
-            line = await _first_line(reader, writer, _request(parts, speaks))
+            line = None
+            for request in _requests(parts, speaks):
+                reader, writer, address = await _connect(
+                    addresses, port, trust, str(parts.hostname)
+                )
+                line = await _first_line(reader, writer, request)
+                if line is not None:
+                    break
     except TimeoutError:
         raise SourceUnavailable(
             f"{shown}: no answer within {TIMEOUT:g} s: is the camera on and reachable from here?"
@@ -54,7 +60,7 @@ async def greet(
 
 
 def _why(error: OSError) -> str:
-    """What is wrong with a connection, and what to do."""
+    """Return a line that says what is wrong with a connection, and what to do."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: is the camera on, and the port right?"
     if (why := tls.explained(error)) is not None:
@@ -67,7 +73,7 @@ def _why(error: OSError) -> str:
 async def _connect(
     addresses: Sequence[str], port: int, trust: ssl.SSLContext | None, host: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-    """A connection to the first address that takes one."""
+    """Connect to the first address that takes a connection."""
     for address in addresses[:-1]:
         with contextlib.suppress(OSError):
             async with asyncio.timeout(TIMEOUT / len(addresses)):  # TimeoutError is an OSError
@@ -86,7 +92,7 @@ async def _open(
 async def _first_line(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
 ) -> bytes | None:
-    """The start of the answer to a request, if there is one; None if there is none."""
+    """Return the first line of the response, None if there is none."""
     try:
         writer.write(request)
         return await reader.readuntil(b"\n") if request else None
@@ -102,16 +108,14 @@ async def _first_line(
             await writer.wait_closed()
 
 
-def _request(parts: SplitResult, speaks: str | None) -> bytes:
-    """The most harmless request of a protocol."""
+def _requests(parts: SplitResult, speaks: str | None) -> list[bytes]:
+    """Return the requests of a protocol to try, the most harmless first: small servers hang up on HEAD."""
     host = parts.netloc.rpartition("@")[2]
     path = quote(parts.path or "/", safe="/%:;=+,!*'()")
     if speaks == "RTSP":
         target = urlunsplit((parts.scheme, host, path, "", ""))
-        return f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()
+        return [f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()]
     if speaks == "HTTP":
-        return (
-            f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\n"
-            "Connection: close\r\n\r\n"
-        ).encode()
-    return b""
+        tail = f"HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\nConnection: close\r\n\r\n"
+        return [f"{method} {path} {tail}".encode() for method in ("HEAD", "GET")]
+    return [b""]

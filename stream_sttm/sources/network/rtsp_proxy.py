@@ -1,7 +1,7 @@
-"""A gate between FFmpeg and an RTSP camera where hosts are limited, for FFmpeg would follow a redirect anywhere.
+"""A proxy between FFmpeg and an RTSP camera where hosts are limited, because FFmpeg would follow any redirect.
 
-It takes one connection on the loopback address and carries it to the address that was checked, over TLS where the URL
-says so, and shuts as soon as the camera answers with a redirect. Video passes as it is. Knows nothing else of RTSP.
+It takes one connection on the loopback address and forwards it to the address that was checked, over TLS where the URL
+says so. It closes as soon as the camera answers with a redirect. Video passes unchanged. Knows nothing else of RTSP.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import re
 import ssl
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 CHUNK = 64 * 1024
@@ -21,8 +20,8 @@ _REDIRECT = re.compile(rb"RTSP/\S{0,%d}\s+\+?0*3\d\d(?!\d)" % _LONGEST)
 
 
 @dataclass
-class Gate:
-    """The way to one camera; entered, `port` is where FFmpeg knocks, and `has_refused` says whether it shut."""
+class RtspProxy:
+    """The proxy to one camera. Once entered, FFmpeg connects to `port`; `has_refused` says whether it closed."""
 
     address: str
     port_there: int
@@ -39,12 +38,7 @@ class Gate:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -85,7 +79,7 @@ class Gate:
                 end.transport.abort()
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """What the camera says, until it redirects."""
+        """Copy what the camera sends, until it redirects."""
         tail = b""
         while part := await reader.read(CHUNK):
             tail += part.replace(b"\r", b"")

@@ -1,6 +1,6 @@
-"""Whom to believe that he is who he says: one store of certificates for everything that speaks TLS to a camera.
+"""The certificates to trust: one store for everything that speaks TLS to a camera.
 
-The file that the environment names in SSL_CERT_FILE, else the system's, else the one that comes with `certifi`.
+It is the file that SSL_CERT_FILE names, else the system's, else the one of `certifi`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.c
 
 
 def authorities() -> str:
-    """The path of the file with the certificates of all authorities that are believed."""
+    """Return the path of the file with the certificates of all trusted authorities."""
     named = os.environ.get("SSL_CERT_FILE")
     if named:
         return named
@@ -42,14 +42,14 @@ def context(*, verify: bool, believed: str = "") -> ssl.SSLContext:
 
 
 def ffmpeg(host: str, *, verify: bool) -> dict[str, str]:
-    """The same as options for FFmpeg."""
+    """Return the same as options for FFmpeg."""
     if not verify:
         return {"tls_verify": "0"}
     return {"tls_verify": "1", "ca_file": authorities(), "verifyhost": host}
 
 
 def explained(error: BaseException) -> str | None:
-    """What is wrong with a certificate, where that is why a connection failed; None where it is not."""
+    """Return what is wrong with a certificate, None where a connection failed for another reason."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

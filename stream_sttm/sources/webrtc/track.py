@@ -1,7 +1,7 @@
-"""A WebRTC video track, drained as long as it lives, whatever its viewer does: unread frames would pile up in the peer.
+"""Drains a WebRTC video track as long as it lives: unread frames would pile up in the peer.
 
 The newest picture that may be sampled is kept, and replaced by the next where nobody took it. Shared by the sources
-that receive WebRTC; knows nothing of how the peers met.
+that receive WebRTC. Knows nothing of signalling.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Lag:
 
 
 class Tap:
-    """One track's pictures on their way to one viewer; `heard_at` is monotonic, of the newest that came."""
+    """Passes one track's pictures to one viewer; `heard_at` is when the newest came (monotonic)."""
 
     def __init__(self, stream: str) -> None:
         self._stream = stream
@@ -82,7 +82,7 @@ class Tap:
         self._arrived.set()
 
     async def frames(self, *, fps: float, max_side: int) -> AsyncIterator[Frame]:
-        """The newest frame, each time there is one; raises what it was ended with."""
+        """Yield the newest frame, each time there is one. Raises the error that it was ended with."""
         self._pace = Pace(fps)
         while True:
             await self._arrived.wait()

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
@@ -36,6 +35,8 @@ from stream_sttm.types import Frame
 SDP = "application/sdp"
 SIGNALLING_TIMEOUT = 8.0  # seconds for an offer and its answer
 MAX_SDP = 256 * 1024  # bytes of an answer
+MAX_REDIRECTS = 5
+_WHEP = {"http": "whep", "https": "wheps"}
 CONNECT_TIMEOUT = 10.0  # seconds from the answer to a connected peer
 GOODBYE_TIMEOUT = 1.0  # seconds for the DELETE at the end, which is a courtesy
 # what aiortc raises for a description it can't read or use; its parser has no error type of its own
@@ -55,7 +56,7 @@ BAD_SDP = (
 
 @dataclass
 class WhepSource:
-    """A peer that receives one video track; entered, it is connected."""
+    """A peer that receives one video track. Once entered it is connected."""
 
     url: str
     stream: str = "whep"
@@ -105,37 +106,46 @@ class WhepSource:
             self._open_until_left = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._open_until_left.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._open_until_left.aclose()
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """The newest frame, each time there is one; raises SourceUnavailable when the other side is gone."""
+        """Yield the newest frame, each time there is one. Raises SourceUnavailable when the other side is gone."""
         async for frame in self._tap.frames(fps=self.fps, max_side=self.max_side):
             yield frame
 
     async def _signalling(self) -> tuple[httpx.AsyncClient, Endpoint]:
-        """A client that carries our credentials, and what to ask, at the address that was checked."""
-        endpoint = _endpoint(self._bare)
-        if self.access.limits_hosts:
-            port = endpoint.url.port or (443 if endpoint.url.scheme == "https" else 80)
-            address, *_ = await self.access.resolve(self._bare, port)
-            endpoint = endpoint.at(address)
+        """Yield a client that carries our credentials, and the endpoint at the address that was checked."""
+        endpoint = await self._checked(_endpoint(self._bare), self._bare)
         client = httpx.AsyncClient(
-            headers=endpoint.headers,
-            auth=endpoint.auth,
             timeout=SIGNALLING_TIMEOUT,
             verify=tls.context(verify=self._verify),
             trust_env=False,
         )
         return client, endpoint
 
+    async def _checked(self, endpoint: Endpoint, url: str) -> Endpoint:
+        """Return the endpoint of `url` at an address that may be reached. Raises SourceDenied where there is none."""
+        if not self.access.limits_hosts:
+            return endpoint
+        port = endpoint.url.port or (443 if endpoint.url.scheme == "https" else 80)
+        address, *_ = await self.access.resolve(url, port)
+        return endpoint.at(address)
+
+    async def _redirected(self, answer: httpx.Response, endpoint: Endpoint) -> Endpoint:
+        """Return the endpoint that a redirect leads to. Another origin gets no credentials of ours."""
+        base = endpoint.url.copy_with(host=endpoint.name)
+        target = base.join(answer.headers["location"])
+        if target.scheme not in _WHEP or (base.scheme, target.scheme) == ("https", "http"):
+            raise NotVideo(f"{self._shown}: redirects to something that is not {base.scheme}")
+        is_same = (target.scheme, target.host, target.port) == (base.scheme, base.host, base.port)
+        headers, auth = (endpoint.headers, endpoint.auth) if is_same else (httpx.Headers(), None)
+        headers = httpx.Headers([(k, v) for k, v in headers.items() if k.lower() != "host"])
+        url = str(target).replace(target.scheme, _WHEP[target.scheme], 1)
+        return await self._checked(Endpoint(target, headers, auth, {}), url)
+
     def _allowed(self, sdp: str) -> str:
-        """The answer without the candidates, which may be any machine's addresses, that may not be reached."""
+        """Return the SDP answer without candidates whose addresses may not be reached."""
         host = str(urls.split(self._bare).hostname)
         lines = [
             line
@@ -148,26 +158,27 @@ class WhepSource:
     async def _post(
         self, client: httpx.AsyncClient, endpoint: Endpoint, offer: str
     ) -> tuple[str, Endpoint | None]:
-        """The other side's SDP answer to our offer, and what to DELETE at the end."""
-        headers = {"Content-Type": SDP, "Accept": SDP}
+        """Post our offer. Returns the other side's SDP answer, and what to DELETE at the end."""
         try:
-            async with (
-                asyncio.timeout(SIGNALLING_TIMEOUT),
-                client.stream(
-                    "POST",
-                    endpoint.url,
-                    content=offer,
-                    headers=headers,
-                    extensions=endpoint.extensions,
-                ) as answer,
-            ):
-                self._check(answer.status_code)
-                body = b""
-                async for part in answer.aiter_bytes():
-                    body += part
-                    if len(body) > MAX_SDP:
+            async with asyncio.timeout(SIGNALLING_TIMEOUT):
+                for _ in range(MAX_REDIRECTS):
+                    async with client.stream(
+                        "POST",
+                        endpoint.url,
+                        content=offer,
+                        headers=[*endpoint.headers.items(), ("Content-Type", SDP), ("Accept", SDP)],
+                        auth=endpoint.auth,
+                        extensions=endpoint.extensions,
+                    ) as answer:
+                        if answer.has_redirect_location:
+                            endpoint = await self._redirected(answer, endpoint)
+                            continue
+                        self._check(answer.status_code)
+                        body = await _limited(answer)
+                        location = _resource(answer, endpoint)
                         break
-                location = _resource(answer, endpoint)
+                else:
+                    raise self._unavailable(f"redirects more than {MAX_REDIRECTS} times")
         except TimeoutError:
             raise self._unavailable(f"no answer within {SIGNALLING_TIMEOUT:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -212,6 +223,16 @@ class WhepSource:
         return SourceUnavailable(f"{self._shown}: {urls.scrub(what, self._bare)}")
 
 
+async def _limited(answer: httpx.Response) -> bytes:
+    """Read a body, up to a little more than MAX_SDP bytes."""
+    body = b""
+    async for part in answer.aiter_bytes():
+        body += part
+        if len(body) > MAX_SDP:
+            break
+    return body
+
+
 async def _describe(peer: RTCPeerConnection) -> str:
     """Our offer, with all addresses at which we can be reached."""
     await peer.setLocalDescription(await peer.createOffer())
@@ -227,8 +248,13 @@ class Endpoint:
     auth: httpx.Auth | None
     extensions: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """The host's name, where the URL holds the address that was checked."""
+        return self.extensions.get("sni_hostname", self.url.host)
+
     def at(self, address: str) -> Endpoint:
-        """The same, asked at an address, under the name that it had."""
+        """Return the same endpoint at an address, with the name that it had."""
         headers = self.headers.copy()
         headers["Host"] = self.url.netloc.decode("ascii")
         extensions = {"sni_hostname": self.url.host}
@@ -237,7 +263,7 @@ class Endpoint:
 
 
 def _endpoint(url: str) -> Endpoint:
-    """What stands behind a whep:// URL."""
+    """Return the HTTP endpoint of a whep:// URL."""
     parts = urls.split(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     token = next((value for key, value in pairs if key == "token"), None)
@@ -255,13 +281,12 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _resource(answer: httpx.Response, endpoint: Endpoint) -> Endpoint | None:
-    """What to DELETE at the end; never another host than the one that answered, for it is sent our credentials."""
+    """Return what to DELETE at the end. It is never on another host, because it gets our credentials."""
     location = answer.headers.get("location")
     if not location:
         return None
     target = httpx.URL(location)
-    name = endpoint.extensions.get("sni_hostname", endpoint.url.host)
-    if target.is_absolute_url and target.host != name:
+    if target.is_absolute_url and target.host != endpoint.name:
         return None
     own = answer.url.join(location)
     return replace(endpoint, url=own.copy_with(host=endpoint.url.host))
@@ -269,6 +294,13 @@ def _resource(answer: httpx.Response, endpoint: Endpoint) -> Endpoint | None:
 
 async def _delete(client: httpx.AsyncClient, resource: Endpoint) -> None:
     try:
-        await client.delete(resource.url, timeout=GOODBYE_TIMEOUT, extensions=resource.extensions)
+        request = client.build_request(
+            "DELETE",
+            resource.url,
+            headers=resource.headers,
+            timeout=GOODBYE_TIMEOUT,
+            extensions=resource.extensions,
+        )
+        await client.send(request, auth=resource.auth)
     except httpx.HTTPError:
         return  # the other side will notice by itself that nobody listens

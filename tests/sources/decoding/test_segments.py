@@ -17,7 +17,7 @@ from stream_sttm.errors import SourceError, SourceUnavailable
 from stream_sttm.metrics import FRAMES_DROPPED, FRAMES_RECEIVED
 from stream_sttm.sources import open_source
 from stream_sttm.sources.decoding.mailbox import Mailbox, Picture
-from stream_sttm.sources.decoding.parallel import SMALL, Turns, processes
+from stream_sttm.sources.decoding.parallel import SMALL, ParallelDecoder, processes
 from stream_sttm.sources.decoding.segments import ROOM
 from stream_sttm.sources.network.access import Access
 from stream_sttm.sources.scene import Scene
@@ -73,7 +73,7 @@ async def seen(path, count, fps=10.0, **further):
         except SourceError as caught:
             error = str(caught)
         process = getattr(source, "_process", None)
-        return frames, error, process._turn if isinstance(process, Turns) else 0
+        return frames, error, process._turn if isinstance(process, ParallelDecoder) else 0
 
 
 def counted(stream):

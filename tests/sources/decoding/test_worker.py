@@ -175,7 +175,7 @@ def test_keyframes_that_come_are_not_missed_where_packets_were_too_large_to_wait
     mailbox.waits, mailbox.room = True, 1 << 30
     with av.open(str(scene_video)) as container:
         video = container.streams.video[0]
-        chosen = frame_selection.Selection(request, video, mailbox, is_live=False)
+        chosen = frame_selection.FrameSelection(request, video, mailbox, is_live=False)
         for place, packet in enumerate(p for p in container.demux(video) if p.size):
             chosen.add(frame_selection.Stamped(packet, place / 10))
     assert [mailbox.take(0)[0]["frame"]["pts"] for _ in range(2)] == [0.0, 2.0]

@@ -2,9 +2,12 @@
 
 import asyncio
 import gc
+import gzip
 import hashlib
 import re
 import ssl
+import subprocess
+import zlib
 from itertools import pairwise
 
 import av
@@ -418,3 +421,130 @@ async def test_a_server_that_dribbles_or_falls_silent_is_given_up(pause):
         assert isinstance(error, SourceUnavailable)
         assert "no data" in str(error) or "in time" in str(error)
     assert await until(lambda: not decoders())
+
+
+# servers as they are
+
+
+@pytest.fixture(scope="module")
+def fmp4(tmp_path_factory):
+    """A closed playlist of fragmented MP4, whose initialisation is sought back to."""
+    folder = tmp_path_factory.mktemp("fmp4")
+    source = write_video(folder / "x.mp4", Scene(1).render, size=96)
+    command = ["ffmpeg", "-loglevel", "error", "-i", source, "-c", "copy", "-f", "hls"]
+    options = ["-hls_segment_type", "fmp4", "-hls_time", "1", "-hls_list_size", "0"]
+    subprocess.run([*command, *options, folder / "live.m3u8"], check=True, cwd=folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".mp4"} | {
+        "init.mp4": (folder / "init.mp4").read_bytes()
+    }
+
+
+def whole_for_the_first_range(body):
+    """A server that answers a range from byte 0 with all of it, as the RFC allows, and others with the range."""
+
+    async def page(head, writer):
+        asked = re.search(r"(?mi)^range: bytes=(\d+)-", head)
+        first = int(asked[1]) if asked else 0
+        status = 206 if first else 200
+        lines = (
+            f"HTTP/1.1 {status} x\r\nAccept-Ranges: bytes\r\nContent-Length: {len(body) - first}"
+        )
+        writer.write(lines.encode() + b"\r\n\r\n" + body[first:])
+        await writer.drain()
+
+    return page
+
+
+def no_ranges_after_all(body):
+    """A server that names ranges and then sends all of it whatever is asked."""
+    head = f"HTTP/1.1 200 x\r\nAccept-Ranges: bytes\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+
+    async def page(_head, writer):
+        writer.write(head + body)
+        await writer.drain()
+
+    return page
+
+
+RANGES = {
+    "ranges": lambda body: (200, ["Accept-Ranges: bytes"], body),
+    "none": lambda body: (200, [], body),
+    "whole for the first": whole_for_the_first_range,
+    "none after all": no_ranges_after_all,
+}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("ranges", sorted(RANGES))
+async def test_segments_of_fragmented_mp4_are_read_whatever_a_server_makes_of_ranges(fmp4, ranges):
+    async with site() as served:
+        for name, content in fmp4.items():
+            served.pages[f"/{name}"] = RANGES[ranges](content)
+        assert len(await frames_of(served.url("/live.m3u8"))) == 40
+
+
+@pytest.mark.parametrize("ranges", ["ranges", "whole for the first", "none after all"])
+async def test_a_file_is_sought_in_whatever_a_server_makes_of_ranges(video, ranges):
+    async with site() as served:
+        served.pages["/x.mp4"] = RANGES[ranges](video)
+        assert len(await frames_of(served.url("/x.mp4"))) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)],
+)
+async def test_what_a_server_compresses_unasked_is_read(playlist, name, encode):
+    async with site() as served:
+        publish(served, playlist)
+        encoded = encode(playlist["live.m3u8"])
+        served.pages["/live.m3u8"] = (200, [f"Content-Encoding: {name}"], encoded)
+        assert len(await frames_of(served.url("/live.m3u8"))) == 40
+
+
+async def test_an_encoding_that_is_not_known_is_named(playlist):
+    async with site() as served:
+        served.pages["/live.m3u8"] = (200, ["Content-Encoding: br"], playlist["live.m3u8"])
+        failure = await failure_of(served.url("/live.m3u8"))
+    assert isinstance(failure, NotVideo)
+    assert "the encoding 'br'" in str(failure)
+
+
+async def test_a_camera_that_hangs_up_on_head_is_asked_by_get(video):
+    async with site() as served:
+        served.pages["/x.mp4"] = (200, ["Accept-Ranges: bytes"], video)
+        served.hangs_up_on_head = True
+        assert len(await frames_of(served.url("/x.mp4"), 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "head", "after"),
+    [
+        (b"", b"--x\r\nContent-Type: image/jpeg\r\n\r\n", b"\r\n"),
+        (b"Content-Type: image/jpeg\r\n\r\n", b"", b"\r\n--x\r\nContent-Type: image/jpeg\r\n\r\n"),
+        (b"", b"--x\r\n\r\n", b"\r\n"),
+        (b"", b"--x\r\nContent-Type: image/jpg\r\n\r\n", b"\r\n"),
+        (b"", b"x\r\nContent-Type: image/jpeg\r\n\r\n", b"\r\n"),
+        (b"", b"--x\r\nContent-Type: image/jpeg\r\nContent-Length: 7\r\n\r\n", b"\r\n"),
+        (b"", b"--x\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999\r\n\r\n", b"\r\n"),
+        (b"", b"", b""),
+    ],
+    ids=["plain", "no first", "no type", "jpg", "no dashes", "short length", "long length", "bare"],
+)
+async def test_motion_jpeg_is_shown_however_its_parts_are_written(tmp_path, before, head, after):
+    path = write_video(tmp_path / "x.avi", Scene(1).render, codec="mjpeg", size=96)
+    with av.open(str(path)) as container:
+        pictures = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+    async def page(_head, writer):
+        kind = b"Content-Type: multipart/x-mixed-replace;boundary=x\r\n\r\n"
+        writer.write(b"HTTP/1.0 200 OK\r\n" + kind + before)
+        for picture in pictures * 10:
+            writer.write(head + picture + after)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with site() as served:
+        served.pages["/"] = page
+        frames = await frames_of(served.url("/"), 4)
+    assert frames[3].image.shape == (96, 96, 3)

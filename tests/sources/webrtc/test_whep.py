@@ -179,7 +179,9 @@ NO_CANDIDATES = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
         (always(404), SourceUnavailable, "no such stream"),
         (always(503), SourceUnavailable, "503"),
         (always(200, "<html>hello</html>"), NotVideo, "is it a WHEP address"),
-        (always(302, "", "Location: /elsewhere"), NotVideo, "302"),
+        (always(302, "", "Location: /elsewhere"), SourceUnavailable, "redirects more than 5 times"),
+        (always(307, "", "Location: ftp://127.0.0.1/x"), NotVideo, "redirects to something"),
+        (always(304, ""), NotVideo, "304"),
         (always(201, "v=0 and then rubbish\r\nm=\r\n"), NotVideo, "can't be used"),
         (
             always(201, NO_CANDIDATES + "m=video 9 x 96\r\na=fmtp:97 x=1\r\n"),
@@ -341,3 +343,34 @@ async def test_opening_and_closing_leaves_no_thread_and_no_file():
         assert await until(lambda: threads() <= running)
         assert await until(lambda: open_files() <= files + 1)
         assert camera.viewers == 0
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_is_followed_and_another_origin_gets_no_credentials(status):
+    """As load balancers redirect; a relative target keeps the origin and its credentials."""
+    asked = []
+
+    async def elsewhere(head, writer):
+        asked.append(head)
+        writer.write(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async def here(head, writer):
+        asked.append(head)
+        target = f"http://{other.address}/there" if "/same" in head else "/same"
+        writer.write(
+            f"HTTP/1.1 {status} x\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        await writer.drain()
+
+    async with site() as first, site() as other:
+        first.pages |= {"/cam": here, "/same": here}
+        other.pages["/there"] = elsewhere
+        source = pull(f"whep://viewer:sesame@{first.address}/cam")
+        with pytest.raises(SourceUnavailable, match="no such stream"):
+            async with source:
+                pass
+    methods = [head.split(" ")[:2] for head in asked]
+    assert methods == [["POST", "/cam"], ["POST", "/same"], ["POST", "/there"]]
+    assert ["authorization: basic" in head.lower() for head in asked] == [True, True, False]
+    assert "v=0" not in asked[2]  # the head alone
