@@ -26,6 +26,7 @@ from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Observed, Outcome
 from stream_sttm.errors import (
+    ModelError,
     NoVideoYet,
     QuestionExpired,
     QuestionRejected,
@@ -386,3 +387,25 @@ async def test_a_schema_that_no_answer_can_follow_is_refused_and_others_go_on() 
         running.host.end()
     assert [type(result) for result in results] == [QuestionRejected, Answer]
     assert str(results[0]).startswith("json_schema: no answer can follow it")
+
+
+async def test_a_panic_while_a_form_is_prepared_is_that_question_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(*_: object) -> None:
+        raise Panic("index out of bounds")
+
+    async with _running() as running:
+        await running.show("door", 1)
+        monkeypatch.setattr(grammars, "compiled", panic)
+        number = Question("n", "door", "how many?", time.time(), 8, timeout=20)
+        number = replace(number, form=Form(AnswerType.NUMBER))
+        results = await asyncio.gather(
+            running.analysis.ask(number), running.ask("door", "who?"), return_exceptions=True
+        )
+        running.host.end()
+    assert [type(result) for result in results] == [ModelError, Answer]
+    assert str(results[0]) == "the answer's form can't be prepared: index out of bounds"
