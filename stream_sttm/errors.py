@@ -18,6 +18,9 @@
     │   ├── UnknownStream        no stream of that name
     │   ├── QuestionRejected     empty, too long, or no room for it
     │   │   └── TooManyQuestions no room for one more now: worth asking again
+    │   ├── AnswerUnfinished     the answer did not come to its end within its tokens
+    │   ├── AnswerFailed         the answer could not be made, of this question alone
+    │   │   └── NotFinite        the model gave no numbers: its memory starts anew
     │   ├── NoVideoYet           the stream has shown no frame so far
     │   ├── QuestionExpired      not answered in time
     │   └── Stopping             the service is about to end
@@ -128,6 +131,19 @@ class NoVideoYet(QuestionError):  # noqa: N818
 
 class AnswerUnfinished(QuestionError):  # noqa: N818
     """The answer did not come to its end within its tokens."""
+
+
+class AnswerFailed(QuestionError):  # noqa: N818
+    """The answer could not be made, of this question alone."""
+
+
+class NotFinite(AnswerFailed):
+    """The model gave no numbers: the stream's memory starts anew."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's output is not a number (NaN); the stream's memory starts anew, ask again"
+        )
 
 
 class QuestionExpired(QuestionError):  # noqa: N818

@@ -5,6 +5,7 @@ Reads the metrics' own registry, so that both agree. Knows nothing of who reads 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -94,7 +95,8 @@ def _totals() -> dict[str, dict[str, dict[str, float]]]:
                 ("sink", "broker", _OF_BROKER),
                 ("all", "", _OF_ALL),
             ):
-                if key := names.get(sample.name):
+                key = names.get(sample.name)
+                if key and math.isfinite(sample.value):  # NaN is no JSON
                     name = sample.labels.get(label, "")
                     totals[kind].setdefault(name, defaultdict(float))[key] += sample.value
     return {

@@ -135,7 +135,7 @@ class LiveAdditions:
 def _check(kind: Kind, name: str, given: Mapping[str, Any], settings: Settings) -> None:
     """Raise ConfigError or SourceDenied where an entry is not valid."""
     try:
-        json.dumps(given, ensure_ascii=False).encode()
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{kind}.{name}: is no valid Unicode; send UTF-8") from None
     if kind == "streams":

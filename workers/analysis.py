@@ -17,7 +17,7 @@ from typing import assert_never
 
 from stream_sttm import metrics
 from stream_sttm.engine.outcomes import Lost, Mosaic, Observed, Outcome, Progress, Unanswered
-from stream_sttm.errors import QuestionExpired, Stopping
+from stream_sttm.errors import QuestionExpired, Stopping, StreamSTTMError
 from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.types import Answer, Clip, Event, EventKind, Evidence, Frame, Question
 from workers.channel import Channel
@@ -177,14 +177,29 @@ class Analysis:
             self.settle(outcomes)
 
     def _still_wanted(self) -> list[Question]:
-        """Return the waiting questions whose askers still wait. The others are counted as expired."""
+        """Return the waiting questions whose askers still wait. The others are counted as expired.
+
+        A question whose grammar is not compiled yet comes again when it is.
+        """
+        assert self._group is not None
         wanted = []
         for question in self._questions:
             if self._is_abandoned(question):
                 _count(question, "expired")
-            else:
+            elif self._host.is_prepared(question.form):
                 wanted.append(question)
+            else:
+                self._group.create_task(self._prepare(question), name=f"form[{question.stream}]")
         return wanted
+
+    async def _prepare(self, question: Question) -> None:
+        """Have a question's grammar compiled, then queue it again."""
+        try:
+            await self._host.prepare(question.form)
+        except StreamSTTMError as error:
+            self._settle(Unanswered(question, error, is_rejected=True))
+        else:
+            self._put(question)
 
     def _settle(self, result: Outcome) -> None:
         match result:

@@ -24,15 +24,18 @@ import torch
 from stream_sttm import __version__, metrics
 from stream_sttm.config.settings import AnsweringSettings, Settings
 from stream_sttm.config.streams import StreamSettings
+from stream_sttm.engine.answering.failures import words_of
+from stream_sttm.engine.answering.grammar_process import GrammarProcess
 from stream_sttm.engine.checkpoint import archive_file, session_file
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Mosaic, Outcome, Unanswered
-from stream_sttm.errors import StreamSTTMError
+from stream_sttm.errors import ModelError, StreamSTTMError, TooManyQuestions
 from stream_sttm.models import load_model
-from stream_sttm.types import Clip, Question
+from stream_sttm.types import Clip, Form, Question
 
 _log = logging.getLogger(__name__)
 _SMALL_MODEL = 50_000_000  # parameters under which one CPU thread is fastest
+_FORMS_WAITING = 16  # that are prepared one after the other
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -62,6 +65,9 @@ class EngineHost:
         self._engine, self._thread, self._clock = engine, thread, clock
         self._disk = Lock()  # a cancelled save leaves its thread behind, which still writes
         self._removed: set[str] = set()  # streams of which nothing may be written any more
+        self._grammars = GrammarProcess(lambda: engine.formats.vocabulary)
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._preparing: dict[Form, asyncio.Future[None]] = {}
 
     @classmethod
     async def start(cls, settings: Settings, thread: ThreadPoolExecutor) -> EngineHost:
@@ -84,6 +90,32 @@ class EngineHost:
     ) -> list[Outcome]:
         """Queue clips and questions, then do one bounded piece of work. Returns what came of all that."""
         return await self._call(self._step, tuple(clips), tuple(questions))
+
+    def is_prepared(self, form: Form) -> bool:
+        """Return whether an answer's form needs no `prepare` any more."""
+        return self._engine.formats.is_prepared(form)
+
+    async def prepare(self, form: Form) -> None:
+        """Compile the grammar of an answer's form, beside the engine's thread, and remember what came of it.
+
+        Raises TooManyQuestions or ModelError where it could not be tried.
+        """
+        preparing = self._preparing.get(form)
+        if preparing is None:
+            if len(self._preparing) >= _FORMS_WAITING:
+                raise TooManyQuestions(
+                    f"{_FORMS_WAITING} new answer forms are being prepared; try again in a moment"
+                )
+            loop = asyncio.get_running_loop()
+            preparing = loop.run_in_executor(self._compiling, self._prepare, form)
+            self._preparing[form] = preparing
+            preparing.add_done_callback(lambda done: self._has_prepared(form, done))
+        await asyncio.shield(preparing)
+
+    def end(self) -> None:
+        """End what compiles grammars. No form can be prepared after that."""
+        self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._grammars.close()
 
     async def open(
         self, name: str, settings: StreamSettings, *, anew: bool = False
@@ -141,6 +173,19 @@ class EngineHost:
         """Run `work` in the engine's thread, after all that was called before it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, partial(work, *arguments, **keywords))
+
+    def _prepare(self, form: Form) -> None:
+        try:
+            self._engine.formats.prepare(form, self._grammars.check)
+        except StreamSTTMError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of a Rust library, too
+            raise ModelError(f"the answer's form can't be prepared: {words_of(error)}") from None
+
+    def _has_prepared(self, form: Form, done: asyncio.Future[None]) -> None:
+        del self._preparing[form]
+        if not done.cancelled():
+            done.exception()  # nobody may wait for it any more
 
     def _step(self, clips: Iterable[Clip], questions: Iterable[Question]) -> list[Outcome]:
         rejected: list[Outcome] = []

@@ -74,8 +74,14 @@ class Pipeline:
 
     async def run(self, thread: ThreadPoolExecutor, publishers: Publishers) -> None:
         """Load the model, then read every camera and answer, until cancelled."""
+        host = await EngineHost.start(self.settings, thread)
+        try:
+            await self._run(host, publishers)
+        finally:
+            host.end()
+
+    async def _run(self, host: EngineHost, publishers: Publishers) -> None:
         settings, service = self.settings, self.service
-        host = await EngineHost.start(settings, thread)
         checkpoints = Checkpoints(host, settings.state, lambda: self.control.settings.streams)
         await checkpoints.restore()
         queries = StandingQueries(settings.queries, settings.answering)

@@ -31,6 +31,7 @@ from stream_sttm.config.http import HttpSettings
 from stream_sttm.config.question_check import MAX_FAULTS
 from stream_sttm.errors import (
     AlreadyPublished,
+    AnswerFailed,
     AnswerUnfinished,
     ConfigError,
     ModelError,
@@ -68,6 +69,7 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first match counts
     TooManyTests: 429,
     QuestionRejected: 422,
     AnswerUnfinished: 422,
+    AnswerFailed: 503,
     NoVideoYet: 503,
     Stopping: 503,
     QuestionExpired: 504,

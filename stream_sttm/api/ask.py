@@ -166,7 +166,7 @@ async def _events(service: Service, question: Question) -> AsyncIterator[str]:
 
 
 def _event(kind: str, content: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"event: {kind}\ndata: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 async def written(service: Service, question: Question) -> AsyncIterator[tuple[str, Answer | None]]:

@@ -274,7 +274,7 @@ def _end(answer: Answer) -> str:
 
 
 def _data(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def _head(number: str, model: str, kind: str) -> dict[str, Any]:

@@ -31,5 +31,5 @@ async def lines(
             else:
                 if stream not in (None, event.get("stream")):
                     continue
-                content = json.dumps(event, ensure_ascii=False)
+                content = json.dumps(event, ensure_ascii=False, allow_nan=False)
                 yield f"id: {event['event']}\nevent: {event['type']}\ndata: {content}\n\n"

@@ -68,7 +68,7 @@ async def _send(
                 )
             if stream in (None, event.get("stream")):
                 async with asyncio.timeout(patience):
-                    await socket.send_text(json.dumps(event, ensure_ascii=False))
+                    await socket.send_text(json.dumps(event, ensure_ascii=False, allow_nan=False))
     except TimeoutError:
         return TOO_SLOW, f"nothing was read for {patience:g} s"
     except WebSocketDisconnect:

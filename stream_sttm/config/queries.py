@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict, field_validator, model_validator
 
 from stream_sttm.config.schedule import ScheduleSettings
+from stream_sttm.config.schema_size import schema_fault
 from stream_sttm.config.streams import Section
+from stream_sttm.config.text_check import text_fault
 from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form, Recall
 
 MAX_CHOICES = 64
 MAX_NEW_TOKENS = 1024
-MAX_SCHEMA_CHARS = 20_000
 _TRIGGER = re.compile(r"change|manual|frigate(:[a-z0-9][a-z0-9 _-]{0,62})?")
 
 
@@ -40,6 +41,8 @@ class FormSettings(Section):
     @field_validator("choices")
     @classmethod
     def _are_told_apart(cls, choices: list[str]) -> list[str]:
+        if fault := text_fault(choices):
+            raise ValueError(fault)
         plain = [" ".join(choice.split()) for choice in choices]
         if any(not 1 <= len(choice) <= 200 for choice in plain):
             raise ValueError("each must have 1 to 200 characters")
@@ -49,9 +52,9 @@ class FormSettings(Section):
 
     @field_validator("json_schema")
     @classmethod
-    def _is_short(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
-        if schema is not None and len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
-            raise ValueError(f"has more than {MAX_SCHEMA_CHARS} characters")
+    def _is_small(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None and (fault := schema_fault(schema)):
+            raise ValueError(fault)
         return schema
 
     @model_validator(mode="after")
@@ -67,7 +70,7 @@ class FormSettings(Section):
     @property
     def form(self) -> Form:
         """The form as the engine takes it."""
-        schema = "" if self.json_schema is None else json.dumps(self.json_schema)
+        schema = "" if self.json_schema is None else json.dumps(self.json_schema, allow_nan=False)
         return Form(self.type, tuple(self.choices), schema)
 
 
@@ -155,6 +158,15 @@ class QuerySettings(AskSettings):
     announce: Literal["always", "on_change"] = Field(
         "on_change", description="Publish every answer, or only one that differs from the last."
     )
+
+    @field_validator("ask")
+    @classmethod
+    def _is_text(cls, ask: str) -> str:
+        if not ask.strip():
+            raise ValueError("is empty; write what you want to know")
+        if fault := text_fault([ask]):
+            raise ValueError(fault)
+        return ask
 
     @field_validator("on_event")
     @classmethod

@@ -14,12 +14,12 @@ from pydantic import Field, ValidationError
 from stream_sttm.config.faults import fault_line
 from stream_sttm.config.queries import MAX_NEW_TOKENS, AskSettings
 from stream_sttm.config.settings import AnsweringSettings
+from stream_sttm.config.text_check import text_fault
 from stream_sttm.errors import QuestionRejected
 from stream_sttm.types import Form, Question
 
 MAX_TURNS = 32
 MAX_FAULTS = 5  # that are named at once
-NO_UNICODE = "{}: is no valid Unicode; send UTF-8"
 
 
 class _Asked(AskSettings):
@@ -62,11 +62,10 @@ def _check_text(question: Question, longest: int) -> None:
     length = sum(map(len, parts))
     if length > longest:
         raise QuestionRejected(f"question: has {length} characters; at most {longest} are taken")
-    for name, texts in (("question", parts), ("choices", question.form.choices)):
-        try:
-            "".join(texts).encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
-            raise QuestionRejected(NO_UNICODE.format(name)) from None
+    named = {"question": parts, "id": [question.id], "choices": question.form.choices}
+    for name, texts in named.items():
+        if fault := text_fault(texts):
+            raise QuestionRejected(f"{name}: {fault}")
 
 
 def _schema(form: Form) -> Any:

@@ -66,7 +66,7 @@ class Additions:
                 db.execute(
                     "INSERT INTO added (kind, name, settings) VALUES (?, ?, ?)"
                     " ON CONFLICT (kind, name) DO UPDATE SET settings = excluded.settings",
-                    (kind, name, json.dumps(settings)),
+                    (kind, name, json.dumps(settings, allow_nan=False)),
                 )
 
     def over(self, settings: Settings) -> Settings:

@@ -20,6 +20,7 @@ from stream_sttm.engine import attention, session_metrics, vision
 from stream_sttm.engine.answering.admission import check
 from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.batching import make_batches, split_lookback
+from stream_sttm.engine.answering.failures import ENDS, as_rejection
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.answering.sequence import Completion
 from stream_sttm.engine.outcomes import Lost, Mosaic, Observed, Outcome, Progress, Unanswered
@@ -30,6 +31,7 @@ from stream_sttm.engine.sessions import Sessions
 from stream_sttm.engine.snapshot import draw_mosaic
 from stream_sttm.errors import (
     ModelError,
+    NotFinite,
     NoVideoYet,
     OutOfMemory,
     QuestionExpired,
@@ -66,7 +68,8 @@ class Engine:
         )
         self._regions: set[str] = set()  # streams that encode only what changed
         self._batches: dict[int, AnswerBatch] = {}
-        self._formats = AnswerFormats(model)
+        self._asked: dict[int, StreamSession] = {}  # by batch, the memory that it answers from
+        self.formats = AnswerFormats(model)
         self._batch_numbers = itertools.count()
         attention.register()
         model.use_attention(attention.NAME)
@@ -117,9 +120,12 @@ class Engine:
         """Queue a question. Raises UnknownStream, NoVideoYet or QuestionRejected where it can't be answered."""
         try:
             self._admit(question)
-        except StreamSTTMError as error:
-            metrics.ADMISSION_REJECTED.labels(type(error).__name__).inc()
+        except ENDS:
             raise
+        except BaseException as error:  # a panic of a Rust library is no Exception
+            failure = as_rejection(question, error)
+            metrics.ADMISSION_REJECTED.labels(type(failure).__name__).inc()
+            raise failure from error
 
     def _admit(self, question: Question) -> None:
         known = self.sessions.streams
@@ -127,7 +133,7 @@ class Engine:
             raise UnknownStream(
                 f"there is no stream {question.stream!r}{suggest(question.stream, known)}"
             )
-        check(question, formats=self._formats, plan=self.plan, limits=self._limits)
+        check(question, formats=self.formats, plan=self.plan, limits=self._limits)
         self.sessions.check(question.stream)
         self._scheduler.add_question(question)
 
@@ -165,7 +171,9 @@ class Engine:
         """Run a piece of work. Where it fails, recover and return what is lost by it."""
         try:
             return self._run(work)
-        except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
             return self._recover(work, error)
 
     def _run(self, work: Work) -> Sequence[Outcome]:
@@ -220,22 +228,22 @@ class Engine:
         if session is None:
             error = NoVideoYet(f"stream {stream!r} has no memory at the moment; ask again")
             return [Unanswered(question, error) for question in questions]
-        batches = make_batches(self.model, session, questions, self._formats)
-        first, *_ = [self._register(batch) for batch in batches]
+        batches = make_batches(self.model, session, questions, self.formats)
+        first, *_ = [self._register(batch, session) for batch in batches]
         return self._run_safely(Decode(first))  # a failure concerns this batch alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
         """Run one step of a batch. Its questions that turned out to look back become batches of their own."""
         batch = self._batches[number]
         finished = batch.step()
-        for lookback_batch in split_lookback(self.model, batch, self._formats):
-            self._register(lookback_batch)
+        for lookback_batch in split_lookback(self.model, batch, self.formats):
+            self._register(lookback_batch, self._asked[number])
         return self._collect_answers(number, finished)
 
-    def _register(self, batch: AnswerBatch) -> int:
+    def _register(self, batch: AnswerBatch, session: StreamSession) -> int:
         """Give a batch a number and have it scheduled. Returns the number."""
         number = next(self._batch_numbers)
-        self._batches[number] = batch
+        self._batches[number], self._asked[number] = batch, session
         self._scheduler.add_batch(number)
         return number
 
@@ -246,8 +254,9 @@ class Engine:
         """
         batch = self._batches[number]
         outcomes: list[Outcome] = [Progress(*partial) for partial in batch.partial_texts()]
+        self._drop_unsound(self._asked[number], finished)
         if not batch.questions:
-            del self._batches[number]
+            del self._batches[number], self._asked[number]
             self._scheduler.remove_batch(number)
         now = self._clock()
         for completion in finished:
@@ -271,7 +280,23 @@ class Engine:
             self.sessions.record(answer)
         return outcomes
 
-    def _recover(self, work: Work, error: Exception) -> Sequence[Outcome]:
+    def _drop_unsound(self, session: StreamSession, finished: Sequence[Completion]) -> None:
+        """Let a stream begin with a new memory where an answer from this one was no number.
+
+        What recall keeps of it goes, too, because it may be what is damaged.
+        """
+        stream, error = (
+            session.stream,
+            next((one.error for one in finished if isinstance(one.error, NotFinite)), None),
+        )
+        if error is None or self.sessions.of(stream) is not session:  # or it did already
+            return
+        _log.error("stream %s: its memory starts anew: %s", stream, error)
+        self.sessions.drop(stream, str(error))
+        self.sessions.drop_past(stream)
+        metrics.KV_REBUILDS.labels(stream, "not_finite").inc()
+
+    def _recover(self, work: Work, error: BaseException) -> Sequence[Outcome]:
         """Clean up after a failed piece of work.
 
         A stream whose clip failed starts with a new memory, and a batch that failed is removed. Returns an outcome for
@@ -293,6 +318,7 @@ class Engine:
                 return [Unanswered(question, failure) for question in questions]
             case Decode(number):
                 batch = self._batches.pop(number)
+                del self._asked[number]
                 self._scheduler.remove_batch(number)
                 open_questions = [*batch.questions, *batch.looking_back]
                 return [Unanswered(question, failure) for question in open_questions]
@@ -300,7 +326,7 @@ class Engine:
                 assert_never(work)
 
 
-def _as_failure(work: Work, error: Exception) -> StreamSTTMError:
+def _as_failure(work: Work, error: BaseException) -> StreamSTTMError:
     """Return an error as one of our own. Free the device's unused memory where the error is that it ran out."""
     if isinstance(error, torch.OutOfMemoryError):
         metrics.OOM_RECOVERIES.inc()

@@ -73,8 +73,7 @@ class Sessions:
         """Delete a stream, its memory and its past."""
         for kept in (self._rates, self._sessions, self._errors):
             kept.pop(stream, None)
-        if self._archives is not None:
-            self._archives.drop(stream)
+        self.drop_past(stream)
 
     def of(self, stream: str) -> StreamSession | None:
         """Return a stream's session, None where it has none."""
@@ -100,6 +99,11 @@ class Sessions:
         is_new = self._errors.get(stream) != why
         self._errors[stream] = why
         return is_new
+
+    def drop_past(self, stream: str) -> None:
+        """Delete what recall keeps of a stream."""
+        if self._archives is not None:
+            self._archives.drop(stream)
 
     def check(self, stream: str) -> None:
         """Raise NoVideoYet, with the reason, where a stream has no session to answer from."""

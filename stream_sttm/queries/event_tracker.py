@@ -17,10 +17,15 @@ from stream_sttm.config.queries import QuerySettings
 from stream_sttm.types import Answer, AnswerType, Event, EventKind
 
 
+def is_sure(confidence: float | None, least: float) -> bool:
+    """Return whether an answer is as certain as that. One without a confidence is where that is 0, NaN never."""
+    return not least if confidence is None else confidence >= least
+
+
 def reading(answer: Answer, query: QuerySettings) -> bool | None:
     """Return whether the answer says that what the query watches for happens. None where it is unclear."""
     value, confidence = answer.structured, answer.confidence
-    if query.min_confidence and (confidence is None or confidence < query.min_confidence):
+    if not is_sure(confidence, query.min_confidence):
         return None
     match query.type:
         case AnswerType.YES_NO:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import AnsweringSettings
 from stream_sttm.queries.cadence import Cadence
-from stream_sttm.queries.event_tracker import EventTracker, reading
+from stream_sttm.queries.event_tracker import EventTracker, is_sure, reading
 from stream_sttm.types import Answer, Event, Question
 
 _LOST_AFTER = 2.0  # timeouts after which a question without an outcome counts as lost
@@ -183,7 +183,7 @@ class StandingQueries:
     def _is_news(self, one: _Standing, answer: Answer) -> bool:
         """Return whether to announce `answer`, as its query says. Remembers it as the last one."""
         query, confidence = one.query, answer.confidence
-        if query.min_confidence and (confidence is None or confidence < query.min_confidence):
+        if not is_sure(confidence, query.min_confidence):
             return False
         text = " ".join(answer.text.split()).casefold()
         has_changed = text != one.last_text

@@ -125,7 +125,7 @@ class WebhookSink:
         Raises SinkError where nobody answers, _PostFailed where it fails, and SinkRefused where it always will.
         """
         assert self._client is not None
-        content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode(errors="replace")
         try:
             async with asyncio.timeout(self._timeout):
                 request = self._client.stream(
@@ -204,7 +204,7 @@ def _append(path: Path, letter: dict[str, Any]) -> None:
     """Append a line to a file that only its owner may read. Blocks."""
     if path.exists() and path.stat().st_size > MAX_LETTERS:
         path.replace(path.with_name(f"{path.name}.1"))
-    line = json.dumps(letter, ensure_ascii=False).encode(errors="replace")
+    line = json.dumps(letter, ensure_ascii=False, allow_nan=False).encode(errors="replace")
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "ab") as file:
         file.write(line + b"\n")

@@ -96,7 +96,7 @@ class EventLog:
     def add(self, event: Event, *, published_at: float) -> None:
         """Keep `event` in place of its earlier version."""
         row = event.as_dict(published_at=published_at)
-        row |= {name: json.dumps(row[name]) for name in ("state", "span")}
+        row |= {name: json.dumps(row[name], allow_nan=False) for name in ("state", "span")}
         with self._file.writing() as db:
             db.execute(_ADD, [row[name] for name in _COLUMNS])
 

@@ -20,7 +20,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet's formul
 def jsonl(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield one line of JSON per answer."""
     for answer in answers:
-        yield json.dumps(dict(answer), ensure_ascii=False) + "\n"
+        yield json.dumps(dict(answer), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def csv_lines(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -41,7 +41,7 @@ def csv_lines(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def _cell(name: str, value: Any) -> Any:
     if name in JSON_COLUMNS:
-        value = json.dumps(value, ensure_ascii=False)
+        value = json.dumps(value, ensure_ascii=False, allow_nan=False)
     if isinstance(value, str) and value.startswith(_FORMULA):
         try:
             float(value)

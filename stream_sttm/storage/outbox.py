@@ -110,7 +110,9 @@ class OutboxTable:
 def _dumped(item: Answer | Event | None) -> tuple[str, str]:
     assert item is not None
     # ASCII, because a text may hold half of a surrogate pair
-    return "answer" if isinstance(item, Answer) else "event", json.dumps(asdict(item))
+    return "answer" if isinstance(item, Answer) else "event", json.dumps(
+        asdict(item), allow_nan=False
+    )
 
 
 def _loaded(kind: str, body: str) -> Answer | Event | None:

@@ -159,7 +159,7 @@ def _row(answer: Answer, published_at: float | None) -> dict[str, Any]:
     """Return an answer as the columns of the table."""
     row = answer.as_dict(published_at=time.time() if published_at is None else published_at)
     return {name: row[name] for name in COLUMNS} | {
-        name: json.dumps(row[name]) for name in JSON_COLUMNS
+        name: json.dumps(row[name], allow_nan=False) for name in JSON_COLUMNS
     }
 
 

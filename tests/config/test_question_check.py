@@ -27,6 +27,26 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"question": "x" * 101}, "question: has 101 characters; at most 100 are taken"),
     ({"question": "half \ud800"}, "question: is no valid Unicode; send UTF-8"),
     (
+        {"question": "a\0"},
+        "question: has the control character U+0000; leave it out",
+    ),
+    (
+        {"type": "choice", "choices": ["\ud800", "b"]},
+        "choices: is no valid Unicode; send UTF-8",
+    ),
+    (
+        {"type": "choice", "choices": ["a\x1b", "b"]},
+        "choices: has the control character U+001B; leave it out",
+    ),
+    (
+        {"type": "json", "json_schema": {"enum": ["\udc00"]}},
+        "json_schema: is no valid Unicode; send UTF-8",
+    ),
+    (
+        {"type": "json", "json_schema": {"properties": {"\0": {}}}},
+        "json_schema: has the control character U+0000; leave it out",
+    ),
+    (
         {"type": "choice", "choices": ["a"]},
         "choices: one is no choice; give two or more",
     ),

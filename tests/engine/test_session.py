@@ -98,7 +98,7 @@ def _first_logits(
     seen: list[Tensor] = []
     view = view or take_view(session)
     batch = AnswerBatch(model, view, [_question(text, most=1)], AnswerFormats(model))
-    batch._choose_tokens = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
+    batch._choose_tokens = lambda logits: seen.append(logits) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0]
 

@@ -85,6 +85,13 @@ def test_an_uncertain_answer_says_neither() -> None:
     assert reading(answer(False, confidence=None), query()) is False
 
 
+@pytest.mark.parametrize("least", [0.0, 0.5, 1.0])
+def test_a_confidence_that_is_no_number_passes_no_threshold(least: float) -> None:
+    settings = query(min_confidence=least)
+    assert reading(answer(True, confidence=float("nan")), settings) is None
+    assert EventTracker().take(answer(True, confidence=float("nan")), settings, now=0.0) is None
+
+
 def test_a_choice_makes_events_of_the_values_that_alert() -> None:
     fire = query(type="choice", choices=["nothing", "smoke", "fire"], alert_on=["smoke", "fire"])
     events = told(fire, "nothing", "smoke", "smoke", "fire", "nothing", True, 1.0)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from threading import current_thread
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -18,9 +21,12 @@ from prometheus_client import REGISTRY
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.config.settings import AnsweringSettings, MemorySettings
 from stream_sttm.config.streams import StreamSettings
+from stream_sttm.engine.answering import grammars
+from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Observed, Outcome
 from stream_sttm.errors import (
+    ModelError,
     NoVideoYet,
     QuestionExpired,
     QuestionRejected,
@@ -31,10 +37,12 @@ from stream_sttm.models import load_model
 from stream_sttm.queries.standing import StandingQueries
 from stream_sttm.types import (
     Answer,
+    AnswerType,
     Clip,
     Event,
     EventKind,
     Evidence,
+    Form,
     Frame,
     Question,
     Structured,
@@ -43,6 +51,9 @@ from stream_sttm.types import (
 from workers.analysis import ON_DEMAND, Analysis
 from workers.channel import Channel
 from workers.engine_host import EngineHost
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 LIMITS = AnsweringSettings(max_new_tokens=8)
 
@@ -229,6 +240,7 @@ class Saying:
 
     def __init__(self, *says: Structured) -> None:
         self.says = list(says)
+        self.formats = AnswerFormats(load_model("demo"))
         self.waiting: list[Outcome] = []
 
     @property
@@ -332,3 +344,68 @@ async def test_a_still_clip_is_no_call_of_the_kind_change_though_it_may_be_encod
     told = await Told(query, False, False).after(clips)
     answers = [one for one in told if isinstance(one, Answer)]
     assert [answer.captured_at for answer in answers] == [5000.5, 5003.5]
+
+
+def _json(schema: object) -> Form:
+    return Form(AnswerType.JSON, (), json.dumps(schema))
+
+
+async def test_grammars_are_compiled_neither_on_the_loop_nor_in_the_engines_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = list[str]()
+    compiled = grammars.compiled
+
+    def noted(*arguments: Any) -> LLMatcher:
+        threads.append(current_thread().name)
+        return compiled(*arguments)
+
+    monkeypatch.setattr(grammars, "compiled", noted)
+    standing = QuerySettings(
+        streams=["door"], ask="how many?", type=AnswerType.NUMBER, every=1, max_new_tokens=8
+    )
+    async with _running(many=standing) as running:
+        await running.show("door", 2)
+        question = Question("j", "door", "how many?", time.time(), 8, timeout=20)
+        forms = [_json({"type": "boolean"}), _json({"type": "null"}), _json({"type": "boolean"})]
+        asked = [replace(question, id=f"j{at}", form=form) for at, form in enumerate(forms)]
+        answers = await asyncio.gather(*map(running.analysis.ask, asked))
+        await running.delivered.receive()
+        running.host.end()
+    assert [answer.structured in (True, False, None) for answer in answers] == [True] * 3
+    assert [name.startswith("grammars") for name in threads] == [True] * 3  # each form once
+
+
+async def test_a_schema_that_no_answer_can_follow_is_refused_and_others_go_on() -> None:
+    async with _running() as running:
+        await running.show("door", 1)
+        question = Question("j", "door", "how many?", time.time(), 8, timeout=20)
+        refused = replace(question, form=_json({"type": "string", "pattern": "["}))
+        results = await asyncio.gather(
+            running.analysis.ask(refused), running.ask("door", "who?"), return_exceptions=True
+        )
+        running.host.end()
+    assert [type(result) for result in results] == [QuestionRejected, Answer]
+    assert str(results[0]).startswith("json_schema: no answer can follow it")
+
+
+async def test_a_panic_while_a_form_is_prepared_is_that_question_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(*_: object) -> None:
+        raise Panic("index out of bounds")
+
+    async with _running() as running:
+        await running.show("door", 1)
+        monkeypatch.setattr(grammars, "compiled", panic)
+        number = Question("n", "door", "how many?", time.time(), 8, timeout=20)
+        number = replace(number, form=Form(AnswerType.NUMBER))
+        results = await asyncio.gather(
+            running.analysis.ask(number), running.ask("door", "who?"), return_exceptions=True
+        )
+        running.host.end()
+    assert [type(result) for result in results] == [ModelError, Answer]
+    assert str(results[0]) == "the answer's form can't be prepared: index out of bounds"

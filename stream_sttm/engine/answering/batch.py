@@ -4,7 +4,7 @@ A batch holds the view that it was asked of, so later appends, evictions and reb
 are read as one tree, in pieces of PIECE tokens, so a long question delays other streams no longer than a short one.
 Answers are written row by row, behind padding that is masked and that positions skip. Questions that turn out to look
 back leave the batch, to be asked again with a view that shows more of the past. What a token may be is decided in
-formats.py. Knows no queue and no clock.
+formats.py. A question that fails by itself fails alone. Knows no queue and no clock.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import forward
-from stream_sttm.engine.answering.formats import (
-    AnswerFormats,
-    Options,
-    first_scores,
-    probabilities,
-)
-from stream_sttm.engine.answering.prompt_tree import PromptTree
+from stream_sttm.engine.answering.failures import alone
+from stream_sttm.engine.answering.formats import AnswerFormats
+from stream_sttm.engine.answering.option_scoring import OptionScoring, first_weights
+from stream_sttm.engine.answering.prompt_tree import Piece, PromptTree
 from stream_sttm.engine.answering.sequence import Completion, SequenceState
 from stream_sttm.engine.attention import PrefixQueries, QueryHook
 from stream_sttm.engine.cache.suffix import SuffixCache
 from stream_sttm.engine.recall.lookback import LookbackProbe
 from stream_sttm.engine.recall.retrieval import RecallContext
 from stream_sttm.engine.view import View
+from stream_sttm.errors import NotFinite
 from stream_sttm.metrics import stage
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import Question
@@ -63,36 +61,59 @@ class AnswerBatch:
         self.make_view: Callable[[], View] | None = None
         self._probe: LookbackProbe | None = None
         self._model = model
-        prompts = [formats.prompt(question, history) for question in questions]
-        self._rows = [
-            SequenceState(
-                question, len(ids), formats.options(question.form), formats.grammar(question.form)
-            )
-            for question, ids in zip(questions, prompts, strict=True)
-        ]
-        self._tree = PromptTree(prompts)
+        self._rows: list[SequenceState] = []
+        self._failed: list[Completion] = []  # before they had a row; told with the next step
+        self._weighed: list[SequenceState] = []  # rows whose options are being scored
+        self._scoring: OptionScoring | None = None
+        self._was_weighing = False  # in the last step
+        self._tree = PromptTree(self._begin_rows(questions, formats, history))
         self._paths = self._tree.paths  # by row
         self._is_allocated = self._is_prefilled = self._is_decoding = False
         self._last = torch.empty(0)  # (B, C), hidden states of each question's last token
         self._next = torch.empty(0)
 
+    def _begin_rows(
+        self, questions: Sequence[Question], formats: AnswerFormats, history: str
+    ) -> list[Sequence[int]]:
+        """Begin a row for each question. Returns their prompts. What one fails on ends that one alone."""
+        prompts: list[Sequence[int]] = []
+        for question in questions:
+            with alone(question, self._failed):
+                ids, form = formats.prompt(question, history), question.form
+                options, grammar = formats.options(form), formats.grammar(form)
+                self._rows.append(SequenceState(question, len(ids), options, grammar))
+                prompts.append(ids)
+        return prompts
+
     @property
     def questions(self) -> list[Question]:
         """The questions without an answer so far."""
-        return [row.question for row in self._rows]
+        rows = [*self._rows, *self._weighed]
+        return [row.question for row in rows] + [one.question for one in self._failed]
 
     def partial_texts(self) -> list[tuple[Question, str]]:
         """Return the streamed questions whose answers are being written, each with its text so far."""
-        writing = [row for row in self._rows if row.ids and row.question.is_streamed]
-        # the bytes of a character may come one by one
-        texts = [self._model.answer(row.ids).rstrip("\ufffd") for row in writing]
-        return [(row.question, text) for row, text in zip(writing, texts, strict=True)]
+        texts: list[tuple[Question, str]] = []
+        for row in self._rows:
+            if row.ids and row.question.is_streamed:
+                with alone(row.question, []):  # told at its end
+                    # the bytes of a character may come one by one
+                    text = self._model.answer(row.ids).rstrip("\ufffd")
+                    texts.append((row.question, text))
+        return texts
 
     def step(self) -> list[Completion]:
         """Read the next piece of the questions, or write one more token for each.
 
-        Returns the answers that are finished now.
+        Returns the answers that are finished now, and those that failed.
         """
+        finished = self._advance()
+        failed, self._failed = self._failed, []
+        return [*failed, *finished]
+
+    def _advance(self) -> list[Completion]:
+        if not self._rows and self._scoring is None:
+            return []
         if self.make_view is not None:
             self.view, self.make_view = self.make_view(), None
             return []
@@ -101,6 +122,12 @@ class AnswerBatch:
         if not self._is_prefilled:
             with stage("prefill"):
                 return self._prefill()
+        # Answers are written between the pieces of options, which may be many.
+        if self._scoring is not None and not (self._was_weighing and self._rows):
+            self._was_weighing = True
+            with stage("prefill"):
+                return self._weigh()
+        self._was_weighing = False
         with stage("decode_text"):
             return self._decode()
 
@@ -121,7 +148,7 @@ class AnswerBatch:
         mask = self._is_real[:, None, None, :end]
         steps = self._lengths[:, None] + written
         hidden = self._run_layers(self._next[:, None], steps, mask, self._suffix)
-        return self._choose_tokens(hidden[:, -1])
+        return self._choose_tokens(self._model.logits(hidden[:, -1]))
 
     def _prefill(self) -> list[Completion]:
         """Read the next piece of the prompts. After the last piece, choose each answer's first token.
@@ -131,31 +158,37 @@ class AnswerBatch:
         start, model = self._suffix.length, self._model
         end = min(len(self._tree), start + PIECE)
         piece = self._tree.piece(start, end, len(model.layers), model.device)
-        mask = torch.zeros(piece.sees.shape, dtype=model.dtype, device=model.device)
-        mask.masked_fill_(~piece.sees, -torch.inf)
         query_hook = partial(self._probe.observe, piece.last, piece.ends) if self._probe else None
-        self._suffix.visible = piece.before
-        hidden = self._run_layers(
-            piece.ids[None],
-            piece.depths[None],
-            mask[None, None],
-            self._suffix,
-            query_hook,
-            piece.prefix_queries,
-        )
+        hidden = self._run_piece(piece, self._suffix, query_hook)
         last = hidden[0, piece.last]
         self._last = torch.where(piece.ends[:, None], last, self._last) if start else last
         if end < len(self._tree):
             return []
         self._is_prefilled = True
         self._split_lookback()
-        return self._choose_tokens(self._last) if self._rows else []
+        return self._choose_first() if self._rows else []
+
+    def _run_piece(
+        self, piece: Piece, suffix: SuffixCache, query_hook: QueryHook | None = None
+    ) -> Tensor:
+        """Run a piece of the tree, whose earlier nodes are in `suffix`, through all layers. Returns (1, n, C)."""
+        mask = torch.zeros(piece.sees.shape, dtype=self._model.dtype, device=self._model.device)
+        mask.masked_fill_(~piece.sees, -torch.inf)
+        suffix.visible = piece.before
+        return self._run_layers(
+            piece.ids[None],
+            piece.depths[None],
+            mask[None, None],
+            suffix,
+            query_hook,
+            piece.prefix_queries,
+        )
 
     def _begin_decoding(self) -> None:
         """Give each question its own keys and values, with room for its answer."""
         device = self._model.device
         longest = max(len(path) for path in self._paths)
-        room = max(question.max_new_tokens for question in self.questions)
+        room = max(question.max_new_tokens for question in (row.question for row in self._rows))
         padded = [[*path, *[path[-1]] * (longest - len(path))] for path in self._paths]
         self._suffix = self._suffix.expand(torch.tensor(padded, device=device), room=room)
         self._lengths = torch.tensor([len(path) for path in self._paths], device=device)
@@ -209,33 +242,90 @@ class AnswerBatch:
         suffix.commit(ids.shape[1])
         return hidden
 
-    def _choose_tokens(self, hidden: Tensor) -> list[Completion]:
-        """Choose each row's next token. Returns the answers that are finished by it, and removes their rows."""
-        logits = self._model.logits(hidden)
-        for index, row in enumerate(self._rows):
-            if row.grammar is not None:
-                refused = ~row.grammar.allowed().to(logits.device)
-                logits[index].masked_fill_(refused, -torch.inf)
+    def _choose_first(self) -> list[Completion]:
+        """Choose each answer's first token. Options that begin alike are left to be weighed in steps of their own.
+
+        Returns the answers that are finished now.
+        """
+        logits = self._model.logits(self._last)
+        rows = range(len(self._rows))
+        weighed = [index for index in rows if self._rows[index].begins_alike]
+        if weighed:
+            self._begin_weighing(weighed, logits[weighed])
+            others = [index for index in rows if index not in weighed]
+            logits = logits[others]
+            self._keep_rows(others)
+        return self._choose_tokens(logits) if self._rows else []
+
+    def _choose_tokens(self, logits: Tensor) -> list[Completion]:
+        """Choose each row's next token from logits (B, V). Returns the answers that are finished by it, with those
+        that failed, and removes their rows.
+        """
+        finished: list[Completion] = []
+        is_finite = logits.amax(dim=-1).isfinite()
+        self._mask_refused(logits, finished)
         chosen = logits.argmax(dim=-1)
         logs = (logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
-        weights = self._option_probabilities(logits)
-        finished, open_rows = [], []
+        weights = first_weights(
+            [row.options for row in self._rows], logits, self._model.tuned.temperature
+        )
+        failed, open_rows = {id(one.question) for one in finished}, []
         # Only here does answering wait for the device: which rows are finished decides what runs next.
-        for index, (row, token) in enumerate(zip(self._rows, chosen.tolist(), strict=True)):
-            if index in weights:
-                finished.append(row.complete_choice(weights[index], self.view))
+        each = zip(self._rows, chosen.tolist(), is_finite.tolist(), strict=True)
+        for index, (row, token, is_sound) in enumerate(each):
+            if id(row.question) in failed:
                 continue
-            is_end = token in self._model.eos
-            row.log += logs[index]
-            if not is_end:
-                row.ids.append(token)
-                is_end = row.grammar is not None and row.grammar.accept(token)
-            if is_end or len(row.ids) >= row.question.max_new_tokens:
-                finished.append(row.complete_text(self._model, self.view, is_end=is_end))
-            else:
-                open_rows.append(index)
+            with alone(row.question, finished):
+                if not is_sound:
+                    raise NotFinite
+                if index in weights:
+                    done: Completion | None = row.complete_choice(weights[index], self.view)
+                else:
+                    done = row.take(token, logs[index], self._model, self.view)
+                if done is None:
+                    open_rows.append(index)
+                else:
+                    finished.append(done)
         self._next = chosen[open_rows]
         self._keep_rows(open_rows)
+        return finished
+
+    def _mask_refused(self, logits: Tensor, failed: list[Completion]) -> None:
+        """Set what a row's grammar refuses to minus infinity. Rows whose grammar fails are added to `failed`."""
+        for index, row in enumerate(self._rows):
+            if row.grammar is None:
+                continue
+            allowed: Tensor | None = None
+            with alone(row.question, failed):
+                allowed = row.grammar.allowed()
+            if allowed is not None:
+                logits[index].masked_fill_(~allowed.to(logits.device), -torch.inf)
+
+    def _begin_weighing(self, indices: Sequence[int], logits: Tensor) -> None:
+        """Have the options of these rows scored. Logits (R, V) are the first token's."""
+        self._weighed = [self._rows[index] for index in indices]
+        self._scoring = OptionScoring(
+            self._model,
+            self._tree,
+            self._suffix,
+            [self._paths[index] for index in indices],
+            [row.options for row in self._weighed if row.options is not None],
+            logits,
+        )
+
+    def _weigh(self) -> list[Completion]:
+        """Read the next piece of the options. Returns the answers of all weighed rows after the last piece."""
+        scoring = self._scoring
+        assert scoring is not None
+        scoring.read(PIECE, self._run_piece)
+        if not scoring.is_done:
+            return []
+        finished: list[Completion] = []
+        each = scoring.weights(self._model.tuned.temperature)
+        for row, weights in zip(self._weighed, each, strict=True):
+            with alone(row.question, finished):
+                finished.append(row.complete_choice(weights, self.view))
+        self._scoring, self._weighed = None, []
         return finished
 
     def _keep_rows(self, indices: list[int]) -> None:
@@ -246,60 +336,3 @@ class AnswerBatch:
             self._lengths, self._is_real = self._lengths[rows], self._is_real[rows]
         self._rows = [self._rows[index] for index in indices]
         self._paths = [self._paths[index] for index in indices]
-
-    def _option_probabilities(self, logits: Tensor) -> dict[int, list[float]]:
-        """Return the probability of each option, by row index, for rows that choose one.
-
-        Logits (B, V) are the first token's.
-        """
-        rows_of: dict[int, list[int]] = {}
-        for index, row in enumerate(self._rows):
-            if row.options is not None:
-                rows_of.setdefault(id(row.options), []).append(index)
-        weights: dict[int, list[float]] = {}
-        for indices in rows_of.values():
-            options = self._rows[indices[0]].options
-            assert options is not None
-            if options.differ_in_first_token:
-                scores = first_scores(logits[indices], options)
-            else:
-                scores = torch.stack(
-                    [self._option_scores(options, at, logits[at]) for at in indices]
-                )
-            each = probabilities(scores, self._model.tuned.temperature).tolist()
-            weights.update(zip(indices, each, strict=True))
-        return weights
-
-    def _option_scores(self, options: Options, index: int, logits: Tensor) -> Tensor:
-        """Return (options,) log-probabilities of whole answers, by one more pass. Logits (V,) are the first token's."""
-        first_logits = logits.tolist()
-        spellings = [
-            max(option.spellings, key=lambda ids: first_logits[ids[0]])
-            for option in options.options
-        ]
-        longest = max(len(ids) for ids in spellings)
-        rows_at_once = max(1, PIECE // longest)
-        pieces = [
-            spellings[start : start + rows_at_once]
-            for start in range(0, len(spellings), rows_at_once)
-        ]
-        rest = torch.cat([self._continuation_scores(index, piece) for piece in pieces])
-        return logits[torch.tensor([ids[0] for ids in spellings], device=logits.device)] + rest
-
-    def _continuation_scores(self, index: int, spellings: Sequence[Sequence[int]]) -> Tensor:
-        """Return (R,) log-probabilities that an answer with this first token continues so to its end."""
-        device, path = self._model.device, torch.tensor(self._paths[index])
-        rows, longest, length = len(spellings), max(len(ids) for ids in spellings), len(path)
-        suffix = self._suffix.expand(path.to(device).expand(rows, -1), room=longest)
-        ids = torch.tensor([[*one, *[one[-1]] * (longest - len(one))] for one in spellings])
-        ids = ids.to(device)
-        steps = torch.arange(longest, device=device)
-        mask = torch.arange(length + longest, device=device) <= (length + steps)[:, None]
-        hidden = self._run_layers(ids, (length + steps).expand(rows, -1), mask[None, None], suffix)
-        logs = self._model.logits(hidden.flatten(0, 1)).log_softmax(dim=-1)
-        logs = logs.reshape(rows, longest, -1)
-        lengths = torch.tensor([len(one) for one in spellings], device=device)
-        follows = logs[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
-        follows = torch.where(steps[1:] < lengths[:, None], follows, 0).sum(dim=1)
-        ends = logs[torch.arange(rows, device=device), lengths - 1][:, sorted(self._model.eos)]
-        return follows + ends.logsumexp(dim=1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from stream_sttm.engine.answering.batch import AnswerBatch
+from stream_sttm.engine.answering.failures import alone
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.answering.history_prompt import history_prompt
 from stream_sttm.engine.recall.retrieval import RecallContext
@@ -70,7 +71,8 @@ def _history_for(past: RecallContext, question: Question, formats: AnswerFormats
     """
     others = [event for event in past.events if event.query != question.query]
     for count in range(min(past.plan.log, len(others)), 0, -1):
-        history = history_prompt(others[-count:], now=past.view.span[1])
-        if len(formats.prompt(question, history)) + question.max_new_tokens <= past.text_room:
-            return history
+        with alone(question, []):  # fails again, and is told, where its own prompt does
+            history = history_prompt(others[-count:], now=past.view.span[1])
+            if len(formats.prompt(question, history)) + question.max_new_tokens <= past.text_room:
+                return history
     return ""

@@ -1,46 +1,32 @@
 """The formats of answers: which tokens may come next, when an answer is finished, and its value as data.
 
 Yes/no and a choice are decided by the probabilities of their options, without writing a word. A number and JSON are
-written under a grammar (llguidance, loaded when first needed), so they always parse. Knows no batch and no cache.
+written under a grammar, so they always parse. Knows no batch and no cache.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stream_sttm.errors import ModelError, QuestionRejected
+from stream_sttm.engine.answering import grammars
+from stream_sttm.engine.answering.grammars import NUMBER_WORDS, Vocabulary, first_line, has_grammar
+from stream_sttm.errors import AnswerFailed, QuestionRejected
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import AnswerType, Form, Question, Structured
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-_SPELT_NUMBERS = "|".join(f"[{word[0].upper()}{word[0]}]{word[1:]}" for word in _NUMBER_WORDS)
-_NUMBER = rf" ?(-?[0-9]{{1,12}}(\.[0-9]{{1,6}})?|{_SPELT_NUMBERS})"
 _YES_NO = {"yes": True, "no": False}
 _INSTRUCTIONS = {
     AnswerType.YES_NO: "Answer yes or no.",
@@ -48,7 +34,8 @@ _INSTRUCTIONS = {
     AnswerType.NUMBER: "Answer with a number only.",
     AnswerType.JSON: "Answer with JSON only, following this schema: {schema}",
 }
-_SCHEMAS_KEPT = 64
+_OPTIONS_KEPT = 64
+_GRAMMARS_KEPT = 256
 _PROMPTS_KEPT = 256  # standing questions are repeated
 
 
@@ -67,6 +54,16 @@ class Options:
 
     options: tuple[Option, ...]
     differ_in_first_token: bool
+
+    @cached_property
+    def tokens(self) -> int:
+        """How many tokens all options have together, each in its longest spelling."""
+        return sum(max(map(len, option.spellings)) for option in self.options)
+
+    @cached_property
+    def longest(self) -> int:
+        """How many tokens the longest option has."""
+        return max(len(ids) for option in self.options for ids in option.spellings)
 
     @cached_property
     def firsts(self) -> tuple[Tensor, Tensor]:
@@ -90,21 +87,25 @@ class Grammar:
         self._bits = allocate_token_bitmask(1, vocabulary)
 
     def allowed(self) -> Tensor:
-        """Return (V,) bool: the tokens that may come next."""
+        """Return (V,) bool: the tokens that may come next. Raises QuestionRejected where it fails."""
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
-        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        return torch.from_numpy(bits[: self._vocabulary].astype(bool))
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocabulary]
+        if self._matcher.is_error() or not bits.any():
+            raise self._error()
+        return torch.from_numpy(bits.astype(bool))
 
     def accept(self, token: int) -> bool:
-        """Add `token` to the answer. Returns whether nothing can follow it."""
+        """Add `token` to the answer. Returns whether nothing can follow it. Raises QuestionRejected where it fails."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise ModelError(
-                f"the grammar of an answer failed: {_first_line(self._matcher.get_error())}"
-            )
+            raise self._error()
         return bool(self._matcher.is_stopped())
+
+    def _error(self) -> QuestionRejected:
+        reason = first_line(self._matcher.get_error())
+        return QuestionRejected(f"json_schema: no answer can follow it: {reason}")
 
 
 class AnswerFormats:
@@ -112,18 +113,22 @@ class AnswerFormats:
 
     def __init__(self, model: VideoLLM) -> None:
         self._model = model
-        self._compiled = lru_cache(_SCHEMAS_KEPT)(self._compile)
-        self._options = lru_cache(_SCHEMAS_KEPT)(self._build_options)
+        self._grammars: dict[Form, LLMatcher | str] = {}  # or why there is none
+        self._lock = Lock()
+        self._options = lru_cache(_OPTIONS_KEPT)(self._build_options)
         self._tokenize = lru_cache(_PROMPTS_KEPT)(model.ask)
 
     @cached_property
-    def _tokens(self) -> LLTokenizer:
-        from llguidance import LLTokenizer
-
-        tokenizer_json = _tokenizer_json(self._model.tokenizer)
-        return LLTokenizer(
-            tokenizer_json, n_vocab=self._model.vocabulary, eos_token=sorted(self._model.eos)
+    def vocabulary(self) -> Vocabulary:
+        """What a grammar must know of the model."""
+        model = self._model
+        return Vocabulary(
+            _tokenizer_json(model.tokenizer), model.vocabulary, tuple(sorted(model.eos))
         )
+
+    @cached_property
+    def _tokens(self) -> LLTokenizer:
+        return self.vocabulary.tokens()
 
     def prompt(self, question: Question, history: str = "") -> Sequence[int]:
         """Return the token ids of a question, behind the text `history`.
@@ -139,14 +144,33 @@ class AnswerFormats:
             text = f"{text}\n{instruction}"
         return self._tokenize(text, question.turns)
 
+    def is_prepared(self, form: Form) -> bool:
+        """Return whether nothing of this form is left to compile."""
+        return not has_grammar(form) or form in self._grammars
+
+    def prepare(self, form: Form, tried: Callable[[str], None]) -> None:
+        """Compile the grammar of a form where it has one, and remember what came of it. Called in any one thread.
+
+        A JSON schema is `tried` first, which raises QuestionRejected.
+        """
+        if self.is_prepared(form):
+            return
+        try:
+            if form.type is AnswerType.JSON:
+                tried(form.json_schema)
+        except QuestionRejected as error:
+            self._remember(form, str(error))
+        else:
+            self._compile(form)
+
     def check(self, form: Form) -> None:
         """Raise QuestionRejected where no answer can have this format."""
-        if _has_grammar(form):
+        if has_grammar(form):
             self._compiled(form)
 
     def grammar(self, form: Form) -> Grammar | None:
         """Return a grammar for the answer's tokens, None where there is none."""
-        if not _has_grammar(form):
+        if not has_grammar(form):
             return None
         return Grammar(self._compiled(form).deep_copy(), self._tokens.vocab_size)
 
@@ -162,24 +186,28 @@ class AnswerFormats:
             case _:
                 assert_never(form.type)
 
-    def _compile(self, form: Form) -> LLMatcher:
-        from llguidance import LLMatcher
+    def _compiled(self, form: Form) -> LLMatcher:
+        """Return a form's grammar. Raises QuestionRejected, without another try, where it was refused before."""
+        known = self._grammars.get(form)
+        found = self._compile(form) if known is None else known
+        if isinstance(found, str):
+            raise QuestionRejected(found)
+        return found
 
-        match form.type:
-            case AnswerType.NUMBER:
-                grammar = LLMatcher.grammar_from_regex(_NUMBER)
-            case AnswerType.JSON:
-                grammar = _json_grammar(form.json_schema)
-            case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
-                raise ValueError(f"an answer of type {form.type} has no grammar")
-            case _:
-                assert_never(form.type)
-        fault = LLMatcher.validate_grammar(grammar, self._tokens)
-        matcher = None if fault else LLMatcher(self._tokens, grammar)
-        fault = fault or (matcher.get_error() if matcher is not None and matcher.is_error() else "")
-        if matcher is None or fault:
-            raise QuestionRejected(f"json_schema: no answer can follow it: {_first_line(fault)}")
-        return matcher
+    def _compile(self, form: Form) -> LLMatcher | str:
+        """Compile a form's grammar and remember it. Returns why not in words, where no answer can follow it."""
+        try:
+            found: LLMatcher | str = grammars.compiled(self._tokens, form)
+        except QuestionRejected as error:
+            found = str(error)
+        self._remember(form, found)
+        return found
+
+    def _remember(self, form: Form, found: LLMatcher | str) -> None:
+        with self._lock:
+            self._grammars[form] = found
+            while len(self._grammars) > _GRAMMARS_KEPT:
+                del self._grammars[next(iter(self._grammars))]
 
     def _build_options(self, texts: tuple[str, ...]) -> Options:
         options = tuple(
@@ -200,18 +228,10 @@ class AnswerFormats:
                 spelling, add_special_tokens=False, split_special_tokens=True
             )["input_ids"]
             found.append(tuple(ids))
-        return tuple(dict.fromkeys(ids for ids in found if ids))
-
-
-def _has_grammar(form: Form) -> bool:
-    """Return whether answers of this format are written under a grammar."""
-    match form.type:
-        case AnswerType.NUMBER | AnswerType.JSON:
-            return True
-        case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
-            return False
-        case _:
-            assert_never(form.type)
+        spellings = tuple(dict.fromkeys(ids for ids in found if ids))
+        if not spellings:
+            raise QuestionRejected(f"choices: the model has no word for {text[:40]!r}")
+        return spellings
 
 
 def _tokenizer_json(tokenizer: Any) -> str:
@@ -232,28 +252,11 @@ def _tokenizer_json(tokenizer: Any) -> str:
     return json.dumps(as_dict)
 
 
-def _json_grammar(schema: str) -> str:
-    from llguidance import LLMatcher
-
-    try:
-        # a model could write white space for ever
-        return LLMatcher.grammar_from_json_schema(
-            schema or '{"type": "object"}', defaults={"whitespace_flexible": False}
-        )
-    except ValueError as error:
-        raise QuestionRejected(f"json_schema: {_first_line(str(error))}") from error
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "it is empty")
-
-
 def structured(text: str, form: Form) -> Structured:
     """Return a written answer as data, None for free text."""
     match form.type:
         case AnswerType.JSON:
-            value: dict[str, Any] | list[Any] = json.loads(text)
-            return value
+            return _json_value(text)
         case AnswerType.NUMBER:
             return _number(text)
         case AnswerType.TEXT | AnswerType.YES_NO | AnswerType.CHOICE:
@@ -262,10 +265,22 @@ def structured(text: str, form: Form) -> Structured:
             assert_never(form.type)
 
 
+def _json_value(text: str) -> Structured:
+    """Return written JSON as data that can be sent on: finite numbers and valid Unicode. Raises AnswerFailed."""
+    try:
+        value: Structured = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):  # 1e999; half of a surrogate pair; thousands of digits
+        raise AnswerFailed(
+            "the answer follows its schema, but holds a number or a text that JSON can't pass on; ask again"
+        ) from None
+    return value
+
+
 def _number(text: str) -> int | float:
     word = text.strip().casefold()
-    if word in _NUMBER_WORDS:
-        return _NUMBER_WORDS.index(word)
+    if word in NUMBER_WORDS:
+        return NUMBER_WORDS.index(word)
     number = float(word)
     return int(number) if number.is_integer() and "." not in word else number
 

@@ -41,26 +41,48 @@ class PromptTree:
     """The prompts of one batch. Nodes are numbered so that each comes after those that it stands behind."""
 
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        nodes_by_edge: dict[tuple[int, int], int] = {}  # by parent node and token
+        # by parent node, token, and whether it is an option's
+        self._nodes: dict[tuple[int, int, bool], int] = {}
         self._ids: list[int] = []
         self._starts: list[int] = []  # how many nodes there were before each prompt
         self.paths: list[list[int]] = []  # of each prompt, its nodes from the first to the last
         for ids in prompts:
-            self._starts.append(len(nodes_by_edge))
-            path: list[int] = []
-            for token in ids:
-                path.append(
-                    nodes_by_edge.setdefault((path[-1] if path else -1, token), len(nodes_by_edge))
-                )
-                if path[-1] == len(self._ids):
-                    self._ids.append(token)
-            self.paths.append(path)
+            self._add([], ids, is_option=False)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def piece(self, start: int, end: int, layers: int, device: torch.device) -> Piece:
-        """Return what it takes to read nodes [start, end) in a model of so many layers."""
+    def branch(self, path: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Add an option's tokens behind a prompt's nodes. Returns all its nodes.
+
+        Options share nodes with one another, but not with prompts, which have been read before.
+        """
+        return self._add(path, ids, is_option=True)
+
+    def _add(self, path: Sequence[int], ids: Sequence[int], *, is_option: bool) -> list[int]:
+        self._starts.append(len(self._ids))
+        whole = list(path)
+        for token in ids:
+            edge = (whole[-1] if whole else -1, token, is_option)
+            whole.append(self._nodes.setdefault(edge, len(self._ids)))
+            if whole[-1] == len(self._ids):
+                self._ids.append(token)
+        self.paths.append(whole)
+        return whole
+
+    def piece(
+        self,
+        start: int,
+        end: int,
+        layers: int,
+        device: torch.device,
+        *,
+        is_read_whole: bool = False,
+    ) -> Piece:
+        """Return what it takes to read nodes [start, end) in a model of so many layers.
+
+        Behind the last layer only the ends of prompts are read, or all nodes where it `is_read_whole`.
+        """
         nodes, branches = range(start, end), list(self._branches(start, end))
         depths = [depth for first, _, path in branches for depth in range(first, len(path))]
         before = sorted(
@@ -77,13 +99,12 @@ class PromptTree:
             path[-1] - start if here else 0 for path, here in zip(self.paths, ends, strict=True)
         ]
         ids = self._ids[start:end]
-        # In the first layer a token's query depends on the token and its depth alone. Behind the last layer only the
-        # ends of the prompts are read.
+        # In the first layer a token's query depends on the token and its depth alone.
         ids_at_depths = list(zip(ids, depths, strict=True))
         prefix_queries = (
             _unique_queries(ids_at_depths, device),
             *[None] * (layers - 2),
-            _last_queries(last, len(nodes), device),
+            None if is_read_whole else _last_queries(last, len(nodes), device),
         )
         return Piece(
             torch.tensor(ids, device=device),

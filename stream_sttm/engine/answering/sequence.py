@@ -10,7 +10,7 @@ from operator import itemgetter
 from stream_sttm.engine.answering import formats
 from stream_sttm.engine.answering.formats import Grammar, Options
 from stream_sttm.engine.view import View
-from stream_sttm.errors import AnswerUnfinished
+from stream_sttm.errors import AnswerUnfinished, NotFinite, StreamSTTMError
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.types import AnswerType, Question, Structured, TokenCounts
 
@@ -24,7 +24,7 @@ class Completion:
     tokens: TokenCounts
     structured: Structured = None
     confidence: float | None = None
-    error: AnswerUnfinished | None = None
+    error: StreamSTTMError | None = None
 
 
 @dataclass(slots=True)
@@ -40,9 +40,27 @@ class SequenceState:
     ids: list[int] = field(default_factory=list)
     log: float = 0.0
 
+    @property
+    def begins_alike(self) -> bool:
+        """Whether it chooses from options of which some begin with the same token."""
+        return self.options is not None and not self.options.differ_in_first_token
+
+    def take(self, token: int, log: float, model: VideoLLM, view: View) -> Completion | None:
+        """Add a token of log-probability `log` to the answer. Returns the answer where it is finished by that."""
+        is_end = token in model.eos
+        self.log += log
+        if not is_end:
+            self.ids.append(token)
+            is_end = self.grammar is not None and self.grammar.accept(token)
+        if is_end or len(self.ids) >= self.question.max_new_tokens:
+            return self.complete_text(model, view, is_end=is_end)
+        return None
+
     def complete_choice(self, weights: Sequence[float], view: View) -> Completion:
-        """Return the most probable of its options as the answer."""
+        """Return the most probable of its options as the answer. Raises NotFinite where a weight is no number."""
         assert self.options is not None
+        if not all(map(math.isfinite, weights)):
+            raise NotFinite
         confidence, option = max(zip(weights, self.options.options, strict=True), key=itemgetter(0))
         return Completion(self.question, option.text, self._counts(view), option.value, confidence)
 

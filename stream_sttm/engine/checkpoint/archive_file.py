@@ -222,7 +222,7 @@ def _write_manifest(home: Path, saved: SavedPast, held: Mapping[Span, str]) -> N
         "begin": snapshot.begin,
         "parts": [[*span, checksum] for span, checksum in held.items()],
     }
-    text = json.dumps([astuple(event) for event in snapshot.events]).encode()
+    text = json.dumps([astuple(event) for event in snapshot.events], allow_nan=False).encode()
     windows = snapshot.windows
     tensors = {
         "counts": torch.tensor([len(window) for window in windows], dtype=torch.int64),

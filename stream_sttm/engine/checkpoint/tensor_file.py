@@ -42,7 +42,7 @@ def write(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        about_json = json.dumps(about, sort_keys=True)
+        about_json = json.dumps(about, sort_keys=True, allow_nan=False)
         checksum = _checksum(about_json, held)
         save_file(
             held, unfinished, metadata={"version": VERSION, _KEY: about_json, "checksum": checksum}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections import deque
@@ -18,13 +19,14 @@ from uuid import uuid4
 from pydantic import ConfigDict, Field, ValidationError
 
 from stream_sttm.config.queries import AskSettings
-from stream_sttm.config.question_check import NO_UNICODE, check, fault_lines
+from stream_sttm.config.question_check import check, fault_lines
 from stream_sttm.errors import QuestionRejected, StreamSTTMError, TooManyQuestions
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.topics import OFF, ON, Topics, as_json
 from stream_sttm.types import Question
 
+_log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
 _MAX_TOPIC_BYTES = 1000
 _AT_ONCE = 32  # messages handled at the same time
@@ -127,6 +129,11 @@ class Requests:
             await self._fault(message, refused.why, asked=refused.asked)
         except StreamSTTMError as error:
             await self._fault(message, str(error))
+        except Exception as error:  # noqa: BLE001 - a message ends nothing but itself
+            _log.error(
+                "mqtt: a message on %s could not be handled: %s", message.topic, repr(error)[:200]
+            )
+            await self._fault(message, "could not be handled; the log says why")
 
     async def _ask(self, stream: str, message: Incoming) -> None:
         asked = _read(message.payload)
@@ -207,19 +214,18 @@ def _read(payload: bytes) -> Asked:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            raise Refused(_json_fault(text, first["ctx"]["error"])) from None
+            return _read_surrogates(text, first["ctx"]["error"])
         raise Refused(fault_lines(error)) from None
 
 
-def _json_fault(text: str, why: str) -> str:
-    """Return why `text` can't be read. Half of a surrogate pair, escaped, is JSON for Python but not for pydantic."""
+def _read_surrogates(text: str, why: str) -> Asked:
+    """Parse what is JSON for Python alone: half of a surrogate pair, escaped. Checks name the field that has it."""
     try:
-        json.dumps(json.loads(text), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return NO_UNICODE.format("question")
+        return Asked.model_validate(json.loads(text))
+    except ValidationError as error:
+        raise Refused(fault_lines(error)) from None
     except (ValueError, RecursionError):
-        pass
-    return f"is not JSON: {why}"
+        raise Refused(f"is not JSON: {why}") from None
 
 
 def _is_on(payload: bytes) -> bool:

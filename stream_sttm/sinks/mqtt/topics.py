@@ -152,7 +152,7 @@ def state(answer: Answer) -> str:
 
 def as_json(body: Any) -> bytes:
     """Return JSON in UTF-8, whatever text it holds."""
-    return utf8(json.dumps(body, ensure_ascii=False))
+    return utf8(json.dumps(body, ensure_ascii=False, allow_nan=False))
 
 
 def utf8(text: str) -> bytes:

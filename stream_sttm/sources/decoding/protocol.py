@@ -77,7 +77,7 @@ def _differs(new: Any, old: Any) -> bool:
 
 def tell(channel: socket.socket, message: Message, image: Image | None = None) -> None:
     """Send one message; blocks."""
-    text = json.dumps(message).encode()
+    text = json.dumps(message, allow_nan=False).encode()
     channel.sendall(_LENGTHS.pack(len(text), 0 if image is None else image.nbytes) + text)
     if image is not None:
         channel.sendall(np.ascontiguousarray(image).data.cast("B"))
@@ -107,7 +107,7 @@ def _read(channel: socket.socket, length: int) -> bytes:
 
 async def request(channel: socket.socket, wanted: Request) -> None:
     """Say what is wanted, from the event loop; `channel` does not block."""
-    text = json.dumps(asdict(wanted)).encode()
+    text = json.dumps(asdict(wanted), allow_nan=False).encode()
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(channel, _LENGTHS.pack(len(text), 0) + text)
 

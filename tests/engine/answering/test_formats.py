@@ -71,7 +71,7 @@ def logs_after(model: VideoLLM, view: View, question: Question, *said: int) -> T
     known.prompt = lambda *_: ids  # type: ignore[method-assign]
     seen: list[Tensor] = []
     batch = AnswerBatch(model, view, [asked("", most=1)], known)
-    batch._choose_tokens = lambda hidden: seen.append(model.logits(hidden)) or []  # type: ignore[method-assign,func-returns-value]
+    batch._choose_tokens = lambda logits: seen.append(logits) or []  # type: ignore[method-assign,func-returns-value]
     batch.step()
     return seen[0][0].log_softmax(dim=0)
 

@@ -56,7 +56,7 @@ def _asked(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, recall: Recall, query: str | None = None
 ) -> tuple[str, Answer]:
     """Return the words that the model read last, and its answer."""
-    read, forms = list[str](), engine._formats
+    read, forms = list[str](), engine.formats
     asked = forms._tokenize
     monkeypatch.setattr(forms, "_tokenize", lambda text, turns=(): read.append(text) or asked(text, turns))  # type: ignore[func-returns-value]  # fmt: skip
     engine.ask(Question("q", STREAM, "What was there? ", 0.0, 6, query, recall=recall))
