@@ -36,6 +36,13 @@ class FrameHistory:
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
         self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of the frames that ran
 
+    def copy(self) -> FrameHistory:
+        """Return a history that later changes of this one leave alone. Features are shared."""
+        copied = FrameHistory()
+        for name, value in vars(self).items():
+            setattr(copied, name, value.copy() if isinstance(value, deque) else value)
+        return copied
+
     def append(
         self, features: Tensor, captured: Sequence[float], states: Tensor | None = None
     ) -> None:
