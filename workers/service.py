@@ -206,6 +206,7 @@ class LocalService:
         }
         for name in [name for name in old if name not in settings.streams]:
             self._newest.pop(name, None)
+            self._still_since.pop(name, None)
             self._report_disabled(name, "removed from the configuration")
             del self._statuses[name]
         for name, status in list(self._statuses.items()):

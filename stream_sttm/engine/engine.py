@@ -96,6 +96,7 @@ class Engine:
     def close(self, stream: str) -> list[Unanswered]:
         """Delete a stream and free its memory. Returns its questions, which now get no answer."""
         self.sessions.close(stream)
+        self._regions.discard(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.drop_stream(stream)]
 
