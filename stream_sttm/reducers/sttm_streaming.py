@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stream_sttm.errors import ConfigError
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.budget import Budget, spatial_threshold, temporal_threshold
 from stream_sttm.reducers.frames import checked, seconds_to_frames
@@ -185,12 +184,6 @@ class SttmStreaming:
         frames, height, width = pyramid.norms[-1].shape
         first = state.frames if state is not None else 0
         most = budget.tokens(first, frames, height * width)
-        roots = pyramid.norms[0][0].numel()
-        if most < roots:
-            raise ConfigError(
-                f"reducer.budget: {most} tokens for a clip of {frames} frames; "
-                f"a new picture of {height}x{width} cells needs {roots} at least"
-            )
         least, greatest = budget.spatial
         begin = min(greatest, max(least, self.spatial_threshold))
         found = self._compared(pyramid, begin, state)
@@ -204,8 +197,15 @@ class SttmStreaming:
             found = self._compared(pyramid, again, state)
             wanted = found.threshold(most, greatest=budget.temporal[1])
         if wanted == -inf:  # what is new alone is too much: coarse leaves, whatever the limits say
-            again = spatial_threshold(pyramid, max(most, frames * roots), within=(-1.0, 1.0))
+            roots = pyramid.norms[0].numel()
+            again = spatial_threshold(pyramid, max(most, roots), within=(-1.0, 1.0))
             found = self._compared(pyramid, again, state)
+            wanted = found.threshold(most, greatest=budget.temporal[1])
+        level = self.root_level
+        while wanted == -inf and level > 0:  # still too much: the coarsest cuts, left out else
+            level -= 1
+            cells = pyramid.cells.view(frames, height, width, -1)
+            found = self._compared(quadtree.pyramid(cells, level), -1.0, state)
             wanted = found.threshold(most, greatest=budget.temporal[1])
         return found, found.may_join & (found.best >= wanted)
 
