@@ -48,11 +48,11 @@ def run_layers(
             hidden,
             attention_mask=mask,
             position_embeddings=rotation,
-            past_key_values=cache,
             use_cache=True,
             prefix=prefix,
             query_hook=query_hook,
             prefix_queries=prefix_queries,
+            **{model.cache_argument: cache},
         )
         hidden = out[0] if isinstance(out, tuple) else out
     return hidden

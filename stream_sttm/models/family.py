@@ -7,6 +7,7 @@ not know caches, merging or streams. The engine runs `layers` itself.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -75,6 +76,7 @@ class VideoLLM(ABC):
         self.dtype: torch.dtype = self.text.embed_tokens.weight.dtype
         self.tuned = _tuned(self.defaults, self.config)
         self.eos = _eos(model)
+        self.cache_argument = cache_argument(self.text.layers[0])
         self._before, self._opening, self._closing = self._cut_template()
 
     @classmethod
@@ -353,6 +355,20 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         name = "float32" if device.type == "cpu" else "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def cache_argument(layer: nn.Module) -> str:
+    """Return the name under which a decoder layer takes a cache, which is another from transformers 5.24 on.
+
+    Raises UnsupportedModel where it takes none.
+    """
+    taken = inspect.signature(type(layer).forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in taken:
+            return name
+    raise UnsupportedModel(
+        f"layers of the class {type(layer).__name__} take no cache that this version knows"
+    )
 
 
 def _check_layout(text: Any, name: str) -> None:
