@@ -16,7 +16,7 @@ import torch
 
 from stream_sttm import metrics
 from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine import attention, failures, session_metrics, vision
+from stream_sttm.engine import attention, failures, forward, session_metrics, vision
 from stream_sttm.engine.answering.admission import check
 from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.batching import make_batches, split_lookback
@@ -70,7 +70,7 @@ class Engine:
         self._formats = AnswerFormats(model)
         self._batch_numbers = itertools.count()
         attention.register()
-        model.use_attention(attention.NAME)
+        forward.check(model)
 
     @property
     def is_idle(self) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stream_sttm.engine import forward
 from stream_sttm.errors import UnsupportedModel
-from stream_sttm.models.family import VideoLLM, cache_argument
+from stream_sttm.models.family import VideoLLM
+from stream_sttm.models.layout import cache_argument
 
 
 class Older(nn.Module):
