@@ -12,7 +12,8 @@
     │   └── TooManyOffers        asked too often: worth trying again later
     ├── ModelError               the model can't be used
     │   ├── UnsupportedModel     a family or layout that this version can't run
-    │   └── OutOfMemory          the device has no room left
+    │   ├── OutOfMemory          the device has no room left
+    │   └── DeviceLost           the device does nothing more for this process
     ├── QuestionError            a question gets no answer
     │   ├── UnknownStream        no stream of that name
     │   ├── QuestionRejected     empty, too long, or no room for it
@@ -88,6 +89,10 @@ class UnsupportedModel(ModelError):  # noqa: N818
 
 class OutOfMemory(ModelError):  # noqa: N818
     """The device has no room left."""
+
+
+class DeviceLost(ModelError):  # noqa: N818
+    """The device does nothing more for this process: only a new process can use it."""
 
 
 class QuestionError(StreamSTTMError):

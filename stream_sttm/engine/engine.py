@@ -30,6 +30,7 @@ from stream_sttm.engine.sessions import Sessions
 from stream_sttm.engine.snapshot import draw_mosaic
 from stream_sttm.errors import (
     ConfigError,
+    DeviceLost,
     NoVideoYet,
     OutOfMemory,
     QuestionExpired,
@@ -137,7 +138,7 @@ class Engine:
     def step(self) -> list[Outcome]:
         """Schedule the most pressing piece of work, run it and collect its outcomes.
 
-        Returns none where nothing waits.
+        Returns none where nothing waits. Raises DeviceLost after a fault that only a new process can leave behind.
         """
         now = self._clock()
         outcomes = self._reject_expired(now)
@@ -164,11 +165,16 @@ class Engine:
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
 
     def _run_safely(self, work: Work) -> Sequence[Outcome]:
-        """Run a piece of work. Where it fails, recover and return what is lost by it."""
+        """Run a piece of work. Where it fails, recover and return what is lost by it.
+
+        Raises DeviceLost where nothing more can be done with this device.
+        """
         try:
             return self._run(work)
         except Exception as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
             failure = failures.detached(error, type(work).__name__.lower())
+        if isinstance(failure, DeviceLost):
+            raise failure
         outcomes = self._recover(work, failure)
         if isinstance(failure, OutOfMemory):
             metrics.OOM_RECOVERIES.inc()

@@ -6,9 +6,24 @@ import logging
 
 import torch
 
-from stream_sttm.errors import ModelError, OutOfMemory, StreamSTTMError
+from stream_sttm.errors import DeviceLost, ModelError, OutOfMemory, StreamSTTMError
 
 _log = logging.getLogger(__name__)
+# What the words of an error begin with, or hold, after which a device's context is gone for this process.
+_LOST = (
+    "cuda error",
+    "cuda driver error",
+    "hip error",
+    "device-side assert",
+    "illegal memory access",
+    "unspecified launch failure",
+    "cublas_status_execution_failed",
+    "cublas_status_internal_error",
+    "cudnn_status_execution_failed",
+)
+# Errors in the same words after which it works on: a call that was wrong in itself.
+_HARMLESS = ("invalid configuration argument", "invalid argument", "no kernel image")
+_FULL = "out of memory"
 
 
 def detached(error: Exception, work: str) -> StreamSTTMError:
@@ -16,7 +31,10 @@ def detached(error: Exception, work: str) -> StreamSTTMError:
 
     It refers to no frame of the stack. So the tensors in these frames are free as soon as `error` is.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    words = str(error).lower()
+    is_of_device = isinstance(error, torch.AcceleratorError) or any(word in words for word in _LOST)
+    is_of_device = is_of_device and isinstance(error, RuntimeError)
+    if isinstance(error, torch.OutOfMemoryError) or (is_of_device and _FULL in words):
         return OutOfMemory(
             "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
         )
@@ -24,4 +42,9 @@ def detached(error: Exception, work: str) -> StreamSTTMError:
         error.__traceback__ = error.__context__ = error.__cause__ = None
         return error
     _log.error("engine: %s failed", work, exc_info=error)
-    return ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
+    line = (str(error) or repr(error)).splitlines()[0]
+    if is_of_device and not any(word in words for word in _HARMLESS):
+        return DeviceLost(
+            f"the device does nothing more for this process, which has to end: {line}"
+        )
+    return ModelError(f"the model failed: {line}")
