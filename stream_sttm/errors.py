@@ -13,7 +13,8 @@
     ├── ModelError               the model can't be used
     │   ├── UnsupportedModel     a family or layout that this version can't run
     │   ├── ModelUnavailable     its hub can't be reached: worth trying again
-    │   └── OutOfMemory          the device has no room left
+    │   ├── OutOfMemory          the device has no room left
+    │   └── DeviceLost           the device does nothing more for this process
     ├── QuestionError            a question gets no answer
     │   ├── UnknownStream        no stream of that name
     │   ├── QuestionRejected     empty, too long, or no room for it
@@ -107,6 +108,12 @@ class ModelUnavailable(ModelError):  # noqa: N818
 
 class OutOfMemory(ModelError):  # noqa: N818
     """The device has no room left."""
+
+
+class DeviceLost(ModelError):  # noqa: N818
+    """The device does nothing more for this process: only a new process can use it."""
+
+    exit_status = 1
 
 
 class QuestionError(StreamSTTMError):

@@ -25,6 +25,7 @@ from workers.engine_host import EngineHost
 
 _log = logging.getLogger(__name__)
 ON_DEMAND = "on_demand"  # the label of questions that no standing query asked
+LOST_IN_A_ROW = 5  # windows after which a stream's losses are told
 _FRAMES_BACK = 4  # clips; an answer rests on the newest frame of one of the last
 
 
@@ -37,10 +38,13 @@ class Analysis:
         queries: StandingQueries,
         *,
         deliver: Callable[[Answer | Event | Evidence], None],
+        on_losing: Callable[[str, str], None] = lambda *_: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`on_losing` is called with a stream and why every window of it is lost; without a reason where that ends."""
         self._host, self._queries = host, queries
-        self._deliver, self._clock = deliver, clock
+        self._deliver, self._on_losing, self._clock = deliver, on_losing, clock
+        self._lost: dict[str, int] = {}  # windows in a row
         self._clips: deque[Clip] = deque()
         self._questions: deque[Question] = deque()
         self._feeds: dict[str, asyncio.Task[None]] = {}
@@ -82,6 +86,7 @@ class Analysis:
             feed.cancel()
         self._taken.pop(stream, None)
         self._shown.pop(stream, None)
+        self._count_lost(stream, "")
         self._clips = deque(clip for clip in self._clips if clip.stream != stream)
         self.settle(await self._host.close(stream))
 
@@ -205,8 +210,9 @@ class Analysis:
         match result:
             case Observed(clip):
                 self._observed(clip)
-            case Lost(clip):
+            case Lost(clip, error):
                 self._has_taken(clip)
+                self._count_lost(clip.stream, str(error))
             case Unanswered(question, error, is_rejected):
                 outcome = "rejected" if is_rejected else "failed"
                 _count(question, "expired" if isinstance(error, QuestionExpired) else outcome)
@@ -228,9 +234,19 @@ class Analysis:
         if (taken := self._taken.get(clip.stream)) is not None:  # else it was forgotten meanwhile
             taken.set()
 
+    def _count_lost(self, stream: str, why: str) -> None:
+        """Count a lost window, or with no reason the end of such a row. Tell whoever is to know."""
+        if why and stream in self._feeds:
+            self._lost[stream] = self._lost.get(stream, 0) + 1
+            if self._lost[stream] >= LOST_IN_A_ROW:
+                self._on_losing(stream, why)
+        elif self._lost.pop(stream, 0) >= LOST_IN_A_ROW:
+            self._on_losing(stream, "")
+
     def _observed(self, clip: Clip) -> None:
         """Ask the standing queries that are due with a clip that is now in the memory."""
         self._has_taken(clip)
+        self._count_lost(clip.stream, "")
         stream, newest, now = clip.stream, clip.frames[-1], self._clock()
         if stream in self._feeds:
             self._shown.setdefault(stream, deque(maxlen=_FRAMES_BACK)).append(newest)

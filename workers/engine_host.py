@@ -24,12 +24,12 @@ import torch
 from stream_sttm import __version__, metrics
 from stream_sttm.config.settings import AnsweringSettings, Settings
 from stream_sttm.config.streams import StreamSettings
-from stream_sttm.engine.answering.failures import words_of
 from stream_sttm.engine.answering.grammar_process import GrammarProcess
+from stream_sttm.engine.answering.isolation import words_of
 from stream_sttm.engine.checkpoint import archive_file, session_file
 from stream_sttm.engine.engine import Engine
 from stream_sttm.engine.outcomes import Mosaic, Outcome, Unanswered
-from stream_sttm.errors import ModelError, StreamSTTMError, TooManyQuestions
+from stream_sttm.errors import ModelError, StateError, StreamSTTMError, TooManyQuestions
 from stream_sttm.models import load_model
 from stream_sttm.types import Clip, Form, Question
 
@@ -142,10 +142,14 @@ class EngineHost:
 
     async def save(self, part: Part, folder: Path, name: str) -> bool:
         """Save a part of a stream in `folder`. Returns False where there is nothing to save; raises StateError."""
-        write = await self._call(self._snapshot, part, folder, name)
-        if write is None:
-            return False
-        await asyncio.to_thread(self._write, name, write)
+        try:
+            write = await self._call(self._snapshot, part, folder, name)
+            if write is None:
+                return False
+            await asyncio.to_thread(self._write, name, write)
+        except RuntimeError as error:  # the device's own; what was saved before stays
+            line = (str(error) or repr(error)).splitlines()[0]
+            raise StateError(f"the {part} of stream {name!r} can't be read: {line}") from error
         return True
 
     async def restore(

@@ -54,6 +54,10 @@ class PipelineObserver(Protocol):
         """Take the wall clock since which a stream's picture has not changed, None where it changes."""
         ...
 
+    def keep_losses(self, stream: str, why: str) -> None:
+        """Take why every window of a stream is lost, an empty reason where that is over."""
+        ...
+
     def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
         """Take the settings and switches in force."""
         ...
@@ -85,7 +89,7 @@ class Pipeline:
         checkpoints = Checkpoints(host, settings.state, lambda: self.control.settings.streams)
         await checkpoints.restore()
         queries = StandingQueries(settings.queries, settings.answering)
-        analysis = Analysis(host, queries, deliver=service.deliver)
+        analysis = Analysis(host, queries, deliver=service.deliver, on_losing=service.keep_losses)
 
         def opener(rules: SourceRules, published: list[str]) -> Callable[[StreamSettings], Opener]:
             publishers.follow(published)

@@ -42,6 +42,7 @@ class LocalService:
         }
         self._newest: dict[str, Frame] = {}
         self._still_since: dict[str, float | None] = {}
+        self._losing: dict[str, tuple[float, str]] = {}  # since when, and why
         self._pictures: OrderedDict[str, Frame] = OrderedDict()  # of events that begin just now
         self._is_on: Callable[[Place], bool] = lambda place: self._configured(place)
         self._analysis: Analysis | None = None
@@ -153,6 +154,9 @@ class LocalService:
         waited = self._analysis.seconds_in_step()
         if waited > _STEP_WITHIN:
             return False, f"the engine has been in one step for {waited:.0f} s"
+        for status in self.streams():
+            if status.state is StreamState.STALLED and status.stream in self._losing:
+                return False, f"stream {status.stream!r}: {status.reason}"
         return True, "ready"
 
     def snapshot(self, stream: str) -> bytes | None:
@@ -170,7 +174,13 @@ class LocalService:
         return (jpeg(frame.image), frame.captured_at) if frame is not None else None
 
     def _seen(self, status: StreamStatus) -> StreamStatus:
-        """Return the status with the newest frame's time, and since when nothing has changed."""
+        """Return the status with the newest frame's time, and since when nothing has changed.
+
+        A camera that is online although every window of it is lost counts as stalled.
+        """
+        if status.state is StreamState.ONLINE and status.stream in self._losing:
+            since, reason = self._losing[status.stream]
+            status = replace(status, state=StreamState.STALLED, since=since, reason=reason)
         frame = self._newest.get(status.stream)
         if frame is None:
             return status
@@ -188,7 +198,25 @@ class LocalService:
     def report(self, status: StreamStatus) -> None:
         """Take a stream's new status and pass it on."""
         self._statuses[status.stream] = status
-        self.outbox.offer(status)
+        self._send_status(status)
+
+    def keep_losses(self, stream: str, why: str) -> None:
+        """Take why every window of a stream is lost, and report it as stalled; as it is where `why` is empty."""
+        is_news = (stream in self._losing) != bool(why)
+        if why:
+            since, _ = self._losing.get(stream, (time.time(), ""))
+            self._losing[stream] = since, f"every window is lost: {why}"
+        else:
+            self._losing.pop(stream, None)
+        status = self._statuses.get(stream)
+        if is_news and status is not None:
+            self._send_status(status)
+
+    def _send_status(self, status: StreamStatus) -> None:
+        seen = self._seen(status) if status.stream in self._losing else status
+        if status.state is StreamState.ONLINE:
+            ingest.show_state(status.stream, seen.state)
+        self.outbox.offer(seen)
 
     def deliver(self, item: delivery.Outgoing) -> None:
         """Pass on an answer or event. An event's picture can be had at once, before the store has it."""
@@ -212,6 +240,7 @@ class LocalService:
         }
         for name in [name for name in old if name not in settings.streams]:
             self._newest.pop(name, None)
+            self._still_since.pop(name, None)
             self._report_disabled(name, "removed from the configuration")
             del self._statuses[name]
         for name, status in list(self._statuses.items()):
@@ -220,6 +249,7 @@ class LocalService:
                 self._report_disabled(name, f"disabled {by}")
 
     def _report_disabled(self, stream: str, reason: str) -> None:
+        self._losing.pop(stream, None)
         ingest.show_state(stream, StreamState.DISABLED)
         self.report(StreamStatus(stream, StreamState.DISABLED, time.time(), reason))
 

@@ -16,8 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stream_sttm.errors import UnsupportedModel
+
 NAME = "stream_sttm"
 QueryHook = Callable[[int, Tensor, float], None]  # layer, queries (B, heads, n, D), their scale
+# Told to every kind of attention; positions are in the keys already, and the mask is given.
+_WITHOUT_EFFECT = ("use_cache", "position_ids", "cache_position", "output_attentions", "is_causal")
 _MOST_LOGITS = 1 << 26  # float32 logits held at once for one prefix: 256 MB
 # What torch's attention calls on a CPU, which alone gives the log-sum-exp as well; not there in every build.
 _FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -65,7 +69,7 @@ def attend(
     prefix: Sequence[Any] = (),
     query_hook: QueryHook | None = None,
     prefix_queries: Sequence[PrefixQueries | None] = (),
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend with `query` (B, heads, n, D) over every prefix of this layer and over `key`/`value` (B, kv heads, m, D).
 
@@ -74,8 +78,14 @@ def attend(
     - `query_hook`: is called with the layer, the queries and their scale.
     - `prefix_queries`: layer by layer, which tokens attend to the prefix. All do where it is empty or None.
 
-    Returns (B, n, heads, D), and None for the weights.
+    Returns (B, n, heads, D), and None for the weights. Raises UnsupportedModel for arguments that it does not know,
+    such as a sliding window, a cap on logits or attention sinks.
     """
+    unknown = [name for name, value in others.items() if _matters(name, value)]
+    if unknown:
+        raise UnsupportedModel(
+            f"its attention has {', '.join(sorted(unknown))}, and only plain full attention runs"
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if query_hook is not None:
         query_hook(module.layer_idx, query, scale)
@@ -91,6 +101,13 @@ def attend(
     parts = [_attend_prefix(query, part, scale, queries) for part in prefixes]
     parts.append(_attend_own(query, key, value, attention_mask, scale))
     return _merge_by_lse(parts).to(query.dtype).transpose(1, 2), None
+
+
+def _matters(name: str, value: Any) -> bool:
+    """Return whether an argument of attention that we do not take changes what attention gives."""
+    return (
+        value is not None and name not in _WITHOUT_EFFECT and not (name == "dropout" and not value)
+    )
 
 
 def _attend_prefix(

@@ -1,7 +1,7 @@
 """The engine: clips and questions in, outcomes out, one bounded step at a time.
 
-It is not thread-safe: one thread calls it. `observe` and `ask` only queue. All tensor work happens in `step`. A stream
-whose work fails loses at most its own memory, never another's.
+It is not thread-safe: one thread calls it. `observe` and `ask` only queue. All tensor work happens in `step`. What
+fails is undone: a clip whose window fails is lost, and its stream's memory stays as it was.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 
 from stream_sttm import metrics
 from stream_sttm.config.settings import AnsweringSettings, MemorySettings, ReducerSettings
-from stream_sttm.engine import attention, session_metrics, vision
+from stream_sttm.engine import attention, failures, forward, session_metrics, vision
 from stream_sttm.engine.answering.admission import check
 from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.batching import make_batches, split_lookback
-from stream_sttm.engine.answering.failures import ENDS, as_rejection
 from stream_sttm.engine.answering.formats import AnswerFormats
+from stream_sttm.engine.answering.isolation import ENDS, as_rejection
 from stream_sttm.engine.answering.sequence import Completion
 from stream_sttm.engine.outcomes import Lost, Mosaic, Observed, Outcome, Progress, Unanswered
 from stream_sttm.engine.plan import plan_for
@@ -30,7 +30,8 @@ from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.sessions import Sessions
 from stream_sttm.engine.snapshot import draw_mosaic
 from stream_sttm.errors import (
-    ModelError,
+    ConfigError,
+    DeviceLost,
     NotFinite,
     NoVideoYet,
     OutOfMemory,
@@ -43,6 +44,7 @@ from stream_sttm.registry import suggest
 from stream_sttm.types import Answer, Clip, Question
 
 _log = logging.getLogger(__name__)
+_HOPELESS = 16  # windows in a row that could not be added to a memory
 
 
 class Engine:
@@ -72,7 +74,7 @@ class Engine:
         self.formats = AnswerFormats(model)
         self._batch_numbers = itertools.count()
         attention.register()
-        model.use_attention(attention.NAME)
+        forward.check(model)
 
     @property
     def is_idle(self) -> bool:
@@ -98,6 +100,7 @@ class Engine:
     def close(self, stream: str) -> list[Unanswered]:
         """Delete a stream and free its memory. Returns its questions, which now get no answer."""
         self.sessions.close(stream)
+        self._regions.discard(stream)
         error = UnknownStream(f"stream {stream!r} was removed")
         return [Unanswered(question, error) for question in self._scheduler.drop_stream(stream)]
 
@@ -141,7 +144,7 @@ class Engine:
     def step(self) -> list[Outcome]:
         """Schedule the most pressing piece of work, run it and collect its outcomes.
 
-        Returns none where nothing waits.
+        Returns none where nothing waits. Raises DeviceLost after a fault that only a new process can leave behind.
         """
         now = self._clock()
         outcomes = self._reject_expired(now)
@@ -168,13 +171,23 @@ class Engine:
         metrics.QUEUE_DEPTH.labels("engine_questions").set(self._scheduler.questions_waiting)
 
     def _run_safely(self, work: Work) -> Sequence[Outcome]:
-        """Run a piece of work. Where it fails, recover and return what is lost by it."""
+        """Run a piece of work. Where it fails, recover and return what is lost by it.
+
+        Raises DeviceLost where nothing more can be done with this device.
+        """
         try:
             return self._run(work)
         except ENDS:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever one stream's work does, the others go on
-            return self._recover(work, error)
+            failure = failures.detached(error, type(work).__name__.lower())
+        if isinstance(failure, DeviceLost):
+            raise failure
+        outcomes = self._recover(work, failure)
+        if isinstance(failure, OutOfMemory):
+            metrics.OOM_RECOVERIES.inc()
+            torch.cuda.empty_cache()  # nothing refers to what failed any more
+        return outcomes
 
     def _run(self, work: Work) -> Sequence[Outcome]:
         match work:
@@ -189,17 +202,20 @@ class Engine:
 
     def _append(self, clip: Clip) -> Observed:
         stream = clip.stream
-        session = self.sessions.of(stream) or self.sessions.create(stream)
-        # the clip that this one repeats may have been dropped on its way
-        is_known = clip.same_as is not None and clip.same_as == session.shows
-        is_same = clip.same_as is not None and clip.changed is None
+        session = self.sessions.of(stream)
+        # the clip that this one repeats may have been dropped or lost on its way
+        is_repeat = clip.same_as is not None
+        known = session if session and is_repeat and clip.same_as == session.shows else None
+        is_same = is_repeat and clip.changed is None
         times, encoded = self._token_times(clip), 0
-        if is_known and is_same and not (clip.wants_whole and session.is_pieced):
+        if known is not None and is_same and not (clip.wants_whole and known.is_pieced):
+            session = known
             done = session.repeat(times)
         else:
-            encoded_clip = self._encode(clip, session if is_known else None)
-            encoded, session.tower_state = encoded_clip.encoded, encoded_clip.kept
+            encoded_clip = self._encode(clip, known)
+            session = session or self.sessions.create(stream)
             done = session.append(encoded_clip.features, times)
+            encoded, session.tower_state = encoded_clip.encoded, encoded_clip.kept
             session.is_pieced = encoded < encoded_clip.features[..., 0].numel()
         session.shows = clip.same_as if is_same and not clip.wants_whole else clip.index
         self.sessions.put(session)
@@ -230,6 +246,7 @@ class Engine:
             return [Unanswered(question, error) for question in questions]
         batches = make_batches(self.model, session, questions, self.formats)
         first, *_ = [self._register(batch, session) for batch in batches]
+        del batches  # a failed one is to be free at once
         return self._run_safely(Decode(first))  # a failure concerns this batch alone
 
     def _decode(self, number: int) -> Sequence[Outcome]:
@@ -285,35 +302,25 @@ class Engine:
 
         What recall keeps of it goes, too, because it may be what is damaged.
         """
-        stream, error = (
-            session.stream,
-            next((one.error for one in finished if isinstance(one.error, NotFinite)), None),
-        )
+        stream = session.stream
+        error = next((one.error for one in finished if isinstance(one.error, NotFinite)), None)
         if error is None or self.sessions.of(stream) is not session:  # or it did already
             return
         _log.error("stream %s: its memory starts anew: %s", stream, error)
-        self.sessions.drop(stream, str(error))
+        self.sessions.note_loss(stream, str(error))
+        self.sessions.drop(stream)
         self.sessions.drop_past(stream)
         metrics.KV_REBUILDS.labels(stream, "not_finite").inc()
 
-    def _recover(self, work: Work, error: BaseException) -> Sequence[Outcome]:
+    def _recover(self, work: Work, failure: StreamSTTMError) -> Sequence[Outcome]:
         """Clean up after a failed piece of work.
 
-        A stream whose clip failed starts with a new memory, and a batch that failed is removed. Returns an outcome for
-        the lost clip, or for each question that gets no answer.
+        A clip that failed is lost, and a batch that failed is removed. Returns an outcome for the lost clip, or for
+        each question that gets no answer.
         """
-        failure = _as_failure(work, error)
         match work:
             case Append(clip):
-                if self.sessions.drop(clip.stream, str(failure)):  # not again for each window
-                    _log.error(
-                        "stream %s: a window was lost, its memory starts anew: %s",
-                        clip.stream,
-                        failure,
-                    )
-                metrics.FRAMES_DROPPED.labels(clip.stream, "engine_error").inc(len(clip.frames))
-                metrics.KV_REBUILDS.labels(clip.stream, "error").inc()
-                return [Lost(clip, failure)]
+                return [self._lose(clip, failure)]
             case Ask(_, questions):
                 return [Unanswered(question, failure) for question in questions]
             case Decode(number):
@@ -325,16 +332,21 @@ class Engine:
             case _:
                 assert_never(work)
 
+    def _lose(self, clip: Clip, failure: StreamSTTMError) -> Lost:
+        """Count a clip as lost. Its stream's memory is what it was before, and goes on with the next clip.
 
-def _as_failure(work: Work, error: BaseException) -> StreamSTTMError:
-    """Return an error as one of our own. Free the device's unused memory where the error is that it ran out."""
-    if isinstance(error, torch.OutOfMemoryError):
-        metrics.OOM_RECOVERIES.inc()
-        torch.cuda.empty_cache()
-        return OutOfMemory(
-            "the device ran out of memory; fewer streams or a smaller memory.window_tokens help"
-        )
-    if isinstance(error, StreamSTTMError):
-        return error
-    _log.exception("engine: %s failed", type(work).__name__)
-    return ModelError(f"the model failed: {(str(error) or repr(error)).splitlines()[0]}")
+        Only where nothing could be added to it for many windows is it made anew. What is wrong may then be in it, or
+        may be the room that it takes.
+        """
+        stream, session = clip.stream, self.sessions.of(clip.stream)
+        is_hopeless = session is not None and session.failures >= _HOPELESS
+        is_hopeless = is_hopeless and not isinstance(failure, ConfigError)
+        is_news = self.sessions.note_loss(stream, str(failure))  # not again for each window
+        if is_news or is_hopeless:
+            memory = "starts anew" if is_hopeless else "stays as it was"
+            _log.error("stream %s: a window was lost, its memory %s: %s", stream, memory, failure)
+        if is_hopeless:
+            self.sessions.drop(stream)
+            metrics.KV_REBUILDS.labels(stream, "error").inc()
+        metrics.FRAMES_DROPPED.labels(stream, "engine_error").inc(len(clip.frames))
+        return Lost(clip, failure)

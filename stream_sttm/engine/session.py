@@ -6,7 +6,8 @@ capture times that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +61,7 @@ class StreamSession:
         self.reducer_state: Any = None
         self.history = FrameHistory()
         self.archive: Archive | None = None  # keeps what enters the memory, for recall
+        self.failures = 0  # windows in a row that could not be added
         self._pin()
 
     def _pin(self) -> None:
@@ -89,9 +91,13 @@ class StreamSession:
         4. Run the survivors through the other layers.
         5. Archive, prune, advance.
 
-        The order matters: an eviction after step 3 could take an anchor. Raises ConfigError where the memory can't
-        hold one window.
+        The order matters: an eviction after step 3 could take an anchor. Whatever is raised, the memory is then what it
+        was before. Raises ConfigError where the memory can't hold one window.
         """
+        with self._undone_on_failure():
+            return self._append(features, captured)
+
+    def _append(self, features: Tensor, captured: Sequence[float]) -> Appended:
         frames, rows, columns, _ = features.shape
         count, grid = frames * rows * columns, (rows, columns)
         evicted, is_rebased = self._make_room(frames, count, grid)
@@ -111,21 +117,42 @@ class StreamSession:
 
         The tokens that stand for the newest frame stand for these too, so nothing runs through any layer. Where one
         of these tokens was evicted, the picture is appended anew. The layers below the merge do without such frames.
+        Whatever is raised, the memory is then what it was before.
         """
+        with self._undone_on_failure():
+            return self._repeat(captured)
+
+    def _repeat(self, captured: Sequence[float]) -> Appended:
         features = self.history.newest(1).expand(len(captured), -1, -1, -1)
         repeated = getattr(self._reducer, "repeated", None)
         if repeated is None:
-            return self.append(features, captured)
+            return self._append(features, captured)
         evicted, is_rebased = self._make_room(len(captured), 0, self.grid)
         state = repeated(self.reducer_state, len(captured))
         if state is None:
-            done = self.append(features, captured)
+            done = self._append(features, captured)
             return replace(done, evicted=done.evicted + evicted, rebased=done.rebased or is_rebased)
         self.cache.deep.absorb(*state.absorbed)
         self.cache.deep.mark_seen(*state.last_seen)
         self.reducer_state = state
         self._advance(features, captured)
         return Appended(features[..., 0].numel(), 0, evicted, is_rebased)
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        """Undo what the `with` body does to the memory and its archive where it fails."""
+        cache, history, state = self.cache.mark(), self.history.copy(), self.reducer_state
+        archived = None if self.archive is None else self.archive.mark()
+        try:
+            yield
+        except BaseException:
+            self.cache.roll_back(cache)
+            if self.archive is not None and archived is not None:
+                self.archive.roll_back(archived)
+            self.history, self.reducer_state = history, state
+            self.failures += 1
+            raise
+        self.failures = 0
 
     def saved(self) -> dict[str, Tensor]:
         """Return all that this memory is, as tensors for `restore`; later work leaves them alone."""

@@ -1,7 +1,7 @@
 """The sessions of all streams, and the archives beside them.
 
-A session begins with its stream's first clip and is dropped where work on it fails. It can be saved and restored. Only
-the engine's thread calls this. Knows no clips, no questions and no files.
+A session begins with its stream's first clip. A window that fails leaves it as it was. It can be saved and restored.
+Only the engine's thread calls this. Knows no clips, no questions and no files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Sessions:
         self._model, self._plan, self._reducer, self._clock = model, plan, reducer, clock
         self._rates: dict[str, float] = {}  # frames per second
         self._sessions: dict[str, StreamSession] = {}
-        self._errors: dict[str, str] = {}  # why a stream has no memory, where it lost it
+        self._errors: dict[str, str] = {}  # why a stream's newest window was lost, where it was
         recall = plan.recall
         self._archives = (
             None
@@ -93,9 +93,12 @@ class Sessions:
         self._sessions[session.stream] = session
         self._errors.pop(session.stream, None)
 
-    def drop(self, stream: str, why: str) -> bool:
-        """Delete a stream's session. Returns whether this reason differs from the last one."""
+    def drop(self, stream: str) -> None:
+        """Delete a stream's session. Its archive stays."""
         self._sessions.pop(stream, None)
+
+    def note_loss(self, stream: str, why: str) -> bool:
+        """Note why a stream's window was lost. Returns whether the reason differs from that of the window before."""
         is_new = self._errors.get(stream) != why
         self._errors[stream] = why
         return is_new

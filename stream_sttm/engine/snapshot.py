@@ -176,8 +176,8 @@ def _tiles(session: StreamSession) -> tuple[Tile, ...]:
     own = table.boxes[slots]
     is_new, is_in_place = own[:, 0] >= session.history.since, (own[:, 1:] == boxes).all(1)
     sizes = group.sizes[: len(group)].cpu()[slots].round().to(torch.int64)
-    captured = {record.frame: record.at for record in session.history.records}
-    now = captured[newest]
+    captured_at = session.history.captured_at
+    now = captured_at(newest)
     rows = zip(
         boxes.tolist(),
         table.serials[slots].tolist(),
@@ -188,7 +188,7 @@ def _tiles(session: StreamSession) -> tuple[Tile, ...]:
         strict=True,
     )
     return tuple(
-        Tile((y0, x0, y1, x1), serial, now - captured[frame], size, _kind(new, in_place))
+        Tile((y0, x0, y1, x1), serial, now - captured_at(frame), size, _kind(new, in_place))
         for (y0, x0, y1, x1), serial, frame, size, new, in_place in rows
     )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_sttm.errors import ModelError, UnsupportedModel
+from stream_sttm.models.layout import cache_argument, check_layout
 from stream_sttm.visual_tokens import VisualTokens
 
 _QUESTION = "\x1aquestion\x1a"  # stands for it while the chat template is cut; no tokenizer input
@@ -75,6 +76,7 @@ class VideoLLM(ABC):
         self.dtype: torch.dtype = self.text.embed_tokens.weight.dtype
         self.tuned = _tuned(self.defaults, self.config)
         self.eos = _eos(model)
+        self.cache_argument = cache_argument(self.text.layers[0])
         self._before, self._opening, self._closing = self._cut_template()
 
     @classmethod
@@ -95,7 +97,7 @@ class VideoLLM(ABC):
             )
             raise ModelError(f"model {name!r} can't be loaded: {first}") from error
         model = model.to(torch_device).eval().requires_grad_(False)
-        _check_layout(model.model.language_model, name)
+        check_layout(model.model.language_model, name)
         return cls(model, tokenizer, name=name, processor=_processor(source))
 
     # the decoder
@@ -167,6 +169,12 @@ class VideoLLM(ABC):
         """Return (D / 2,) radians per position of the time axis, zero where another axis rotates."""
         frequencies: Tensor = self.text.rotary_emb.inv_freq
         return frequencies
+
+    def own_logits(self, ids: Tensor) -> Tensor:
+        """Return float32 logits (B, N, vocabulary) of token ids (B, N) by transformers' own forward pass."""
+        out: Any = self._model(input_ids=ids, use_cache=False)
+        logits: Tensor = out.logits
+        return logits.float()
 
     # vision
 
@@ -353,19 +361,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         name = "float32" if device.type == "cpu" else "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _check_layout(text: Any, name: str) -> None:
-    """Raise UnsupportedModel for decoders whose layers our loop would run wrongly."""
-    kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise UnsupportedModel(
-            f"model {name!r} has layers of kind {', '.join(sorted(kinds))}; only full attention runs"
-        )
-    rotary = getattr(text.config, "rope_parameters", None) or {}
-    rope = rotary.get("rope_type", "default")
-    is_of_one_length = rope == "longrope" and rotary["short_factor"] == rotary["long_factor"]
-    if rope in ("dynamic", "longrope") and not is_of_one_length:
-        raise UnsupportedModel(
-            f"model {name!r} scales its rotary embedding with length ({rope}), which a rolling cache can't follow"
-        )

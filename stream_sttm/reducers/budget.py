@@ -18,6 +18,7 @@ from torch import Tensor
 from stream_sttm.errors import ConfigError
 from stream_sttm.reducers.quadtree import Pyramid
 
+LEAST_PICTURE = 4  # tokens of the coarsest cut of any picture: two by two
 _KINDS = ("tokens_per_second", "tokens_per_frame", "tokens_per_window", "share")
 
 
@@ -27,12 +28,13 @@ class Budget:
 
     Within `spatial` and `temporal` the thresholds follow from the budget. Above the upper end things are so alike that
     they merge although there is room. Below the lower end merging costs too much accuracy. The budget itself is held in
-    any case, if need be with thresholds outside of these ranges.
+    any case, if need be with thresholds outside of these ranges. Only a picture that has nothing before it to join is
+    given in its coarsest cut even so: without it a memory would have nothing to show.
 
     Parameters
         tokens_per_second (float, above 0, default None): tokens for each second of the stream.
         tokens_per_frame (float, above 0, default None): tokens for each token frame.
-        tokens_per_window (float, above 0, default None): tokens for each clip.
+        tokens_per_window (float, 4 or more, default None): tokens for each clip.
         share (float, above 0, up to 1, default None): share of all cells.
         spatial (two floats from -1 to 1, the lower first, default 0.5, 0.98): range of the spatial threshold.
         temporal (two floats from -1 to 1, the lower first, default 0.3, 0.98): range of the temporal threshold.
@@ -55,6 +57,10 @@ class Budget:
         if not _is_number(amount) or not 0 < amount < inf or (given == ["share"] and amount > 1):
             upper = ", up to 1" if given == ["share"] else ""
             raise ValueError(f"budget.{given[0]} must be a number above 0{upper}, got {amount!r}")
+        if given == ["tokens_per_window"] and amount < LEAST_PICTURE:
+            raise ValueError(
+                f"budget.tokens_per_window: a new picture needs {LEAST_PICTURE} tokens at least, got {amount!r}"
+            )
         for name in ("spatial", "temporal"):
             ends = tuple(getattr(self, name))
             if (
@@ -131,6 +137,8 @@ def leaf_counts(pyramid: Pyramid) -> tuple[Tensor, Tensor]:
 def spatial_threshold(pyramid: Pyramid, most: float, *, within: tuple[float, float]) -> float:
     """Return the greatest spatial threshold that leaves at most `most` leaves, or the end of `within` next to it."""
     critical, counts = leaf_counts(pyramid)
+    if not len(critical):  # nothing can split
+        return within[1]
     fitting = int((counts <= most).sum()) - 1  # counts rise: so many nodes may split
     threshold = float(critical[max(0, fitting)]) if fitting < len(critical) else within[1]
     return min(within[1], max(within[0], threshold))

@@ -18,7 +18,9 @@ from torch import Tensor
 # arithmetic. Elsewhere it is enough to keep the launches few.
 CACHE_BYTES = 6 << 20
 MEMORY_BYTES = 256 << 20
-EPSILON = 1e-20
+ZERO = 1e-10  # a norm below it is that of a zero vector
+# A cosine of equal vectors may be rounded down, but never to this. Thresholds above it need `exact` comparisons.
+NEARLY_ONE = 1 - 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,20 @@ def cut(
     features: Tensor, *, spatial_threshold: float, root_level: int, first_frame: int = 0
 ) -> Leaves:
     """Return the leaves of features (T, H, W, C). Raises ValueError where a value is not finite."""
-    return leaves(pyramid(features, root_level), spatial_threshold, first_frame)
+    levels = pyramid(features, root_level, greatest=spatial_threshold)
+    return leaves(levels, spatial_threshold, first_frame)
 
 
-def pyramid(features: Tensor, root_level: int) -> Pyramid:
+def cosines(dots: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return cosines, from dot products and norms. Two zero vectors are equal, a zero vector and another are not."""
+    are_zero = (first < ZERO) & (second < ZERO)
+    return torch.where(are_zero, 1.0, dots / (first * second).clamp(min=ZERO**2))
+
+
+def pyramid(features: Tensor, root_level: int, *, greatest: float = -1.0) -> Pyramid:
     """Return means and similarities of features (T, H, W, C) at every level that `root_level` leaves.
 
-    Raises ValueError where a norm is not finite.
+    `greatest` is the greatest threshold that they will be cut at. Raises ValueError where a norm is not finite.
     """
     frames, height, width, channels = features.shape
     cells = features.float().contiguous()
@@ -128,7 +137,10 @@ def pyramid(features: Tensor, root_level: int) -> Pyramid:
             if scratch.numel() < child.numel():
                 scratch = cells.new_empty(child.numel())
             lowest[level][part] = _lowest_similarity(
-                child, norms[level + 1][part], parent, norms[level][part], scratch
+                (child, norms[level + 1][part]),
+                (parent, norms[level][part]),
+                scratch,
+                exact=greatest > NEARLY_ONE,
             )
     if not bool(torch.isfinite(norms[-1]).all()):  # one sync: bad input must not become a token
         raise ValueError("features hold NaN, infinite or huge values (a norm is not finite)")
@@ -201,20 +213,31 @@ def _halved(child: Tensor) -> Tensor:
 
 
 def _lowest_similarity(
-    child: Tensor, child_norm: Tensor, parent: Tensor, parent_norm: Tensor, scratch: Tensor
+    children: tuple[Tensor, Tensor],
+    parents: tuple[Tensor, Tensor],
+    scratch: Tensor,
+    *,
+    exact: bool,
 ) -> Tensor:
-    """Return each parent's least cosine (T, h, w) with a child that exists. `scratch` has space for the children."""
+    """Return each parent's least cosine (T, h, w) with a child that exists.
+
+    Children and parents are features and norms. `scratch` has space for the children. With `exact` a child that equals
+    its parent has a cosine of 1, which is else rounded.
+    """
+    (child, child_norm), (parent, parent_norm) = children, parents
     _, height, width, _ = child.shape
     similarity = torch.empty_like(child_norm)
     for ys, parent_ys, rows in _runs(height):
         for xs, parent_xs, columns in _runs(width):
             family = _grouped(child[:, ys, xs], rows, columns)
             products = scratch[: family.numel()].view(family.shape)
-            torch.mul(family, parent[:, parent_ys, None, parent_xs, None], out=products)
-            dots = products.sum(-1)
-            size = _grouped(child_norm[:, ys, xs], rows, columns)
-            size = size * parent_norm[:, parent_ys, None, parent_xs, None]
-            cosine = dots / size.clamp(min=EPSILON)
+            above = parent[:, parent_ys, None, parent_xs, None]
+            torch.mul(family, above, out=products)
+            norm = _grouped(child_norm[:, ys, xs], rows, columns)
+            above_norm = parent_norm[:, parent_ys, None, parent_xs, None]
+            cosine = cosines(products.sum(-1), norm, above_norm)
+            if exact:
+                cosine = torch.where((family == above).all(-1), 1.0, cosine)
             similarity[:, ys, xs] = cosine.flatten(3, 4).flatten(1, 2)
     odd = (height % 2, width % 2)
     return -F.max_pool2d(-similarity[:, None], 2, padding=odd)[:, 0]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.frames import Progress, checked, progressed
-from stream_sttm.reducers.quadtree import EPSILON, Leaves
+from stream_sttm.reducers.quadtree import NEARLY_ONE, Leaves, cosines
 from stream_sttm.visual_tokens import VisualTokens
 
 
@@ -71,7 +71,8 @@ class Sttm:
             merged = VisualTokens(leaves.features(), leaves.boxes, leaves.sizes)
         else:
             later, earlier = neighbours(leaves)
-            linked = similarities(leaves, later, earlier) >= self.temporal_threshold
+            cosine = similarities(leaves, later, earlier, greatest=self.temporal_threshold)
+            linked = cosine >= self.temporal_threshold
             root = components(later[linked], earlier[linked], len(leaves))
             merged = joined(leaves, root)
         tokens = VisualTokens(merged.features.to(features.dtype), merged.boxes, merged.sizes)
@@ -95,10 +96,45 @@ def neighbours(leaves: Leaves) -> tuple[Tensor, Tensor]:
     return torch.cat([me[inside], after[ahead]]), torch.cat([before[inside], me[ahead]])
 
 
-def similarities(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
-    """Return cosines (P,) of leaf first[i] and leaf second[i]."""
-    dots = row_dots(leaves, leaves.rows[first], leaves.rows[second])
-    return dots / (leaves.norms[first] * leaves.norms[second]).clamp(min=EPSILON)
+def similarities(leaves: Leaves, first: Tensor, second: Tensor, *, greatest: float) -> Tensor:
+    """Return cosines (P,) of leaf first[i] and leaf second[i].
+
+    `greatest` is the greatest threshold that they will be compared with.
+    """
+    ones, others = (
+        (leaves.rows[first], leaves.norms[first]),
+        (leaves.rows[second], leaves.norms[second]),
+    )
+    return row_cosines(leaves, ones, others, greatest=greatest)
+
+
+def row_cosines(
+    leaves: Leaves,
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    *,
+    greatest: float,
+) -> Tensor:
+    """Return cosines (P,) of the features of two lists of table rows, each given with their norms.
+
+    Where `greatest`, the greatest threshold that they will be compared with, is near 1, equal features have exactly 1.
+    """
+    cosine = cosines(row_dots(leaves, first[0], second[0]), first[1], second[1])
+    if greatest > NEARLY_ONE:
+        near = (cosine > NEARLY_ONE).nonzero()[:, 0]
+        cosine[near[_are_equal(leaves, first[0][near], second[0][near])]] = 1.0
+    return cosine
+
+
+def _are_equal(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:
+    """Return (P,) bool: whether the features of two lists of table rows are equal."""
+    count, channels = first.shape[0], leaves.tables[0].shape[1]
+    step = quadtree.at_once(first.device, count, 4 * channels)
+    equal = torch.empty(count, dtype=torch.bool, device=first.device)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        equal[part] = (leaves.take(first[part]) == leaves.take(second[part])).all(-1)
+    return equal
 
 
 def row_dots(leaves: Leaves, first: Tensor, second: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stream_sttm.errors import ConfigError
 from stream_sttm.reducers import quadtree
 from stream_sttm.reducers.budget import Budget, spatial_threshold, temporal_threshold
 from stream_sttm.reducers.frames import checked, seconds_to_frames
-from stream_sttm.reducers.quadtree import EPSILON, Leaves, Pyramid
+from stream_sttm.reducers.quadtree import Leaves, Pyramid
 from stream_sttm.reducers.stream_state import StreamState, absorbed, restarted, seen
 from stream_sttm.reducers.sttm import (
     check_cosine,
@@ -26,7 +25,7 @@ from stream_sttm.reducers.sttm import (
     check_options,
     group_means,
     neighbours,
-    row_dots,
+    row_cosines,
     similarities,
 )
 from stream_sttm.visual_tokens import VisualTokens
@@ -112,7 +111,8 @@ class SttmStreaming:
         a refresh.
         """
         features = checked(features, min_side=2)
-        pyramid = quadtree.pyramid(features, self.root_level)
+        spatial = self.spatial_threshold if self.budget is None else self.budget.spatial[1]
+        pyramid = quadtree.pyramid(features, self.root_level, greatest=spatial)
         if self.budget is None:
             found = self._compared(pyramid, self.spatial_threshold, state)
             joins = found.may_join & (found.best >= self.temporal_threshold)
@@ -163,7 +163,8 @@ class SttmStreaming:
         leaves = _following(state, fresh)
         count, me = len(leaves), torch.arange(len(leaves), device=leaves.rows.device)
         later, earlier = neighbours(leaves)
-        cosine = similarities(leaves, later, earlier)
+        temporal = self.temporal_threshold if self.budget is None else self.budget.temporal[1]
+        cosine = similarities(leaves, later, earlier, greatest=temporal)
         best = cosine.new_full((count,), -torch.inf).scatter_reduce_(0, later, cosine, "amax")
         winner = torch.where(cosine == best[later], earlier, count)
         match = me.new_full((count,), count).scatter_reduce_(0, later, winner, "amin")
@@ -185,12 +186,6 @@ class SttmStreaming:
         frames, height, width = pyramid.norms[-1].shape
         first = state.frames if state is not None else 0
         most = budget.tokens(first, frames, height * width)
-        roots = pyramid.norms[0][0].numel()
-        if most < roots:
-            raise ConfigError(
-                f"reducer.budget: {most} tokens for a clip of {frames} frames; "
-                f"a new picture of {height}x{width} cells needs {roots} at least"
-            )
         least, greatest = budget.spatial
         begin = min(greatest, max(least, self.spatial_threshold))
         found = self._compared(pyramid, begin, state)
@@ -204,8 +199,15 @@ class SttmStreaming:
             found = self._compared(pyramid, again, state)
             wanted = found.threshold(most, greatest=budget.temporal[1])
         if wanted == -inf:  # what is new alone is too much: coarse leaves, whatever the limits say
-            again = spatial_threshold(pyramid, max(most, frames * roots), within=(-1.0, 1.0))
+            roots = pyramid.norms[0].numel()
+            again = spatial_threshold(pyramid, max(most, roots), within=(-1.0, 1.0))
             found = self._compared(pyramid, again, state)
+            wanted = found.threshold(most, greatest=budget.temporal[1])
+        level = self.root_level
+        while wanted == -inf and level > 0:  # still too much: the coarsest cuts, left out else
+            level -= 1
+            cells = pyramid.cells.view(frames, height, width, -1)
+            found = self._compared(quadtree.pyramid(cells, level), -1.0, state)
             wanted = found.threshold(most, greatest=budget.temporal[1])
         return found, found.may_join & (found.best >= wanted)
 
@@ -224,10 +226,14 @@ class SttmStreaming:
             if not len(unsure):
                 return anchor
             candidate = anchor[unsure]
-            dots = row_dots(leaves, leaves.rows[unsure], rows[candidate])
-            size = (leaves.norms[unsure] * norms[candidate]).clamp(min=EPSILON)
+            cosine = row_cosines(
+                leaves,
+                (leaves.rows[unsure], leaves.norms[unsure]),
+                (rows[candidate], norms[candidate]),
+                greatest=self.drift_threshold,
+            )
             fails = torch.zeros_like(joins)
-            fails[unsure] = dots / size < self.drift_threshold
+            fails[unsure] = cosine < self.drift_threshold
             joins = joins & ~_firsts(fails, torch.where(joins, match, me), frames)
             settled = anchor
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from stream_sttm.engine.answering import batch as answering
 from stream_sttm.engine.answering.batch import AnswerBatch
 from stream_sttm.engine.answering.formats import AnswerFormats
+from stream_sttm.engine.cache import frame_history
 from stream_sttm.engine.cache.kv_buffer import Format
 from stream_sttm.engine.plan import MemoryPlan
 from stream_sttm.engine.session import StreamSession
@@ -489,6 +490,28 @@ def test_a_memory_nobody_asks_of_does_not_grow_either(tiny_model: VideoLLM) -> N
     oldest = int(session.cache.deep.table.frames[0])
     assert [record.frame for record in session.history.records] == list(range(oldest, 120))
     assert session.span_seconds == (119 - oldest) / 2
+
+
+@pytest.mark.parametrize("shown", ["repeated", "encoded anew"])
+def test_a_memory_of_a_scene_that_stands_still_for_ever_stays_as_small_as_it_is(
+    tiny_model: VideoLLM, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    """With contiguous positions nothing ever leaves it."""
+    monkeypatch.setattr(frame_history, "MOST_RECORDS", 128)
+    positions = "contiguous" if tiny_model.axes == 1 else "own"
+    plan = replace(PLAN, positions=positions, merge_at=0, horizon=1900)
+    session = _session(tiny_model, plan)
+    still = _video(tiny_model, 1).expand(2, -1, -1, -1)
+    _feed(session, still, 2)
+    for _ in range(99):
+        _again(session) if shown == "repeated" else _feed(session, still, 2)
+        assert len(session.history.records) <= 128
+    assert (session.frames, session.span_seconds) == (200, 199 / 2)
+    assert take_view(session).before_merge == 200 * CELLS
+    mosaic = draw_mosaic(session)
+    assert mosaic.before == 200 * CELLS
+    assert max(tile.age_s for tile in mosaic.tiles) == 199 / 2
+    assert _answers(tiny_model, session, "what is there?")
 
 
 def test_a_camera_that_changes_its_picture_size_stays_answerable_and_counted_right(

@@ -157,10 +157,49 @@ def test_a_wrong_budget_is_refused_in_one_line(budget: Any, said: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_budget_too_small_for_a_new_picture_names_the_smallest_that_works() -> None:
-    reducer = SttmStreaming(root_level=0, budget={"tokens_per_window": 3})
-    with pytest.raises(ConfigError, match="needs 4 at least"):
-        reducer(moving_field(1))
+@pytest.mark.parametrize("tokens", [1, 3, 3.9])
+def test_a_budget_too_small_for_any_picture_is_a_fault_of_the_configuration(tokens: float) -> None:
+    with pytest.raises(ConfigError, match="a new picture needs 4 tokens at least"):
+        build_reducer("sttm_streaming", {"budget": {"tokens_per_window": tokens}})
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (3, 3), (2, 9), (4, 14), (14, 4), (7, 7), (5, 40)])
+@pytest.mark.parametrize("root_level", [0, 1, 3])
+def test_a_budget_holds_on_every_grid_however_few_levels_it_has(
+    grid: tuple[int, int], root_level: int
+) -> None:
+    features = torch.randn(6, *grid, 8, generator=torch.Generator().manual_seed(3))
+    cells, state, start = grid[0] * grid[1], None, 0
+    coarsest = quadtree.pyramid(features, 0).norms[0][0].numel()
+    for share in (0.1, 0.4, 1.0):
+        reducer = SttmStreaming(root_level=root_level, budget={"share": share})
+        for clip in features.split([1, 3, 2]):
+            before, most = state, Budget(share=share).tokens(start, len(clip), cells)
+            tokens, state = reducer(clip, before)
+            assert len(tokens) <= (most if before else max(most, coarsest))
+            covered = int(tokens.sizes.sum()) + int(state.absorbed[1].sum())
+            assert covered == len(clip) * cells
+            start += len(clip)
+
+
+@pytest.mark.parametrize("amount", [{"tokens_per_frame": 3}, {"share": 0.05}])
+def test_a_short_clip_in_which_nothing_is_new_costs_nothing_whatever_its_budget(
+    amount: dict[str, float],
+) -> None:
+    reducer = SttmStreaming(budget=amount)
+    scene = 1 + 0.1 * torch.randn(1, 8, 8, 16, generator=torch.Generator().manual_seed(0))
+    _, state = reducer(scene.expand(8, -1, -1, -1))
+    tokens, after = reducer(scene, state)
+    assert len(tokens) == 0
+    assert (after.frames, after.tokens) == (9, state.tokens)
+
+
+def test_a_short_clip_that_begins_a_memory_is_kept_in_its_coarsest_cut() -> None:
+    scene = torch.randn(1, 8, 8, 16, generator=torch.Generator().manual_seed(0))
+    tokens, state = SttmStreaming(budget={"tokens_per_frame": 3})(scene)
+    assert len(tokens) == 4
+    gone = state.expire(state.serials)
+    assert len(SttmStreaming(budget={"tokens_per_frame": 3})(scene, gone)[0]) == 4
 
 
 def test_a_budget_and_a_drift_guard_exclude_each_other() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -29,8 +30,11 @@ def _grow(model: torch.nn.Module) -> None:
                 parameter.copy_(noise / parameter.shape[1] ** 0.5 * 1.5)
 
 
-def llava_onevision(folder: Path) -> Path:
-    """Four decoder layers with grouped heads, 8 x 8 patches pooled to 4 x 4 tokens a frame."""
+def llava_onevision(folder: Path, **text: Any) -> Path:
+    """Four decoder layers with grouped heads, 8 x 8 patches pooled to 4 x 4 tokens a frame.
+
+    `text` sets further keys of the decoder's configuration.
+    """
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     ending, _, _, video, image = tokenizer.convert_tokens_to_ids(list(SPECIAL))
@@ -55,6 +59,7 @@ def llava_onevision(folder: Path) -> Path:
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
             "eos_token_id": ending,
+            **text,
         },
         image_token_index=image,
         video_token_index=video,

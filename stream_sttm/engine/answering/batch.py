@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from stream_sttm.engine import forward
-from stream_sttm.engine.answering.failures import alone
 from stream_sttm.engine.answering.formats import AnswerFormats
+from stream_sttm.engine.answering.isolation import alone
 from stream_sttm.engine.answering.option_scoring import OptionScoring, first_weights
 from stream_sttm.engine.answering.prompt_tree import Piece, PromptTree
 from stream_sttm.engine.answering.sequence import Completion, SequenceState

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from stream_sttm.engine.answering.batch import AnswerBatch
-from stream_sttm.engine.answering.failures import alone
 from stream_sttm.engine.answering.formats import AnswerFormats
 from stream_sttm.engine.answering.history_prompt import history_prompt
+from stream_sttm.engine.answering.isolation import alone
 from stream_sttm.engine.recall.retrieval import RecallContext
 from stream_sttm.engine.session import StreamSession
 from stream_sttm.engine.snapshot import recall_context, take_view

@@ -1,23 +1,27 @@
 """Which frames a memory still holds: when each was captured, how many cells it had, and the newest ones' features.
 
-Frames are counted from the stream's start. Knows no model and no cache.
+Frames are counted from the stream's start. A still scene may stay in a memory for ever, so the number of records is
+bounded: where there are too many, neighbours that are old become one. Knows no model and no cache.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stream_sttm.types import MAX_FRESH_FRAMES
 
+MOST_RECORDS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class FrameRecord:
-    """One frame: its number, the wall clock at which it was captured, and its count of cells."""
+    """One frame, or several: the first one's number and the wall clock of its capture, and the count of all cells."""
 
     frame: int
     at: float
@@ -35,6 +39,13 @@ class FrameHistory:
         self.records: deque[FrameRecord] = deque()
         self._ring: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)
         self._states: deque[Tensor] = deque(maxlen=MAX_FRESH_FRAMES)  # of the frames that ran
+
+    def copy(self) -> FrameHistory:
+        """Return a history that later changes of this one leave alone. Features are shared."""
+        copied = FrameHistory()
+        for name, value in vars(self).items():
+            setattr(copied, name, value.copy() if isinstance(value, deque) else value)
+        return copied
 
     def append(
         self, features: Tensor, captured: Sequence[float], states: Tensor | None = None
@@ -56,11 +67,34 @@ class FrameHistory:
         )
         self._ring.extend(features)
         self._states.extend([] if states is None else states)
+        if len(self.records) > MOST_RECORDS:
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        """Join neighbouring records, to at most a fixed share of their age. So few are left, however old the first is.
+
+        The newest frames keep a record each.
+        """
+        thinned: list[FrameRecord] = []
+        ends = [*(record.frame for record in self.records), self.frames][1:]
+        for record, end in zip(self.records, ends, strict=True):
+            last = thinned[-1] if thinned else record
+            is_short = end - last.frame <= (self.frames - last.frame) // (MOST_RECORDS // 64)
+            if thinned and is_short:
+                thinned[-1] = replace(last, cells=last.cells + record.cells)
+            else:
+                thinned.append(record)
+        self.records = deque(thinned)
 
     def drop_before(self, frame: int) -> None:
-        """Delete all records of frames before number `frame`."""
-        while self.records[0].frame < frame:
+        """Delete the records of which all frames are before number `frame`."""
+        while len(self.records) > 1 and self.records[1].frame <= frame:
             self.records.popleft()
+
+    def captured_at(self, frame: int) -> float:
+        """Return when a frame was captured, or one shortly before it where several share a record."""
+        index = bisect_right(self.records, frame, key=lambda record: record.frame)
+        return self.records[max(0, index - 1)].at
 
     def within(self, seconds: float | None) -> list[FrameRecord]:
         """Return the records of the last `seconds`, but at least the newest. None: return all of them."""

@@ -2,7 +2,8 @@
 
 The buffers are preallocated. Their slots [0, pinned) hold the preamble, the rest hold visual tokens in stream order.
 Slots that are written never change. Appends go behind them, eviction and rebasing write new buffers. So a view stays as
-it is until its last reader drops it. Knows no model beyond shapes, and no time.
+it is until its last reader drops it. For the same reason a mark, which is nothing but references, is enough to roll
+back to. Knows no model beyond shapes, and no time.
 
 Positions on the time axis are counted from the stream's start and never wrap. Keys are stored `offset` below that, and
 `rebase` raises the offset. Attention depends on differences only, so nothing but rounding changes.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from stream_sttm.engine.cache.token_table import TokenTable
 
 Turn = Callable[[int], tuple[Tensor, Tensor]]
 _BY_TOKEN = ("sizes", "last_seen", "turns", "_serials")
+_MARKED = ("table", "written", "emitted", "origin", "offset", *_BY_TOKEN)
 
 
 class LayerGroup:
@@ -120,13 +123,13 @@ class LayerGroup:
     def absorb(self, serials: Tensor, counts: Tensor) -> None:
         """Let tokens stand for `counts` more cells. Tokens that were evicted are left out."""
         slots, is_held = self._slots(serials)
-        self.sizes.index_add_(0, slots, counts.float() * is_held)
+        self.sizes = self.sizes.index_add(0, slots, counts.float() * is_held)
 
     def mark_seen(self, serials: Tensor, frames: Tensor) -> None:
         """Set the last frames (K,) that showed what the tokens `serials` (K,) stand for."""
         slots, is_held = self._slots(serials)
         shown = torch.where(is_held, frames, self.last_seen[slots])
-        self.last_seen.scatter_reduce_(0, slots, shown, "amax")
+        self.last_seen = self.last_seen.scatter_reduce(0, slots, shown, "amax")
 
     def _slots(self, serials: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows (K,) of tokens, and whether each is still held. A token that is not gets any row."""
@@ -176,6 +179,16 @@ class LayerGroup:
         self.table = self.table.at(slots)
         self.written = end
         self.origin, self.offset = origin, offset
+
+    def mark(self) -> Mapping[str, Any]:
+        """Return what `roll_back` needs to undo all that is done from now on. Nothing is copied."""
+        marked = {name: getattr(self, name) for name in _MARKED}
+        return marked | {"_keys": list(self._keys), "_values": list(self._values)}
+
+    def roll_back(self, mark: Mapping[str, Any]) -> None:
+        """Become what the group was when `mark` was made. Use a mark once."""
+        for name, value in mark.items():
+            setattr(self, name, value)
 
     def saved(self) -> dict[str, Tensor]:
         """Return everything as tensors for `restore`. Later appends, evictions and rebasing do not change them."""

@@ -6,6 +6,7 @@ length and positions. Knows no model beyond shapes, and no time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,15 @@ class RollingCache:
     def nbytes(self) -> int:
         """Bytes allocated for keys and values."""
         return sum(group.nbytes for group in self.groups)
+
+    def mark(self) -> tuple[Mapping[str, Any], ...]:
+        """Return what `roll_back` needs to undo all that is done from now on."""
+        return tuple(group.mark() for group in self.groups)
+
+    def roll_back(self, mark: tuple[Mapping[str, Any], ...]) -> None:
+        """Become what the cache was when `mark` was made. Use a mark once."""
+        for group, marked in zip(self.groups, mark, strict=True):
+            group.roll_back(marked)
 
     def length(self, layer: int) -> int:
         """Return how many visual tokens one layer holds."""

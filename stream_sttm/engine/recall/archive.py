@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,16 @@ class Archive:
                 self._windows.append(window)
                 self.nbytes += window.nbytes
         self._trim(captured[1])
+
+    def mark(self) -> Mapping[str, Any]:
+        """Return what `roll_back` needs to undo all that is added and dropped from now on."""
+        marked = {name: getattr(self, name).copy() for name in ("_windows", "_events")}
+        return marked | {name: getattr(self, name) for name in ("nbytes", "_begin")}
+
+    def roll_back(self, mark: Mapping[str, Any]) -> None:
+        """Become what the archive was when `mark` was made. Use a mark once."""
+        for name, value in mark.items():
+            setattr(self, name, value)
 
     def _trim(self, now: float) -> None:
         while self._windows and self._must_drop(self._windows[0], now):

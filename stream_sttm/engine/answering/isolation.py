@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from stream_sttm.engine.answering.sequence import Completion
+from stream_sttm.engine.failures import is_of_device
 from stream_sttm.errors import AnswerFailed, QuestionRejected, StreamSTTMError
 from stream_sttm.types import Question, TokenCounts
 
@@ -40,13 +41,15 @@ def as_rejection(question: Question, error: BaseException) -> StreamSTTMError:
 def alone(question: Question, failed: list[Completion]) -> Generator[None]:
     """Let an error of what is done for one question end that question alone: it is added to `failed` in words.
 
-    Where the device has no memory left, that concerns all.
+    Where the device has no memory left, or fails, that concerns all.
     """
     try:
         yield
     except (*ENDS, torch.OutOfMemoryError):
         raise
-    except BaseException as error:  # noqa: BLE001 - a panic of a Rust library, too
+    except BaseException as error:
+        if is_of_device(error):
+            raise
         failed.append(
             Completion(question, "", TokenCounts(0, 0, 0, 0), error=_as_failure(question, error))
         )
