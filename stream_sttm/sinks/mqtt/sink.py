@@ -24,7 +24,7 @@ from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.connection import Connection, connect
 from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.publishing import StatePublisher, publish_retained
-from stream_sttm.sinks.mqtt.requests import Requests
+from stream_sttm.sinks.mqtt.requests import OUTCOMES, Requests
 from stream_sttm.sinks.mqtt.topics import OFFLINE, ONLINE, STOPPED, Topics
 from stream_sttm.sinks.mqtt.url import parse
 from stream_sttm.types import Answer, Event, StreamStatus
@@ -70,9 +70,11 @@ class MqttSink:
                 count=self._count,
             )
             self._publisher = StatePublisher(self._endpoint, self.commands, self._retained)
-        metrics.MQTT_CONNECTED.labels(self.name).set(0)
 
     async def __aenter__(self) -> Self:
+        metrics.MQTT_CONNECTED.labels(self.name).set(0)
+        for outcome in OUTCOMES if self._requests is not None else ():
+            metrics.MQTT_REQUESTS.labels(self.name, outcome)
         self._stack = AsyncExitStack()
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._keeper = self._group.create_task(self._stay_connected(), name=f"mqtt[{self.name}]")
