@@ -12,7 +12,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from uuid import uuid4
 
 import aiomqtt
 from paho.mqtt.client import MQTT_ERR_SUCCESS
@@ -32,6 +31,7 @@ _IN_FLIGHT = 20  # messages that wait for an acknowledgement; mosquitto's own de
 _KEEPALIVE = 15  # seconds; soon after, a lost broker is noticed and our last will sent
 _CONNACK = 5.0  # seconds from the connection to the broker's CONNACK
 _DENIED = (4, 5, 134, 135)  # CONNACK codes of MQTT 3.1.1 and 5 for a wrong user or password
+_TAKEN_OVER = 0x8E  # DISCONNECT code of MQTT 5
 _NEVER = (0x87, 0x90, 0x95, 0x99)  # PUBACK codes: not authorized, bad topic, too large, bad payload
 
 _log = logging.getLogger(__name__)
@@ -46,9 +46,14 @@ class Connection:
         self._is_5 = endpoint.protocol == "5"
         self._paho = client._client  # noqa: SLF001 - see above
         self._paho.on_publish = self._acknowledged
+        self._paho.on_disconnect = self._disconnected
+        self._reason: int | None = None  # why the broker hung up, where it said so
         self._pending: dict[int, asyncio.Future[SinkError | None]] = {}
         self._watch: asyncio.Timeout | None = None
         self._lost: SinkError | None = None
+        self.is_pushed_out = (
+            False  # ended as a broker does when a second client of this id connects
+        )
 
     async def publish(self, message: Message) -> None:
         """Publish one message. Returns on the broker's acknowledgement, raises SinkError without one."""
@@ -92,12 +97,16 @@ class Connection:
                 async for message in self._client.messages:
                     receive(_incoming(message))
         except (aiomqtt.MqttError, OSError):  # TimeoutError is an OSError
-            pass
+            self.is_pushed_out = self._lost is None and self._is_push()
         finally:
             self._watch = None
         lost = self._lost or SinkHungUp(f"{self._broker}: connection lost")
         self._give_up(lost)
         return lost
+
+    def _is_push(self) -> bool:
+        """Return whether a second client of this id may be why the broker hung up. MQTT 3.1.1 gives no reason."""
+        return not self._pending if self._reason is None else self._reason == _TAKEN_OVER
 
     def leave(self, error: SinkError) -> None:
         """End `listen` because of `error`."""
@@ -154,6 +163,13 @@ class Connection:
             self.leave(error)
             return error
 
+    def _disconnected(
+        self, paho: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._reason = reason.value
+        self._client._on_disconnect(paho, data, flags, reason, properties)  # noqa: SLF001
+
     def _acknowledged(
         self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any
     ) -> None:
@@ -177,7 +193,7 @@ class Connection:
 
 @asynccontextmanager
 async def connect(
-    endpoint: Endpoint, *, will: Message, url: str, timeout: float
+    endpoint: Endpoint, *, client_id: str, will: Message, url: str, timeout: float
 ) -> AsyncIterator[Connection]:
     """Connect, and disconnect at the end. Raises SinkError with the reason, without `url`'s secrets."""
     broker = f"mqtt broker {endpoint.broker}"
@@ -194,7 +210,7 @@ async def connect(
         protocol=aiomqtt.ProtocolVersion.V5 if is_5 else aiomqtt.ProtocolVersion.V311,
         properties=_limits() if is_5 else None,
         will=aiomqtt.Will(will.topic, will.payload, qos=1, retain=will.is_retained),
-        identifier=f"stream-sttm-{uuid4().hex[:10]}",  # 22 characters: any broker takes 23
+        identifier=client_id,
         keepalive=_KEEPALIVE,
         timeout=_CONNACK,
         max_queued_incoming_messages=_MAX_UNREAD,
