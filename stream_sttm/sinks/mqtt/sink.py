@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Self
 
@@ -24,9 +24,10 @@ from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.client_id import ClientId
 from stream_sttm.sinks.mqtt.connection import Connection, connect
 from stream_sttm.sinks.mqtt.message import Incoming, Message
+from stream_sttm.sinks.mqtt.packet_limit import PacketLimit
 from stream_sttm.sinks.mqtt.publishing import StatePublisher, publish_retained
 from stream_sttm.sinks.mqtt.requests import OUTCOMES, Requests
-from stream_sttm.sinks.mqtt.topics import OFFLINE, ONLINE, STOPPED, Topics
+from stream_sttm.sinks.mqtt.topics import OFFLINE, ONLINE, STOPPED, Topics, as_json
 from stream_sttm.sinks.mqtt.url import parse
 from stream_sttm.types import Answer, Event, StreamStatus
 
@@ -62,6 +63,7 @@ class MqttSink:
         self._connection: Connection | None = None
         self._is_connected = asyncio.Event()
         self._client_id = ClientId(self._endpoint)
+        self._limit = PacketLimit(self._endpoint.broker, vital=self._topics.available)
         self._is_contradicted = asyncio.Event()  # somebody said that this service is not there
         self._logged = ""  # the connection state that was logged last
         self._publisher: StatePublisher | None = None
@@ -174,6 +176,7 @@ class MqttSink:
             self._endpoint,
             client_id=self._client_id.value,
             will=will,
+            limit=self._limit,
             url=self.url,
             timeout=self.timeout,
         ) as connection:
@@ -241,9 +244,14 @@ class MqttSink:
             self._requests.begin(message, self._group)
 
     async def _reply(self, message: Message) -> None:
-        if self._connection is not None:
-            with suppress(SinkError):  # the asker has lost the broker too
+        if self._connection is None:
+            return
+        with suppress(SinkError):  # the asker has lost the broker too
+            try:
                 await self._connection.publish(message)
+            except SinkRefused as refused:
+                body = as_json({"error": f"the answer can't be sent: {refused}"})
+                await self._connection.publish(replace(message, payload=body))
 
     def _count(self, outcome: str) -> None:
         metrics.MQTT_REQUESTS.labels(self.name, outcome).inc()
