@@ -1,7 +1,8 @@
 """Every Prometheus metric of the project, one row each. Each is incremented where the thing happens.
 
 Base units, `_total` for counters, histograms instead of averages. Labels are names from the configuration or fixed
-words, never a URL or a text.
+words, never a URL or a text. A series that an alert reads exists as soon as its stream or sink begins, because a counter
+that appears with its first error has not increased. It ends with its stream, query or sink.
 """
 
 from __future__ import annotations
@@ -17,14 +18,6 @@ _P = "stream_sttm_"
 _LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 15, 30, 60)
 _STAGE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
-DROPPED = (
-    "full",
-    "expired",
-    "lost",
-    "unreadable",
-    "refused",
-    "shutdown",
-)  # reasons of sink_dropped_total
 STAGES = ("decode", "preprocess", "encode", "merge", "prefill", "decode_text", "publish")
 
 # ingest
@@ -182,28 +175,50 @@ FEED_DROPPED = Counter(
 )
 BUILD_INFO = Info(_P + "build", "Version of stream-sttm and the model it runs.")
 
+_LABELLED = tuple(
+    metric
+    for metric in tuple(globals().values())
+    if isinstance(metric, MetricWrapperBase) and metric._labelnames  # noqa: SLF001 - not public
+)
+_FRAMES_LOST = ("queue_full", "engine_busy", "engine_error")
+_GIVEN_UP = ("refused", "full", "expired", "lost", "unreadable", "shutdown")
+
+
+def begin_engine() -> None:
+    """Create the series of an engine that has made no step yet."""
+    for queue in ("engine_clips", "engine_questions"):
+        QUEUE_DEPTH.labels(queue)
+
 
 def begin_stream(stream: str) -> None:
-    """Show the series of a stream that alert rules read, at 0, so that the first drop is seen as an increase."""
-    for reason in ("queue_full", "engine_busy", "engine_error"):
+    """Create the series of a stream that has lost nothing yet."""
+    for reason in _FRAMES_LOST:
         FRAMES_DROPPED.labels(stream, reason)
 
 
 def begin_sink(sink: str) -> None:
-    """Show the series of a sink that alert rules read, at 0."""
-    SINK_OUTBOX_DEPTH.labels(sink).set(0)
-    for reason in DROPPED:
+    """Create the series of a sink that has been given nothing yet."""
+    for reason in _GIVEN_UP:
         SINK_DROPPED.labels(sink, reason)
 
 
 def forget(**labels: str) -> None:
-    """Remove every series with these labels, such as `stream="door"` once the stream is gone."""
-    for metric in globals().values():
-        if not isinstance(metric, MetricWrapperBase):
-            continue
-        names = metric._labelnames  # noqa: SLF001 - the library has no public name for them
-        if set(labels) <= set(names):
+    """Remove every series with these labels, because what they name is gone."""
+    for metric in _LABELLED:
+        if labels.keys() <= set(metric._labelnames):  # noqa: SLF001 - not public
             metric.remove_by_labels(labels)
+
+
+def forget_stream(stream: str) -> None:
+    """Remove every series of a stream."""
+    forget(stream=stream)
+    forget(queue=f"clips[{stream}]")
+
+
+def forget_sink(sink: str) -> None:
+    """Remove every series of a sink, a broker included."""
+    forget(sink=sink)
+    forget(broker=sink)
 
 
 @contextmanager

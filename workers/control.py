@@ -17,7 +17,7 @@ from stream_sttm.config.settings import Settings
 from stream_sttm.config.streams import SourceRules, StreamSettings
 from stream_sttm.control import diff
 from stream_sttm.control.diff import Changes
-from stream_sttm.control.switches import Place, Switches
+from stream_sttm.control.switches import Place, Switches, places
 from stream_sttm.errors import (
     ConfigError,
     NotASighting,
@@ -82,6 +82,7 @@ class Control:
         """Have every part follow the settings for the first time."""
         async with self._turn:
             self._parts = parts
+            metrics.begin_engine()
             await self._follow(parts, self.settings)
 
     async def set_stream_enabled(self, stream: str, is_enabled: bool) -> None:
@@ -95,13 +96,13 @@ class Control:
 
     async def trigger(self, query: str, stream: str | None = None) -> list[str]:
         """Ask a query now, whatever its cadence. Returns the streams that it is asked of, at least one."""
-        parts, places = self._ready(), self._asked_of(query, stream)
+        parts, asked_of = self._ready(), self._asked_of(query, stream)
         settings = self.settings.queries[query]
         if "manual" not in settings.on_event:
             raise NotPossible(f"query {query!r} has no 'manual' in its on_event")
         if settings.schedule is not None and not settings.schedule.is_open(time.time()):
             raise NotPossible(f"query {query!r} is not asked at this hour")
-        on = [place[0] for place in places if self.is_on(place)]
+        on = [place[0] for place in asked_of if self.is_on(place)]
         if not on:
             raise NotPossible(f"query {query!r} is disabled, or its stream is")
         for each in on:
@@ -170,6 +171,8 @@ class Control:
     async def _follow(self, parts: Parts, new: Settings) -> None:
         """Make `new` the settings in force and have every part follow them."""
         old, self.settings = self.settings, new
+        for name in new.streams:
+            metrics.begin_stream(name)
         if old.log_level != new.log_level:
             logging.getLogger().setLevel(new.log_level.upper())
         pushed = [name for name, one in new.streams.items() if one.is_pushed]
@@ -234,27 +237,25 @@ async def _forgotten(parts: Parts, name: str) -> None:
 
 
 def _forget_metrics(old: Settings, new: Settings) -> None:
-    """Remove the series of streams and queries that are gone, so that no alert reads what nothing updates."""
+    """Remove the metrics of streams and queries that are gone."""
     for stream in old.streams.keys() - new.streams.keys():
-        metrics.forget(stream=stream)
-        metrics.forget(queue=f"clips[{stream}]")
-    for name, query in old.queries.items():
-        asked = new.queries[name].streams if name in new.queries else []
-        for stream in set(query.streams) - set(asked):
-            metrics.forget(stream=stream, query=name)
+        metrics.forget_stream(stream)
+    for stream, query in places(old).keys() - places(new).keys():
+        if query:
+            metrics.forget(stream=stream, query=query)
 
 
 async def _exchange(parts: Parts, urls: list[str], opened: dict[str, Sink]) -> None:
     """Serve exactly the sinks of `urls`; those of `opened` are new."""
-    gone = [parts.sinks.pop(url) for url in list(parts.sinks) if url not in urls]
-    names = {sink.name for sink in opened.values()}
-    replaced = [sink for sink in gone if sink.name in names]
-    for sink in replaced:  # first: two of one name would deliver the same items
-        await parts.sink_tasks.remove(sink)
+    gone = {
+        sink.name: sink for sink in (parts.sinks.pop(u) for u in [*parts.sinks] if u not in urls)
+    }
     for url, sink in opened.items():
-        await parts.sink_tasks.add(sink)
+        if (old := gone.pop(sink.name, None)) is not None:
+            await parts.sink_tasks.replace(old, sink)
+        else:
+            await parts.sink_tasks.add(sink)
         parts.sinks[url] = sink
     async with asyncio.TaskGroup() as group:
-        for sink in gone:
-            if sink not in replaced:
-                group.create_task(parts.sink_tasks.remove(sink), name=f"leave[{sink.name}]")
+        for sink in gone.values():
+            group.create_task(parts.sink_tasks.remove(sink), name=f"leave[{sink.name}]")

@@ -25,7 +25,7 @@ from stream_sttm.types import Answer, Event, Evidence, StreamStatus
 from workers.channel import Channel
 from workers.durable_queue import Limits
 from workers.outbox import Level, Outbox, observe_lag
-from workers.sink_tasks import SinkTasks, drain
+from workers.sink_tasks import Gap, SinkTasks, drain
 
 Outgoing = Answer | Event | Evidence | StreamStatus
 ANSWERS_AHEAD = 4096  # of delivery, at most
@@ -93,7 +93,7 @@ def count_lost(item: Outgoing) -> None:
 
 
 def _dispatch(
-    item: Outgoing, store_queue: _StoreQueue, feed: Feed, outboxes: Iterable[Outbox]
+    item: Outgoing, store_queue: _StoreQueue, feed: Feed, outboxes: Iterable[Outbox | Gap]
 ) -> None:
     """Give `item` to everyone it concerns without waiting for any of them."""
     now = time.time()

@@ -76,6 +76,8 @@ class WebhookSink:
             limits=httpx.Limits(max_connections=2, keepalive_expiry=30),
             headers={"User-Agent": f"stream-sttm/{__version__}"},
         )
+        for result in ("kept", "lost"):
+            metrics.DEAD_LETTERS.labels(self.name, result)
         return self
 
     async def __aexit__(self, *_: object) -> None:

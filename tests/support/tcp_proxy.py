@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from types import TracebackType
 from typing import Self
 
 PART = 4096  # bytes passed on at once
@@ -17,6 +19,8 @@ class Proxy:
         self._behind = port
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+        self._half_open: set[asyncio.StreamWriter] = set()
         self._flows = asyncio.Event()
         self._flows.set()
         self._rate: float | None = None
@@ -25,7 +29,12 @@ class Proxy:
         await self.listen()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.refuse()
 
     async def listen(self) -> None:
@@ -45,6 +54,23 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def drop_towards_us(self) -> Callable[[], None]:
+        """Break the clients' ends of all connections; the other ends stay open and silent, as after a power cut.
+
+        Returns what closes them.
+        """
+        held = list(self._pairs)
+        for client, server in held:
+            self._half_open.add(server)
+            client.transport.abort()
+        self._pairs.clear()
+
+        def close() -> None:
+            for _, server in held:
+                server.transport.abort()
+
+        return close
 
     def stall(self) -> None:
         """Pass nothing on any more; connections stay up, new ones are taken."""
@@ -69,6 +95,7 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        self._pairs.append((writer, ours))
         try:
             await asyncio.wait(
                 [
@@ -78,7 +105,7 @@ class Proxy:
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            for end in (writer, ours):
+            for end in {writer, ours} - self._half_open:
                 end.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

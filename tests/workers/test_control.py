@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from stream_sttm import metrics
 from stream_sttm.config.settings import Settings
 from stream_sttm.control.switches import Switches
 from stream_sttm.errors import (
@@ -18,7 +19,9 @@ from stream_sttm.errors import (
     UnknownQuery,
     UnknownStream,
 )
+from stream_sttm.sinks import open_sink
 from stream_sttm.storage.answers import AnswerStore
+from workers.config_check import faults_of
 from workers.control import Control, Parts
 
 STREAMS = {
@@ -34,6 +37,37 @@ QUERIES = {
     "night": {"streams": ["door"], "schedule": NIGHT},
     "none": {"streams": ["off"]},
 }
+
+
+SINKS = [
+    "mqtt://broker.example/one?discovery=homeassistant",
+    "mqtts://broker.example/two",
+    "http://hook.example/x",
+    "https://hook.example/y#secret=z",
+]
+
+
+def samples() -> dict[tuple[str, str], float]:
+    """Every series of ours and its value."""
+    return {
+        (sample.name, str(sorted(sample.labels.items()))): sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name.startswith("stream_sttm_") and not sample.name.endswith("_created")
+    }
+
+
+def test_checking_a_configuration_changes_no_metric() -> None:
+    """A gauge that is set to 0 by a check raises the alarm of a broker that is connected."""
+    for sink in SINKS[:2]:
+        name = open_sink(sink).name
+        metrics.MQTT_CONNECTED.labels(name).set(1)
+    before = samples()
+    streams = {"cam": {"source": "rtsp://cam.example/x"}, "drawn": {"source": "scene://a"}}
+    assert faults_of({"sinks": SINKS, "streams": streams, "memory": {"retention": "lru"}}) == []
+    assert samples() == before
+    for sink in SINKS[:2]:
+        metrics.forget_sink(open_sink(sink).name)
 
 
 class Calls:

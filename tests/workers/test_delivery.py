@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from stream_sttm import metrics
 from stream_sttm.api.feed import Feed
@@ -401,6 +402,49 @@ async def test_sinks_come_and_go_without_touching_another() -> None:
         assert second.taken == ["q2"]
         assert first.is_inside
     assert not first.is_inside
+
+
+async def test_a_sink_replaced_by_one_of_its_name_loses_nothing_and_the_two_never_meet() -> None:
+    class Slow(MemorySink):
+        async def __aexit__(self, *_: object) -> None:
+            closing.set()
+            await may_end.wait()
+            self.is_inside = False
+
+    closing, may_end = asyncio.Event(), asyncio.Event()
+    first, second = Slow("a"), MemorySink("a")
+    async with running(first) as one:
+        one.put_answers(1)
+        await until(lambda: first.taken == ["q1"])
+        replacing = asyncio.create_task(one.sink_tasks.replace(first, second))
+        await closing.wait()
+        one.put_answers(2, 3)
+        await until(lambda: len(one.stored()) == 3)
+        assert not second.is_inside
+        may_end.set()
+        await replacing
+        one.put_answers(4)
+        await until(lambda: second.taken == ["q2", "q3", "q4"])
+        assert first.taken == ["q1"]
+
+
+async def test_metrics_of_a_sink_begin_at_zero_and_go_with_it() -> None:
+    def reasons() -> set[str]:
+        samples = (s for family in REGISTRY.collect() for s in family.samples)
+        return {
+            s.labels["reason"]
+            for s in samples
+            if s.labels.get("sink") == "passing" and "reason" in s.labels
+        }
+
+    sink, other = MemorySink("passing"), MemorySink("staying")
+    async with running(other) as one:
+        one.put_answers(1)
+        await until(lambda: bool(other.taken))
+        await one.sink_tasks.add(sink)
+        assert {"full", "expired", "refused"} <= reasons()
+        await one.sink_tasks.remove(sink)
+        assert not reasons()
 
 
 async def test_a_sink_that_hangs_is_taken_away_in_time() -> None:

@@ -74,7 +74,8 @@ class StatePublisher:
             self._changed.clear()
             if self._is_resend_due:
                 self._is_resend_due = False
-                await publish_retained(connection, list(self._retained.values()))
+                retained = [self._topics.online, *self._retained.values()]
+                await publish_retained(connection, retained)
                 self._commands.resend()
             await publish_retained(connection, self._changes())
             now = time.monotonic()

@@ -28,6 +28,7 @@ from stream_sttm.types import Question
 
 _log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
+OUTCOMES = ("done", "refused", "dropped")
 _MAX_TOPIC_BYTES = 1000
 _AT_ONCE = 32  # messages handled at the same time
 _IDS = 1000  # ids remembered, so that none is answered twice

@@ -14,24 +14,31 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Self
 
 from stream_sttm import metrics
 from stream_sttm.errors import SinkError, SinkHungUp, SinkRefused
 from stream_sttm.sinks.commands import Commands
+from stream_sttm.sinks.mqtt.client_id import ClientId
 from stream_sttm.sinks.mqtt.connection import Connection, connect
 from stream_sttm.sinks.mqtt.message import Incoming, Message
+from stream_sttm.sinks.mqtt.packet_limit import PacketLimit
 from stream_sttm.sinks.mqtt.publishing import StatePublisher, publish_retained
-from stream_sttm.sinks.mqtt.requests import Requests
-from stream_sttm.sinks.mqtt.topics import OFFLINE, ONLINE, STOPPED, Topics
+from stream_sttm.sinks.mqtt.requests import OUTCOMES, Requests
+from stream_sttm.sinks.mqtt.topics import OFFLINE, ONLINE, STOPPED, Topics, as_json
 from stream_sttm.sinks.mqtt.url import parse
 from stream_sttm.types import Answer, Event, StreamStatus
 
 _BACKOFF = (0.5, 30.0)  # seconds between attempts to connect: the first and the longest
 _LASTING = 5.0  # seconds after which a connection counts as stable
+_CORRECTED = 1.0  # seconds between two corrections of our own `available`
 _GOODBYE = 1.0  # seconds for publishing `stopped`
+_SHARED = (
+    "mqtt broker %s: another client seems to use the prefix %s and pushes this one out;"
+    " give each service its own prefix or node="
+)
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +62,9 @@ class MqttSink:
         self._retained: dict[str, Message] = {}
         self._connection: Connection | None = None
         self._is_connected = asyncio.Event()
+        self._client_id = ClientId(self._endpoint)
+        self._limit = PacketLimit(self._endpoint.broker, vital=self._topics.available)
+        self._is_contradicted = asyncio.Event()  # somebody said that this service is not there
         self._logged = ""  # the connection state that was logged last
         self._publisher: StatePublisher | None = None
         self._requests: Requests | None = None
@@ -73,6 +83,8 @@ class MqttSink:
 
     async def __aenter__(self) -> Self:
         metrics.MQTT_CONNECTED.labels(self.name).set(0)
+        for outcome in OUTCOMES if self._requests is not None else ():
+            metrics.MQTT_REQUESTS.labels(self.name, outcome)
         self._stack = AsyncExitStack()
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._keeper = self._group.create_task(self._stay_connected(), name=f"mqtt[{self.name}]")
@@ -161,16 +173,23 @@ class MqttSink:
         """Keep one connection until it ends, then raise SinkError. Publishes `stopped` when cancelled."""
         will = Message(self._topics.available, OFFLINE, is_retained=True)
         async with connect(
-            self._endpoint, will=will, url=self.url, timeout=self.timeout
+            self._endpoint,
+            client_id=self._client_id.value,
+            will=will,
+            limit=self._limit,
+            url=self.url,
+            timeout=self.timeout,
         ) as connection:
             try:
                 async with asyncio.TaskGroup() as group:
-                    upkeep = group.create_task(
-                        self._upkeep(connection), name=f"mqtt-up[{self.name}]"
-                    )
+                    tasks = [
+                        group.create_task(self._upkeep(connection), name=f"mqtt-up[{self.name}]"),
+                        group.create_task(self._insist(connection), name=f"mqtt-on[{self.name}]"),
+                    ]
                     lost = await connection.listen(self._receive)
                     self._hide()
-                    upkeep.cancel()
+                    for task in tasks:
+                        task.cancel()
             except asyncio.CancelledError:
                 with suppress(SinkError, TimeoutError):
                     async with asyncio.timeout(_GOODBYE):
@@ -179,35 +198,60 @@ class MqttSink:
                 raise
             finally:
                 self._hide()
+        if connection.is_pushed_out and self._client_id.pushed_out(time.monotonic()):
+            _log.warning(_SHARED, self._endpoint.broker, self._endpoint.prefix)
         raise lost
 
     async def _upkeep(self, connection: Connection) -> None:
         """Publish everything, let others use `connection`, then go on publishing what changes."""
         try:
-            await connection.publish(Message(self._topics.available, ONLINE, is_retained=True))
+            await connection.publish(self._topics.online)
             await publish_retained(connection, list(self._retained.values()))
-            if self._publisher is None or self._requests is None:
-                self._show(connection)
-                return
-            topics = [*self._publisher.subscriptions, *self._requests.subscriptions]
-            for topic in await connection.subscribe(topics):
+            for topic in await connection.subscribe(self._subscriptions()):
                 _log.warning("mqtt broker %s: lets us not read %s", self._endpoint.broker, topic)
             self._show(connection)
-            await self._publisher.run(connection)
+            if self._publisher is not None:
+                await self._publisher.run(connection)
+        except SinkError as error:
+            connection.leave(error)
+
+    def _subscriptions(self) -> list[str]:
+        """Return the topics to read. A dead predecessor's last will may be published on `available` at any time."""
+        readers = (self._publisher, self._requests)
+        read = [topic for each in readers if each is not None for topic in each.subscriptions]
+        return [self._topics.available, *read]
+
+    async def _insist(self, connection: Connection) -> None:
+        """Publish `online` again whenever somebody says something else of this service."""
+        try:
+            while True:
+                await self._is_contradicted.wait()
+                self._is_contradicted.clear()
+                await connection.publish(self._topics.online)
+                await asyncio.sleep(_CORRECTED)
         except SinkError as error:
             connection.leave(error)
 
     def _receive(self, message: Incoming) -> None:
         """Handle `message`, or begin a task for it. Never waits."""
+        if message.topic == self._topics.available:
+            if message.payload != ONLINE:
+                self._is_contradicted.set()
+            return
         if self._publisher is None or self._requests is None or self._publisher.take(message):
             return
         if self._requests.concerns(message):
             self._requests.begin(message, self._group)
 
     async def _reply(self, message: Message) -> None:
-        if self._connection is not None:
-            with suppress(SinkError):  # the asker has lost the broker too
+        if self._connection is None:
+            return
+        with suppress(SinkError):  # the asker has lost the broker too
+            try:
                 await self._connection.publish(message)
+            except SinkRefused as refused:
+                body = as_json({"error": f"the answer can't be sent: {refused}"})
+                await self._connection.publish(replace(message, payload=body))
 
     def _count(self, outcome: str) -> None:
         metrics.MQTT_REQUESTS.labels(self.name, outcome).inc()

@@ -33,6 +33,11 @@ class Topics:
         return f"{self.prefix}/available"
 
     @property
+    def online(self) -> Message:
+        """The message that the service runs."""
+        return Message(self.available, ONLINE, is_retained=True)
+
+    @property
     def stats(self) -> str:
         """The topic of the service's statistics."""
         return f"{self.prefix}/stats"

@@ -19,7 +19,7 @@ from stream_sttm import metrics
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
 from stream_sttm.sinks import open_sink
 from stream_sttm.sinks.mqtt import connection
-from stream_sttm.sinks.mqtt.connection import MAX_PAYLOAD_BYTES
+from stream_sttm.sinks.mqtt.packet_limit import MAX_PAYLOAD_BYTES
 from stream_sttm.sinks.mqtt.sink import MqttSink
 from stream_sttm.types import StreamState
 from tests.support.answers import make_answer, make_status, until
