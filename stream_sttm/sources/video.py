@@ -19,7 +19,7 @@ from stream_sttm.sources.decoding.process import DecoderProcess
 from stream_sttm.sources.decoding.protocol import MAX_PIXELS, Limits, Request, Share
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.network.opening import Opening, check_spelling, prepare
-from stream_sttm.sources.network.rtsp_proxy import Gate
+from stream_sttm.sources.network.rtsp_proxy import RtspProxy
 from stream_sttm.types import Frame
 
 
@@ -45,7 +45,7 @@ class VideoSource:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
         self._process: DecoderProcess | Turns | None = None
-        self._gate: Gate | None = None
+        self._proxy: RtspProxy | None = None
 
     @property
     def heard_at(self) -> float:
@@ -59,7 +59,7 @@ class VideoSource:
 
     async def __aenter__(self) -> Self:
         try:
-            opening, self._gate = await prepare(self.url, self.access)
+            opening, self._proxy = await prepare(self.url, self.access)
             request = self._request(opening)
             is_shared = request.share.count > 1
             self._process = Turns(request) if is_shared else DecoderProcess(request)
@@ -105,17 +105,17 @@ class VideoSource:
         )
 
     def _meant(self, error: SourceError) -> SourceError:
-        """The error, or what is behind it where the gate was shut."""
-        if self._gate is None or not self._gate.has_refused:
+        """The error, or what is behind it where the proxy refused."""
+        if self._proxy is None or not self._proxy.has_refused:
             return error
         shown = urls.mask(self.url)
         return SourceDenied(f"{shown}: it redirects, which is not followed where hosts are limited")
 
     async def _close(self) -> None:
-        """The process says goodbye through the gate, so that is shut after it."""
+        """The process says goodbye through the proxy, so the proxy is closed after it."""
         try:
             if self._process is not None:
                 await self._process.close()
         finally:
-            if self._gate is not None:
-                await self._gate.__aexit__(None, None, None)
+            if self._proxy is not None:
+                await self._proxy.__aexit__(None, None, None)

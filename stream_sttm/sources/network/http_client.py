@@ -1,8 +1,8 @@
-"""HTTP for FFmpeg: every byte that it reads of an http(s):// source, playlists and segments included, comes from here.
+"""HTTP for FFmpeg: every byte of an http(s):// source, playlists and segments included, is read here.
 
-So that each address, each redirect and each URL in a playlist is checked before it is connected to, certificates are
-verified as everywhere else, user and password go to the camera alone, and nothing can be read without end. One client
-serves one source, in the thread that decodes it. httpx' errors leave this file as ours.
+So each address, each redirect and each URL in a playlist is checked before a connection. Certificates are verified as
+everywhere else. Credentials go to the camera alone. Every read is bounded. One client serves one source, in the thread
+that decodes it. Errors of httpx leave this module as ours.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Login(httpx.Auth):
         self._user, self._password = user, password
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Ask openly first, then as the answer demands."""
+        """Ask without credentials first, then as the response demands."""
         answer = yield request
         demanded = answer.headers.get("www-authenticate", "").lower()
         if answer.status_code != 401:
@@ -62,7 +62,7 @@ class Login(httpx.Auth):
 
 
 class HttpClient:
-    """What an http(s):// URL leads to, opened for FFmpeg; all of it blocks."""
+    """Opens an http(s):// URL for FFmpeg. All of it blocks."""
 
     def __init__(
         self, url: str, access: Access, *, trust: ssl.SSLContext, timeout: tuple[float, float]
@@ -85,7 +85,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str]) -> Iterator[InputContainer]:
-        """The container, while the context is open; raises FFmpeg's errors and SourceError."""
+        """Open the container while the context is entered. Raises FFmpeg's errors and SourceError."""
         with self._client, self._container(options) as container:
             self._until = None
             yield container
@@ -113,7 +113,7 @@ class HttpClient:
             raise SourceUnavailable(self.line("answers, but sends no video in time"))
 
     def get(self, url: str, first: int = 0, last: int | None = None) -> tuple[httpx.Response, str]:
-        """The answer for `url`, its body not yet read, and where redirects led; raises SourceError."""
+        """Return the response for `url`, its body not yet read, and the URL after redirects. Raises SourceError."""
         for _ in range(MAX_REDIRECTS):
             self.check_time()
             answer = self._send(url, first, last)
@@ -127,11 +127,11 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"redirects more than {MAX_REDIRECTS} times"))
 
     def line(self, what: str) -> str:
-        """What is wrong, and with which source."""
+        """Return a line that says what is wrong, and with which source."""
         return f"{self._shown}: {urls.scrub(what, self._url)}"
 
     def unavailable(self, error: Exception) -> SourceError:
-        """httpx' error as ours."""
+        """Return an error of httpx as ours."""
         if isinstance(error, httpx.TimeoutException):
             return SourceUnavailable(self.line(f"no data for {self._silence:g} s"))
         return SourceUnavailable(
@@ -172,9 +172,9 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"HTTP {status}"))
 
     def _next(self, url: str, _flags: int, options: Mapping[str, str]) -> Body | io.BytesIO:
-        """What a playlist names, for FFmpeg; the playlist itself the first time, nothing after a failure.
+        """Open for FFmpeg what a playlist names. Returns the playlist itself first, nothing after a failure.
 
-        For FFmpeg goes on whatever happens here; what is raised, PyAV raises when FFmpeg is done.
+        FFmpeg goes on whatever happens here. PyAV raises the error when FFmpeg is done.
         """
         if self.has_failed:
             return io.BytesIO()
@@ -204,7 +204,7 @@ class HttpClient:
 
 
 class Body:
-    """One resource as a file that FFmpeg reads; it can be sought in where the server takes ranges."""
+    """One resource as a file that FFmpeg reads. It can be sought in where the server takes ranges."""
 
     def __init__(self, web: HttpClient, url: str, first: int, last: int | None) -> None:
         self._web, self._first, self._last = web, first, last
@@ -219,13 +219,13 @@ class Body:
         self._is_elsewhere = False  # sought since the last read
 
     def peek(self) -> bytes:
-        """The next bytes, which the next read gives too; none at the end."""
+        """Return the next bytes without consuming them. Returns none at the end."""
         if not self._peeked:
             self._peeked = self._more()
         return self._peeked
 
     def start_with_line(self) -> None:
-        """Let the next read give a whole line at least, blank ones before it left out.
+        """Make the next read give a whole line at least, without blank lines before it.
 
         FFmpeg's mpjpeg returns to its first line, and can only while one read holds all of it.
         """
@@ -238,7 +238,7 @@ class Body:
         self._peeked = line
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, as many as are there; none at the end or after a failure."""
+        """Return up to `size` bytes, as many as are there. Returns none at the end or after a failure."""
         if self._web.has_failed:
             return b""
         with self._web.failing():
@@ -250,11 +250,11 @@ class Body:
         return given
 
     def seekable(self) -> bool:
-        """Whether `seek` works."""
+        """Return whether `seek` works."""
         return self._can_seek and self._length is not None
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go on reading elsewhere; asks for it when it is read."""
+        """Set the position. The request for it is sent with the next read."""
         start = (0, self._position, self._length or 0)[whence]
         wanted = max(0, start + offset)
         self._is_elsewhere |= wanted != self._position
@@ -262,7 +262,7 @@ class Body:
         return wanted
 
     def tell(self) -> int:
-        """Where reading goes on."""
+        """Return the position of the next read."""
         return self._position
 
     def close(self) -> None:

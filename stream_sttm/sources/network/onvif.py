@@ -1,7 +1,7 @@
 """ONVIF cameras of the local network: who answers a WS-Discovery probe, which streams each has, as configuration.
 
-The probe is one UDP multicast from each interface and needs no credentials; the streams are asked of each camera by
-onvif-zeep-async (extra `onvif`). Whatever a camera says is text from a stranger: bounded, of one line, never expanded.
+The probe is one UDP multicast from each interface and needs no credentials. onvif-zeep-async (extra `onvif`) asks each
+camera for its streams. A camera's text is untrusted: it is bounded, put on one line, and never expanded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Profile:
-    """One stream of a camera; `size` is width and height, zeros where it is not told."""
+    """One stream of a camera. `size` is width and height, zeros where the camera does not tell it."""
 
     url: str
     size: tuple[int, int]
@@ -56,7 +56,7 @@ class Profile:
 
 
 async def cameras(seconds: float, target: tuple[str, int] = MULTICAST) -> list[Camera]:
-    """Who answers within `seconds`, each once, by address; raises SourceUnavailable where nothing can be sent."""
+    """Return the cameras that answer within `seconds`. Raises SourceUnavailable where nothing can be sent."""
     loop = asyncio.get_running_loop()
     found: dict[str, Camera] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -74,7 +74,7 @@ async def cameras(seconds: float, target: tuple[str, int] = MULTICAST) -> list[C
 
 
 async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
-    """The camera's streams, the largest first; raises SourceError, or ConfigError without the extra."""
+    """Return the camera's streams, the largest first. Raises SourceError, or ConfigError without the extra."""
     try:
         from onvif import ONVIFCamera, ONVIFError
         from zeep.exceptions import Error as ZeepError
@@ -108,7 +108,7 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
 def configuration(
     found: Sequence[tuple[Camera, Sequence[Profile] | SourceError]], login: str
 ) -> str:
-    """The `streams:` section for what was found; `login` (`user:${NAME}`, or empty) goes into each URL."""
+    """Return the `streams:` section for what was found. `login` (`user:${NAME}`, or empty) goes into each URL."""
     lines, names = ["streams:"], set[str]()
     for camera, told in found:
         lines.append(f"  # {_line(camera.name or 'a camera')} at {_line(camera.service)}")
@@ -130,7 +130,7 @@ def configuration(
 
 
 def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
-    """Send the probe out of every interface; whether any took it."""
+    """Send the probe out of every interface. Returns whether any took it."""
     text = _PROBE.format(id=uuid.uuid4()).encode()
     has_sent = False
     for index, _ in socket.if_nameindex():
@@ -143,7 +143,7 @@ def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
 
 
 def _matches(answer: bytes, sender: str) -> list[Camera]:
-    """The cameras that an answer names; none where it is no answer."""
+    """Return the cameras that an answer names. None where it is no answer."""
     if b"<!DOCTYPE" in answer or b"<!ENTITY" in answer:
         return []
     try:
@@ -158,7 +158,7 @@ def _matches(answer: bytes, sender: str) -> list[Camera]:
 
 
 def _service(addresses: str, sender: str) -> str | None:
-    """Of a camera's addresses the one that it answered from, else the first that can be used."""
+    """Return the address that the camera answered from, else the first that can be used."""
     usable = []
     for address in addresses.split()[:16]:
         with contextlib.suppress(ValueError):
@@ -175,7 +175,7 @@ def _named(scopes: str) -> str:
 
 
 async def _profile(media: Any, told: Any) -> Profile | None:
-    """A profile with its URL, None where it is nothing that we could read."""
+    """Return a profile with its URL. None where it is nothing that we could read."""
     setup = {"Stream": "RTP-Unicast", "Transport": {"Protocol": "RTSP"}}
     answer = await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": told.token})
     url = str(answer.Uri).strip()
@@ -194,7 +194,7 @@ def _with_login(url: str, login: str) -> str:
 
 
 def _stream_name(camera: Camera, taken: set[str]) -> str:
-    """A name that a stream may have and none has yet."""
+    """Return a name that a stream may have and none has yet."""
     word = camera.name or str(urlsplit(camera.service).hostname)
     name = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")[:48] or "camera"
     if (
@@ -209,5 +209,5 @@ def _stream_name(camera: Camera, taken: set[str]) -> str:
 
 
 def _line(text: str) -> str:
-    """Text from a camera as a piece of one line."""
+    """Return text from a camera as a piece of one line, at most 500 characters."""
     return "".join(char if char.isprintable() else " " for char in text)[:500]

@@ -1,7 +1,7 @@
-"""How FFmpeg is to open a URL of each scheme: what it is given instead of the URL, and with which options.
+"""How FFmpeg opens a URL of each scheme: the address it is given, and the options.
 
-`prepare` asks in the event loop whether anybody is there and allowed; what it returns is plain data, and opens in
-the process that decodes. Knows nothing of decoding.
+`prepare` checks in the event loop that a server is there and allowed. It returns plain data, which the decoder's
+process opens. This module knows nothing of decoding.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavai
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.network.http_client import NOTHING_ELSE, HttpClient
-from stream_sttm.sources.network.preflight import PORTS, greet
-from stream_sttm.sources.network.rtsp_proxy import Gate
+from stream_sttm.sources.network.preflight import PORTS, check_reachable
+from stream_sttm.sources.network.rtsp_proxy import RtspProxy
 
 Timeout = tuple[float, float]  # seconds for opening and for each read
 _DEVICE = ("input_format", "video_size", "framerate", "pixel_format")  # of FFmpeg's v4l2
@@ -33,7 +33,7 @@ _DEVICE = ("input_format", "video_size", "framerate", "pixel_format")  # of FFmp
 
 @dataclass(frozen=True)
 class Opening:
-    """What to open: an `address` for FFmpeg, or for us where `by` is web (HTTP) or folder (a file that is checked)."""
+    """What to open: an `address` for FFmpeg, or for us where `by` is web (HTTP) or folder (a checked file)."""
 
     address: str
     by: str = "ffmpeg"
@@ -41,17 +41,17 @@ class Opening:
     options: Mapping[str, str] = field(default_factory=dict)
     access: Access = EVERYTHING
     verify: bool = True
-    authorities: str = ""  # the file of those whose certificates are believed; empty: the usual
+    authorities: str = ""  # the file of trusted certificate authorities; empty: the usual
     size: int = 0  # bytes, of a file
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> Self:
-        """An opening from what `dataclasses.asdict` made of one, JSON in between."""
+        """Return an opening from what `dataclasses.asdict` made of one, JSON in between."""
         return cls(**{**fields, "access": Access(**fields["access"])})
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str], timeout: Timeout | None) -> Iterator[InputContainer]:
-        """The container, with the decoder's own `options`; raises FFmpeg's errors and SourceError; blocks."""
+        """Open the container with the decoder's `options`. Blocks. Raises FFmpeg's errors and SourceError."""
         together = {**options, **self.options}
         if self.by == "web":
             assert timeout is not None
@@ -72,8 +72,8 @@ class Opening:
                 yield container
 
 
-async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
-    """How to open `url`, after it was found to be there, and the entered gate that it leads through, if one is needed.
+async def prepare(url: str, access: Access) -> tuple[Opening, RtspProxy | None]:
+    """Check that `url` is there. Returns how to open it, and the entered proxy where one is needed.
 
     Raises SourceError.
     """
@@ -88,7 +88,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
     if scheme == "v4l2":
         return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
-        await greet(bare, access, verify=verify, speaks="HTTP")
+        await check_reachable(bare, access, verify=verify, speaks="HTTP")
         believed = tls.authorities()
         return Opening(bare, "web", access=access, verify=verify, authorities=believed), None
     if scheme == "srt":
@@ -99,22 +99,22 @@ async def prepare(url: str, access: Access) -> tuple[Opening, Gate | None]:
 
 async def _streaming(
     bare: str, options: Mapping[str, str], access: Access
-) -> tuple[Opening, Gate | None]:
-    """How to open an RTSP or RTMP URL."""
+) -> tuple[Opening, RtspProxy | None]:
+    """Return how to open an RTSP or RTMP URL."""
     parts, verify = urls.split(bare), options.get("verify") != "false"
     scheme, transport = parts.scheme, options.get("transport", "tcp")
     speaks = "RTSP" if scheme.startswith("rtsp") and transport != "http" else None
     if access.limits_hosts and transport != "tcp":
         # over UDP and HTTP the other side names further addresses, which nobody checks
         raise SourceDenied(f"{urls.mask(bare)}: only transport=tcp can be held to sources.hosts")
-    address = await greet(bare, access, verify=verify, speaks=speaks)
+    address = await check_reachable(bare, access, verify=verify, speaks=speaks)
     host, port = str(parts.hostname), parts.port or PORTS[scheme]
     if speaks == "RTSP" and access.limits_hosts:
         trust = tls.context(verify=verify) if scheme == "rtsps" else None
-        gate = await Gate(address, port, trust, host).__aenter__()
-        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{gate.port}".lstrip("@")
+        proxy = await RtspProxy(address, port, trust, host).__aenter__()
+        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}".lstrip("@")
         inside = urlunsplit(("rtsp", netloc, parts.path, parts.query, ""))
-        return Opening(inside, options={"rtsp_transport": "tcp"}), gate
+        return Opening(inside, options={"rtsp_transport": "tcp"}), proxy
     given = {"rtsp_transport": transport} if scheme.startswith("rtsp") else {"rtmp_live": "live"}
     if scheme in ("rtsps", "rtmps"):
         given |= tls.ffmpeg(host, verify=verify)
@@ -131,7 +131,7 @@ def check_spelling(url: str) -> None:
 
 
 def file_path(url: str) -> Path:
-    """The path behind a file:// URL."""
+    """Return the path behind a file:// URL. Raises ConfigError where it names none."""
     parts = urls.split(url)
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise ConfigError(
@@ -141,7 +141,7 @@ def file_path(url: str) -> Path:
 
 
 def _at(url: str, address: str, access: Access) -> str:
-    """The URL with the address that was checked in place of the host's name, where hosts are limited."""
+    """Return the URL, with the checked address in place of the host's name where hosts are limited."""
     if not access.limits_hosts:
         return url
     parts = urls.split(url)
@@ -152,7 +152,7 @@ def _at(url: str, address: str, access: Access) -> str:
 
 
 def _check_file(url: str, path: Path) -> int:
-    """Its size; finds what FFmpeg would name less clearly, and pipes and devices, which it would wait for for ever."""
+    """Return the file's size. Raises SourceError where FFmpeg would say less, or wait for ever (pipes, devices)."""
     shown = urls.mask(url)
     try:
         if not path.exists():
@@ -171,7 +171,7 @@ def _check_file(url: str, path: Path) -> int:
 
 
 def _device(url: str) -> Opening:
-    """A camera of this machine."""
+    """Return how to open a camera of this machine. Raises SourceError."""
     path, shown = Path(unquote(urls.split(url).path)), urls.mask(url)
     try:
         is_device = stat.S_ISCHR(path.stat().st_mode)

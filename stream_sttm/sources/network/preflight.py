@@ -1,8 +1,8 @@
-"""Is anybody there who may be reached and speaks RTSP or HTTP? Asked in the event loop, before a decoder is let loose.
+"""A check in the event loop, before a decoder is started: does a server answer that may be reached and speaks RTSP?
 
-FFmpeg opens a connection in one long call that nothing but its own timeout ends. So the common troubles (no such
-host, refused, silent, another protocol) are found here, where waiting can be cancelled and an error has a clear name.
-No credentials are sent: a demand for them is an answer too.
+FFmpeg opens a connection in one long call that only its own timeout ends. So the common faults (no such host, refused,
+silent, another protocol) are found here. Here waiting can be cancelled, and an error has a clear name. No credentials
+are sent: a demand for them is an answer too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TIMEOUT = 5.0  # seconds for name, connection and the first line of an answer
 _TLS = ("rtsps", "https", "rtmps")
 
 
-async def greet(
+async def check_reachable(
     url: str, access: Access = EVERYTHING, *, verify: bool = True, speaks: str | None = None
 ) -> str:
-    """The address at which a server that `access` allows answers; raises SourceUnavailable, NotVideo, SourceDenied.
+    """Return the address at which an allowed server answers. Raises SourceUnavailable, NotVideo, SourceDenied.
 
-    `speaks` is its protocol, RTSP or HTTP; None where nothing is to be said, or another.
+    `speaks` is its protocol, RTSP or HTTP. With None nothing is sent.
     """
     parts, shown = urls.split(url), urls.mask(url)
     port = parts.port or PORTS[parts.scheme]
@@ -54,7 +54,7 @@ async def greet(
 
 
 def _why(error: OSError) -> str:
-    """What is wrong with a connection, and what to do."""
+    """Return what is wrong with a connection, and what to do."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: is the camera on, and the port right?"
     if (why := tls.explained(error)) is not None:
@@ -67,7 +67,7 @@ def _why(error: OSError) -> str:
 async def _connect(
     addresses: Sequence[str], port: int, trust: ssl.SSLContext | None, host: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-    """A connection to the first address that takes one."""
+    """Return a connection to the first address that accepts one."""
     for address in addresses[:-1]:
         with contextlib.suppress(OSError):
             async with asyncio.timeout(TIMEOUT / len(addresses)):  # TimeoutError is an OSError
@@ -86,7 +86,7 @@ async def _open(
 async def _first_line(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
 ) -> bytes | None:
-    """The start of the answer to a request, if there is one; None if there is none."""
+    """Return the first line of the response to a request. None if there is none."""
     try:
         writer.write(request)
         return await reader.readuntil(b"\n") if request else None
@@ -103,7 +103,7 @@ async def _first_line(
 
 
 def _request(parts: SplitResult, speaks: str | None) -> bytes:
-    """The most harmless request of a protocol."""
+    """Return the most harmless request of a protocol."""
     host = parts.netloc.rpartition("@")[2]
     path = quote(parts.path or "/", safe="/%:;=+,!*'()")
     if speaks == "RTSP":

@@ -1,6 +1,6 @@
-"""Whom to believe that he is who he says: one store of certificates for everything that speaks TLS to a camera.
+"""Certificate verification: one trust store for everything that speaks TLS to a camera.
 
-The file that the environment names in SSL_CERT_FILE, else the system's, else the one that comes with `certifi`.
+The store is the file that the environment names in SSL_CERT_FILE, else the system's, else that of `certifi`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.c
 
 
 def authorities() -> str:
-    """The path of the file with the certificates of all authorities that are believed."""
+    """Return the path of the file with all trusted certificate authorities."""
     named = os.environ.get("SSL_CERT_FILE")
     if named:
         return named
@@ -30,9 +30,9 @@ def authorities() -> str:
 
 
 def context(*, verify: bool, believed: str = "") -> ssl.SSLContext:
-    """For a connection as a client; without `verify` any certificate will do. Raises OSError.
+    """Return the context of a client connection. Without `verify` any certificate will do. Raises OSError.
 
-    `believed` is what `authorities` has said elsewhere, for a process that may have another environment.
+    `believed` is the result of `authorities` elsewhere, for a process that may have another environment.
     """
     made = ssl.create_default_context(cafile=(believed or authorities()) if verify else None)
     if not verify:
@@ -42,14 +42,14 @@ def context(*, verify: bool, believed: str = "") -> ssl.SSLContext:
 
 
 def ffmpeg(host: str, *, verify: bool) -> dict[str, str]:
-    """The same as options for FFmpeg."""
+    """Return the same as options for FFmpeg."""
     if not verify:
         return {"tls_verify": "0"}
     return {"tls_verify": "1", "ca_file": authorities(), "verifyhost": host}
 
 
 def explained(error: BaseException) -> str | None:
-    """What is wrong with a certificate, where that is why a connection failed; None where it is not."""
+    """Return what is wrong with a certificate. None where that is not why a connection failed."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -1,9 +1,9 @@
 """whep:// and wheps:// - a WebRTC stream that is pulled: an SDP offer by HTTP POST, then RTP, DELETE at the end.
 
 The URL is spelt as MediaMTX does (whep://host:8889/door/whep) or leads to go2rtc's API
-(whep://host:1984/api/webrtc?src=door); user and password become Basic, `?token=` a Bearer
-header. Only video is offered for. The track is always drained, whatever the consumer does; a frame nobody took is
-replaced by the next. No STUN or TURN server is asked: the camera's side must be reachable.
+(whep://host:1984/api/webrtc?src=door). User and password become Basic, `?token=` a Bearer header. The offer is for
+video alone. The track is always drained, whatever the consumer does: a newer frame replaces one that nobody took. No
+STUN or TURN server is asked, so the camera's side must be reachable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
@@ -30,7 +29,7 @@ from stream_sttm.config import source_url
 from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
-from stream_sttm.sources.webrtc.track import Tap
+from stream_sttm.sources.webrtc.track import LatestPicture
 from stream_sttm.types import Frame
 
 SDP = "application/sdp"
@@ -55,7 +54,7 @@ BAD_SDP = (
 
 @dataclass
 class WhepSource:
-    """A peer that receives one video track; entered, it is connected."""
+    """A peer that receives one video track. Once entered, it is connected."""
 
     url: str
     stream: str = "whep"
@@ -70,12 +69,12 @@ class WhepSource:
         self._verify = options.get("verify") != "false"
         self._changed = asyncio.Event()
         self._open_until_left = AsyncExitStack()
-        self._tap = Tap(self.stream)
+        self._latest = LatestPicture(self.stream)
 
     @property
     def heard_at(self) -> float:
         """When the newest picture came, monotonic."""
-        return self._tap.heard_at
+        return self._latest.heard_at
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -105,21 +104,16 @@ class WhepSource:
             self._open_until_left = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._open_until_left.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._open_until_left.aclose()
 
     async def frames(self) -> AsyncIterator[Frame]:
-        """The newest frame, each time there is one; raises SourceUnavailable when the other side is gone."""
-        async for frame in self._tap.frames(fps=self.fps, max_side=self.max_side):
+        """Yield the newest frame, each time there is one. Raises SourceUnavailable when the other side is gone."""
+        async for frame in self._latest.frames(fps=self.fps, max_side=self.max_side):
             yield frame
 
     async def _signalling(self) -> tuple[httpx.AsyncClient, Endpoint]:
-        """A client that carries our credentials, and what to ask, at the address that was checked."""
+        """Return an HTTP client with our credentials, and the endpoint at the checked address."""
         endpoint = _endpoint(self._bare)
         if self.access.limits_hosts:
             port = endpoint.url.port or (443 if endpoint.url.scheme == "https" else 80)
@@ -135,7 +129,7 @@ class WhepSource:
         return client, endpoint
 
     def _allowed(self, sdp: str) -> str:
-        """The answer without the candidates, which may be any machine's addresses, that may not be reached."""
+        """Return the SDP answer without the candidates that may not be reached."""
         host = str(urls.split(self._bare).hostname)
         lines = [
             line
@@ -148,7 +142,7 @@ class WhepSource:
     async def _post(
         self, client: httpx.AsyncClient, endpoint: Endpoint, offer: str
     ) -> tuple[str, Endpoint | None]:
-        """The other side's SDP answer to our offer, and what to DELETE at the end."""
+        """Send our offer. Returns the SDP answer, and what to DELETE at the end. Raises SourceError."""
         headers = {"Content-Type": SDP, "Accept": SDP}
         try:
             async with (
@@ -205,22 +199,22 @@ class WhepSource:
             raise self._unavailable(f"no media path within {CONNECT_TIMEOUT:g} s") from None
 
     async def _drain(self, track: MediaStreamTrack) -> None:
-        await self._tap.drain(track)
-        self._tap.end(self._unavailable("the other side ended the stream"))
+        await self._latest.drain(track)
+        self._latest.end(self._unavailable("the other side ended the stream"))
 
     def _unavailable(self, what: str) -> SourceUnavailable:
         return SourceUnavailable(f"{self._shown}: {urls.scrub(what, self._bare)}")
 
 
 async def _describe(peer: RTCPeerConnection) -> str:
-    """Our offer, with all addresses at which we can be reached."""
+    """Return our offer, with all addresses at which we can be reached."""
     await peer.setLocalDescription(await peer.createOffer())
     return str(peer.localDescription.sdp)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An HTTP address free of secrets, the headers and auth that carry them, and what else a request needs."""
+    """An HTTP address without secrets, and the headers, auth and extensions of requests to it."""
 
     url: httpx.URL
     headers: httpx.Headers
@@ -228,7 +222,7 @@ class Endpoint:
     extensions: dict[str, str]
 
     def at(self, address: str) -> Endpoint:
-        """The same, asked at an address, under the name that it had."""
+        """Return the endpoint with `address` as host, requested under its own name."""
         headers = self.headers.copy()
         headers["Host"] = self.url.netloc.decode("ascii")
         extensions = {"sni_hostname": self.url.host}
@@ -237,7 +231,7 @@ class Endpoint:
 
 
 def _endpoint(url: str) -> Endpoint:
-    """What stands behind a whep:// URL."""
+    """Return the endpoint that a whep:// URL means."""
     parts = urls.split(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     token = next((value for key, value in pairs if key == "token"), None)
@@ -255,7 +249,7 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _resource(answer: httpx.Response, endpoint: Endpoint) -> Endpoint | None:
-    """What to DELETE at the end; never another host than the one that answered, for it is sent our credentials."""
+    """Return what to DELETE at the end. Never on another host than answered: the request carries our credentials."""
     location = answer.headers.get("location")
     if not location:
         return None

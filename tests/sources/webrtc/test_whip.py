@@ -27,7 +27,7 @@ from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.webrtc import peer as peer_module
 from stream_sttm.sources.webrtc import publishers as publishers_module
 from stream_sttm.sources.webrtc.publishers import Publishers
-from stream_sttm.sources.webrtc.track import Lag
+from stream_sttm.sources.webrtc.track import DecodingDelay
 from stream_sttm.storage.answers import AnswerStore
 from tests.support.api_server import EchoService
 from tests.support.publishing_browser import CHROMIUM, PAGE, browsing
@@ -253,12 +253,12 @@ async def test_who_offers_and_never_connects_loses_the_place(tmp_path, monkeypat
 
 
 def test_a_track_is_behind_only_by_what_grows_steadily():
-    lag = Lag()
-    assert [lag.behind(t, t + 5.0) for t in range(5)] == [0.0] * 5
-    behind = [lag.behind(5 + t, 10 + 1.5 * t) for t in range(30)]
+    delay = DecodingDelay()
+    assert [delay.measure(t, t + 5.0) for t in range(5)] == [0.0] * 5
+    behind = [delay.measure(5 + t, 10 + 1.5 * t) for t in range(30)]
     assert behind[-1] == 14.5
-    assert lag.behind(1000.0, 60.0) == 0.0  # the other clock was set anew
-    assert lag.behind(1001.0, 61.5) == 0.5
+    assert delay.measure(1000.0, 60.0) == 0.0  # the other clock was set anew
+    assert delay.measure(1001.0, 61.5) == 0.5
 
 
 # refusals
