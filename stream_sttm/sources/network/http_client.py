@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
 import ssl
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -22,19 +23,20 @@ from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import Access
+from stream_sttm.sources.network.http_body import Body
+from stream_sttm.sources.network.motion_jpeg import MotionJpeg, is_motion_jpeg
 
 MAX_REDIRECTS = 5
 PLAYLIST_SILENCE = 30.0  # seconds that a playlist may take to name its next segment
 _PORTS = {"http": 80, "https": 443}
 _FORMATS = {  # by Content-Type, where FFmpeg's guess from the bytes alone is worse
-    "multipart/x-mixed-replace": "mpjpeg",
     "application/vnd.apple.mpegurl": "hls",
     "application/x-mpegurl": "hls",
     "audio/mpegurl": "hls",
 }
 _PLAYLIST = b"#EXTM3U"
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-_LINE = 1024  # bytes; a boundary has 70 at most (RFC 2046)
+_PIECE = 64 << 10
 NOTHING_ELSE = {"protocol_whitelist": "data"}  # FFmpeg itself may connect to nothing
 _HLS = {"http_persistent": "0", "http_multiple": "0"}
 
@@ -97,15 +99,20 @@ class HttpClient:
         form = _FORMATS.get(body.content_type)
         if form is None and body.peek().startswith(_PLAYLIST):
             form = "hls"
-        if form == "mpjpeg":
-            body.start_with_line()
+        if is_motion_jpeg(body):
+            pictures = MotionJpeg(body, self)
+            return av.open(pictures, mode="r", format="mpjpeg", options={**options, **NOTHING_ELSE})
         if form == "hls":
             self._first = body
             return av.open(
                 body.url, mode="r", format=form, options={**options, **_HLS}, io_open=self._next,
                 timeout=(2 * self._open_for, PLAYLIST_SILENCE),
             )  # fmt: skip
-        return av.open(body, mode="r", format=form, options={**options, **NOTHING_ELSE})
+        body.find_out_ranges()
+        file: Body | io.BytesIO = body
+        if body.is_small_mp4 and not body.seekable():
+            file = io.BytesIO(b"".join(iter(lambda: body.read(_PIECE), b"")))
+        return av.open(file, mode="r", format=form, options={**options, **NOTHING_ELSE})
 
     def check_time(self) -> None:
         """Raise SourceUnavailable where opening has taken too long."""
@@ -157,8 +164,34 @@ class HttpClient:
                 return self._client.send(request, stream=True, auth=login)
             # a server may close a kept connection just as it is used again: once more, on a new one
             return self._client.send(request, stream=True, auth=login)
+        except httpx.RemoteProtocolError as error:
+            raise self._no_answer(url, error) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self.unavailable(error) from error
+
+    def _no_answer(self, url: str, error: httpx.RemoteProtocolError) -> SourceError:
+        """Return what a connection was that brought no HTTP response."""
+        if "status line" in str(error) or ("disconnected" in str(error) and self._is_foreign(url)):
+            return NotVideo(self.line("something answers there, but it does not speak HTTP"))
+        if "disconnected" in str(error):
+            return SourceUnavailable(self.line("the connection was closed without an answer"))
+        return self.unavailable(error)
+
+    def _is_foreign(self, url: str) -> bool:
+        """Ask once more without an HTTP library. Returns whether what comes is no HTTP."""
+        parts = urlsplit(url)
+        if parts.scheme != "http":
+            return False
+        port = parts.port or _PORTS["http"]
+        address, *_ = self._access.resolve_now(url, port)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((address, port), self._open_for) as connection,
+        ):
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {parts.hostname}\r\n\r\n".encode())
+            start = connection.recv(256)
+            return bool(start) and not b"HTTP/".startswith(start[:5])
+        return False
 
     def _good(self, answer: httpx.Response) -> httpx.Response:
         status = answer.status_code
@@ -201,86 +234,3 @@ class HttpClient:
             raise NotVideo(self.line("the playlist names something that is not HTTP"))
         first, end = int(options.get("offset", 0)), int(options.get("end_offset", 0))
         return Body(self, url, first, end - 1 if end else None)
-
-
-class Body:
-    """One resource as a file that FFmpeg reads. It can be sought in where the server takes ranges."""
-
-    def __init__(self, web: HttpClient, url: str, first: int, last: int | None) -> None:
-        self._web, self._first, self._last = web, first, last
-        self._position, self._peeked = 0, b""
-        self._answer, self.url = web.get(url, first, last)
-        self._parts = self._answer.iter_raw()
-        headers = self._answer.headers
-        self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        length = headers.get("content-length", "")
-        self._length = int(length) if length.isdecimal() else None
-        self._can_seek = headers.get("accept-ranges", "").lower() == "bytes"
-        self._is_elsewhere = False  # sought since the last read
-
-    def peek(self) -> bytes:
-        """Return the next bytes without consuming them. Returns none at the end."""
-        if not self._peeked:
-            self._peeked = self._more()
-        return self._peeked
-
-    def start_with_line(self) -> None:
-        """Make the next read give a whole line at least, without blank lines before it.
-
-        FFmpeg's mpjpeg returns to its first line, and can only while one read holds all of it.
-        """
-        line = self._peeked
-        while b"\n" not in (line := line.lstrip(b"\r\n")) and len(line) < _LINE:
-            more = self._more()
-            if not more:
-                break
-            line += more
-        self._peeked = line
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, as many as are there. Returns none at the end or after a failure."""
-        if self._web.has_failed:
-            return b""
-        with self._web.failing():
-            if self._is_elsewhere:
-                self._go()
-            found = self.peek()
-        given, self._peeked = found[:size], found[size:]
-        self._position += len(given)
-        return given
-
-    def seekable(self) -> bool:
-        """Return whether `seek` works."""
-        return self._can_seek and self._length is not None
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Set the position. The request for it is sent with the next read."""
-        start = (0, self._position, self._length or 0)[whence]
-        wanted = max(0, start + offset)
-        self._is_elsewhere |= wanted != self._position
-        self._position = wanted
-        return wanted
-
-    def tell(self) -> int:
-        """Return the position of the next read."""
-        return self._position
-
-    def close(self) -> None:
-        """End the request."""
-        self._answer.close()
-
-    def _go(self) -> None:
-        self.close()
-        self._is_elsewhere, self._peeked, self._parts = False, b"", iter(())
-        if self._position < (self._length or 0):
-            self._answer, _ = self._web.get(self.url, self._first + self._position, self._last)
-            if self._answer.status_code != 206:
-                raise SourceUnavailable(self._web.line("the server takes no ranges after all"))
-            self._parts = self._answer.iter_raw()
-
-    def _more(self) -> bytes:
-        self._web.check_time()
-        try:
-            return next(self._parts, b"")
-        except httpx.HTTPError as error:
-            raise self._web.unavailable(error) from error

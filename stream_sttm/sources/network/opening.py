@@ -88,7 +88,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, RtspProxy | None]:
     if scheme == "v4l2":
         return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
-        await check_reachable(bare, access, verify=verify, speaks="HTTP")
+        await check_reachable(bare, access, verify=verify)
         believed = tls.authorities()
         return Opening(bare, "web", access=access, verify=verify, authorities=believed), None
     if scheme == "srt":

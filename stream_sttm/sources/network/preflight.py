@@ -28,7 +28,8 @@ async def check_reachable(
 ) -> str:
     """Return the address at which an allowed server answers. Raises SourceUnavailable, NotVideo, SourceDenied.
 
-    `speaks` is its protocol, RTSP or HTTP. With None nothing is sent.
+    `speaks` is its protocol, RTSP. With None nothing is sent: many small HTTP servers know no request but GET, and
+    serve one client at a time.
     """
     parts, shown = urls.split(url), urls.mask(url)
     port = parts.port or PORTS[parts.scheme]
@@ -105,13 +106,8 @@ async def _first_line(
 def _request(parts: SplitResult, speaks: str | None) -> bytes:
     """Return the most harmless request of a protocol."""
     host = parts.netloc.rpartition("@")[2]
-    path = quote(parts.path or "/", safe="/%:;=+,!*'()")
     if speaks == "RTSP":
+        path = quote(parts.path or "/", safe="/%:;=+,!*'()")
         target = urlunsplit((parts.scheme, host, path, "", ""))
         return f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()
-    if speaks == "HTTP":
-        return (
-            f"HEAD {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\n"
-            "Connection: close\r\n\r\n"
-        ).encode()
     return b""
