@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
-from stream_sttm.api import answers, ask, openai, static, websocket
+from stream_sttm.api import answers, ask, openai, static, websocket, whip
 from stream_sttm.api import sse as events
 from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
@@ -105,7 +105,11 @@ def create_app(
     app.add_middleware(Guard, tokens=Tokens(http), origins=http.cors)
     if http.cors:  # outermost, because preflight requests carry no token
         app.add_middleware(
-            CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=http.cors,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=whip.EXPOSED,
         )
     app.add_exception_handler(StreamSTTMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

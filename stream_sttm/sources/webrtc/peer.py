@@ -19,6 +19,7 @@ from aiortc import (
 from aiortc.sdp import SessionDescription
 
 from stream_sttm.errors import NotAnOffer, SourceUnavailable
+from stream_sttm.sources.webrtc.codecs import unmet
 from stream_sttm.sources.webrtc.track import LatestPicture
 from stream_sttm.sources.webrtc.whep import BAD_SDP, CONNECT_TIMEOUT
 
@@ -121,4 +122,6 @@ def usable(offer: str) -> str:
         raise NotAnOffer("the SDP offer has no video")
     if len(kinds) > MAX_MEDIA:
         raise NotAnOffer(f"the SDP offer has more than {MAX_MEDIA} media")
+    if why := unmet(text):
+        raise NotAnOffer(f"the SDP offer can't be met: {why}")
     return text

@@ -38,7 +38,8 @@ from workers import gateway
 
 SDP = {"Content-Type": "application/sdp"}
 TOKEN = "sesame"
-HTTP = HttpSettings.model_validate({"token": TOKEN})
+PAGE_ORIGIN = "https://studio.example"
+HTTP = HttpSettings.model_validate({"token": TOKEN, "cors": [PAGE_ORIGIN]})
 ENDPOINT = "/api/v1/streams/door/whip"
 
 
@@ -307,6 +308,40 @@ async def test_trickling_and_other_methods_are_answered_properly(tmp_path):
             assert (await client.request(method, ENDPOINT)).status_code == 405
         assert (await client.post("/api/v1/streams/yard/whip")).status_code == 404
         assert (await client.delete(f"{ENDPOINT}/nobody")).status_code == 404
+
+
+async def test_a_page_of_another_origin_may_read_what_it_needs_to_end_its_session(tmp_path):
+    here = {"Origin": PAGE_ORIGIN}
+    asking = {**here, "Access-Control-Request-Method": "DELETE"}
+    async with asyncio.timeout(40), serving(tmp_path) as (client, _), Peer() as peer:
+        client.headers.update(here)
+        replies = [await peer.publish(client), await client.post(ENDPOINT, headers=SDP)]
+        replies += [await client.options(ENDPOINT), await client.patch(peer.location)]
+        for reply in replies:
+            assert reply.headers["access-control-allow-origin"] == PAGE_ORIGIN
+            exposed = reply.headers["access-control-expose-headers"].lower().split(", ")
+            assert {"location", "etag", "link", "accept-post", "retry-after"} <= set(exposed)
+        preflight = await client.options(peer.location, headers=asking)
+        assert "DELETE" in preflight.headers["access-control-allow-methods"]
+        assert (await client.delete(peer.location)).status_code == 200
+
+
+@pytest.mark.parametrize("codec", ["H265/90000", "AV1/90000", "VP9/90000"])
+async def test_an_offer_without_a_codec_that_can_be_received_names_those_that_can(tmp_path, codec):
+    offer = "".join(
+        f"{line}\r\n"
+        for line in (await an_offer()).splitlines()
+        if not line.startswith(("a=rtpmap", "a=fmtp", "a=rtcp-fb"))
+    )
+    payload = offer.partition("m=video ")[2].split()[2]
+    async with serving(tmp_path) as (client, _):
+        content = offer + f"a=rtpmap:{payload} {codec}\r\n"
+        reply = await client.post(ENDPOINT, content=content, headers=SDP)
+    assert reply.status_code == 400
+    line = reply.json()["error"]
+    assert codec.partition("/")[0] in line
+    assert "VP8" in line
+    assert "H264" in line
 
 
 async def test_a_source_without_publishers_says_so():
