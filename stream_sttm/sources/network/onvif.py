@@ -28,7 +28,11 @@ ANSWER_TIMEOUT = 15.0  # seconds in which a camera has to name its streams
 MAX_CAMERAS = 256
 _ODD = (ValueError, LookupError, AttributeError, TypeError)  # what the library makes of odd answers
 _NAME = "onvif://www.onvif.org/name/"
-_MATCH = "{http://schemas.xmlsoap.org/ws/2005/04/discovery}"
+_ENCODING = re.compile(rb"""encoding=["']([A-Za-z0-9._-]{1,40})["']""")
+_DECLARATION = re.compile(r"<\?xml[^>]{0,200}\?>")
+_STRAY_AMPERSAND = re.compile(r"&(?!(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|amp|lt|gt|quot|apos);)")
+_PREFIX = re.compile(r"(</?)[\w.-]{1,64}:(?=[\w.-])")
+_PREFIXED_ATTRIBUTE = re.compile(r"""\s(?:xmlns|[\w.-]{1,64}:[\w.-]{1,64})=(?:"[^"<]*"|'[^'<]*')""")
 _PROBE = """<?xml version="1.0" encoding="utf-8"?>
 <e:Envelope xmlns:e="http://www.w3.org/2003/05/soap-envelope"
  xmlns:w="http://schemas.xmlsoap.org/ws/2004/08/addressing"
@@ -85,7 +89,16 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
     parts = urlsplit(camera.service)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = str(parts.hostname) if parts.scheme == "http" else f"https://{parts.hostname}"
-    client = ONVIFCamera(host, port, user or None, password or None, adjust_time=True)
+
+    class Device(ONVIFCamera):  # type: ignore[misc]
+        """A camera whose device service is where it was found, and not at the usual path."""
+
+        def get_definition(self, name: str, port_type: str | None = None) -> tuple[str, str, str]:
+            """Return a service's address, description and binding."""
+            address, description, binding = super().get_definition(name, port_type)
+            return camera.service if name == "devicemgmt" else address, description, binding
+
+    client = Device(host, port, user or None, password or None, adjust_time=True)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             await client.update_xaddrs()
@@ -144,17 +157,45 @@ def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
 
 def _matches(answer: bytes, sender: str) -> list[Camera]:
     """Return the cameras that an answer names. None where it is no answer."""
-    if b"<!DOCTYPE" in answer or b"<!ENTITY" in answer:
+    text = _text(answer)
+    if "<!" in text.replace("<![CDATA[", "").replace("<!--", ""):
         return []
-    try:
-        tree = ElementTree.fromstring(answer)
-    except (ElementTree.ParseError, ValueError, LookupError):
+    tree = None
+    for candidate in (text, _STRAY_AMPERSAND.sub("&amp;", text), _without_prefixes(text)):
+        with contextlib.suppress(ElementTree.ParseError, ValueError):
+            tree = ElementTree.fromstring(candidate)
+            break
+    if tree is None:
         return []
     return [
-        Camera(service, _named(match.findtext(f"{_MATCH}Scopes", "")))
-        for match in tree.iter(f"{_MATCH}ProbeMatch")
-        if (service := _service(match.findtext(f"{_MATCH}XAddrs", ""), sender)) is not None
+        Camera(service, _named(_child_text(match, "Scopes")))
+        for match in tree.iterfind(".//{*}ProbeMatch")
+        if (service := _service(_child_text(match, "XAddrs"), sender)) is not None
     ]
+
+
+def _text(answer: bytes) -> str:
+    """Return an answer as text, without XML declaration and what cameras send around the document."""
+    declared = _ENCODING.search(answer[:200])
+    names = ["utf-16"] if answer[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig"]
+    names += [declared[1].decode("ascii")] if declared else []
+    text = answer.decode("latin-1")
+    for name in names:
+        with contextlib.suppress(UnicodeError, LookupError):
+            text = answer.decode(name)
+            break
+    return _DECLARATION.sub("", text.strip("\ufeff\0 \t\r\n"), count=1)
+
+
+def _without_prefixes(text: str) -> str:
+    """Return XML without prefixes of names, for senders that don't declare them, and stray ampersands."""
+    bare = _PREFIX.sub(r"\1", _PREFIXED_ATTRIBUTE.sub("", text))
+    return _STRAY_AMPERSAND.sub("&amp;", bare)
+
+
+def _child_text(match: ElementTree.Element, name: str) -> str:
+    """Return the text of a child by its local name: two versions of WS-Discovery have two namespaces."""
+    return match.findtext(f"{{*}}{name}", "")
 
 
 def _service(addresses: str, sender: str) -> str | None:
