@@ -8,7 +8,7 @@ decoded and converted. Knows nothing of reconnecting; how a URL is opened is in 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,6 +40,8 @@ class VideoSource:
     processes: int = 0
     limits: Limits = field(default_factory=Limits)
     is_live: bool = field(default=True, init=False)
+    # segments of a live playlist that were given out, for the next source of this URL not to give them again
+    shown: list[Any] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         check_spelling(self.url)
@@ -60,7 +62,7 @@ class VideoSource:
     async def __aenter__(self) -> Self:
         try:
             opening, self._proxy = await prepare(self.url, self.access)
-            request = self._request(opening)
+            request = self._request(replace(opening, shown=self.shown))
             is_shared = request.share.count > 1
             self._process = Turns(request) if is_shared else DecoderProcess(request)
             self.is_live = await self._process.open()
@@ -86,6 +88,7 @@ class VideoSource:
             raise RuntimeError("frames() of a source that was not entered")
         try:
             while (frame := await self._process.frame()) is not None:
+                self.shown = getattr(self._process, "shown", [])
                 yield frame
         except SourceError as error:
             raise self._meant(error) from error

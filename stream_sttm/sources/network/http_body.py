@@ -56,7 +56,7 @@ class Body:
         self._client, self._first, self._last = client, first, last
         self._position, self._peeked = 0, b""
         self._response, self.url = client.get(url, first, last)
-        headers = self._response.headers
+        headers = self.headers = self._response.headers
         self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         self._encoding = _encoding(headers)
         self._length = self._remaining(self._response)

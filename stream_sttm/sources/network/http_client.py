@@ -21,7 +21,7 @@ from av.container import InputContainer
 
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
-from stream_sttm.sources.network import tls
+from stream_sttm.sources.network import hls, tls
 from stream_sttm.sources.network.access import Access
 from stream_sttm.sources.network.http_body import Body
 from stream_sttm.sources.network.motion_jpeg import MotionJpeg, is_motion_jpeg
@@ -29,11 +29,9 @@ from stream_sttm.sources.network.motion_jpeg import MotionJpeg, is_motion_jpeg
 MAX_REDIRECTS = 5
 PLAYLIST_SILENCE = 30.0  # seconds that a playlist may take to name its next segment
 _PORTS = {"http": 80, "https": 443}
-_FORMATS = {  # by Content-Type, where FFmpeg's guess from the bytes alone is worse
-    "application/vnd.apple.mpegurl": "hls",
-    "application/x-mpegurl": "hls",
-    "audio/mpegurl": "hls",
-}
+_PLAYLISTS = ("application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl")
+MAX_PLAYLIST = 16 << 20  # bytes
+_MARGIN = 1.0  # seconds before the end of opening in which to say why it has failed
 _PLAYLIST = b"#EXTM3U"
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _PIECE = 64 << 10
@@ -63,12 +61,25 @@ class Login(httpx.Auth):
             yield next(httpx.BasicAuth(self._user, self._password).auth_flow(request))
 
 
+def is_playlist(body: Body) -> bool:
+    """Return whether a response is an HLS playlist, by its type or its first line."""
+    return body.content_type in _PLAYLISTS or body.peek().startswith(_PLAYLIST)
+
+
 class HttpClient:
     """Opens an http(s):// URL for FFmpeg. All of it blocks."""
 
     def __init__(
-        self, url: str, access: Access, *, trust: ssl.SSLContext, timeout: tuple[float, float]
+        self,
+        url: str,
+        access: Access,
+        *,
+        trust: ssl.SSLContext,
+        timeout: tuple[float, float],
+        progress: hls.Progress | None = None,
     ) -> None:
+        self._progress = progress or hls.Progress()
+        self._begun: set[str] = set()  # live playlists of which a copy was read
         self._url, self._shown, self._access = url, urls.mask(url), access
         self._open_for, self._silence = timeout
         self._until: float | None = None  # monotonic, while it is being opened
@@ -96,23 +107,20 @@ class HttpClient:
         self._until = time.monotonic() + 2 * self._open_for
         netloc = urls.split(self._url).netloc.rpartition("@")[2]
         body = Body(self, urlunsplit(urls.split(self._url)._replace(netloc=netloc)), 0, None)
-        form = _FORMATS.get(body.content_type)
-        if form is None and body.peek().startswith(_PLAYLIST):
-            form = "hls"
         if is_motion_jpeg(body):
             pictures = MotionJpeg(body, self)
             return av.open(pictures, mode="r", format="mpjpeg", options={**options, **NOTHING_ELSE})
-        if form == "hls":
+        if is_playlist(body):
             self._first = body
             return av.open(
-                body.url, mode="r", format=form, options={**options, **_HLS}, io_open=self._next,
+                body.url, mode="r", format="hls", options={**options, **_HLS}, io_open=self._next,
                 timeout=(2 * self._open_for, PLAYLIST_SILENCE),
             )  # fmt: skip
         body.find_out_ranges()
         file: Body | io.BytesIO = body
         if body.is_small_mp4 and not body.seekable():
             file = io.BytesIO(b"".join(iter(lambda: body.read(_PIECE), b"")))
-        return av.open(file, mode="r", format=form, options={**options, **NOTHING_ELSE})
+        return av.open(file, mode="r", options={**options, **NOTHING_ELSE})
 
     def check_time(self) -> None:
         """Raise SourceUnavailable where opening has taken too long."""
@@ -223,14 +231,54 @@ class HttpClient:
             self.has_failed = True
             raise
 
-    def _named(self, url: str, options: Mapping[str, str]) -> Body:
+    def _named(self, url: str, options: Mapping[str, str]) -> Body | io.BytesIO:
         if self._first is not None and self._first.url == url:
             body, self._first = self._first, None
-            return body
+            return self._playlist(body, url)
         scheme = urlsplit(url).scheme
         if scheme.startswith("crypto"):
             raise NotVideo(self.line("the playlist's segments are encrypted"))
         if scheme not in _PORTS:
             raise NotVideo(self.line("the playlist names something that is not HTTP"))
         first, end = int(options.get("offset", 0)), int(options.get("end_offset", 0))
-        return Body(self, url, first, end - 1 if end else None)
+        is_segment = self._progress.open(url)
+        body = Body(self, url, first, end - 1 if end else None)
+        if is_segment or not is_playlist(body):
+            return body
+        return self._playlist(body, url)
+
+    def _playlist(self, body: Body, url: str) -> io.BytesIO:
+        """Return a copy of a playlist: of a live one, what is new at first, and all of it from then on."""
+        text = self._text(body)
+        if hls.is_live(text):
+            if url not in self._begun:
+                text = self._news(text, body)
+            self._begun.add(url)
+            self._progress.read(text, body.url)
+        return io.BytesIO(text.encode("utf-8", "surrogateescape"))
+
+    def _news(self, text: str, body: Body) -> str:
+        """Wait until a live playlist names a segment that was not given out before. Raises SourceUnavailable."""
+        until = (self._until or time.monotonic() + 2 * self._open_for) - _MARGIN
+        if hls.is_dead(text, body.headers):
+            self._progress.pass_over(text, body.url)
+        while (rest := self._progress.remaining(text, body.url)) is None:
+            pause = min(2.0, hls.target(text) / 2)
+            if time.monotonic() + pause > until:
+                why = "its playlist names no new segment: its encoder has stopped"
+                raise SourceUnavailable(self.line(why))
+            time.sleep(pause)
+            text = self._text(Body(self, body.url, 0, None))
+        return rest
+
+    def _text(self, body: Body) -> str:
+        """Return a whole playlist. Raises NotVideo where it is too large for one."""
+        parts: list[bytes] = []
+        size = 0
+        while part := body.read(_PIECE):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_PLAYLIST:
+                raise NotVideo(self.line(f"a playlist has more than {MAX_PLAYLIST >> 20} MiB"))
+        body.close()
+        return b"".join(parts).decode("utf-8", "surrogateescape")

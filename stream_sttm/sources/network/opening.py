@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from stream_sttm.config import source_url
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
+from stream_sttm.sources.network.hls import Progress, Segment
 from stream_sttm.sources.network.http_client import NOTHING_ELSE, HttpClient
 from stream_sttm.sources.network.preflight import PORTS, check_reachable
 from stream_sttm.sources.network.rtsp_proxy import RtspProxy
@@ -43,6 +44,9 @@ class Opening:
     verify: bool = True
     authorities: str = ""  # the file of trusted certificate authorities; empty: the usual
     size: int = 0  # bytes, of a file
+    shown: Sequence[
+        Sequence[int | str]
+    ] = ()  # segments of a live playlist that were given out before
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> Self:
@@ -50,13 +54,24 @@ class Opening:
         return cls(**{**fields, "access": Access(**fields["access"])})
 
     @contextlib.contextmanager
-    def open(self, options: Mapping[str, str], timeout: Timeout | None) -> Iterator[InputContainer]:
-        """Open the container with the decoder's `options`. Blocks. Raises FFmpeg's errors and SourceError."""
+    def open(
+        self,
+        options: Mapping[str, str],
+        timeout: Timeout | None,
+        noted: Callable[[list[Segment]], None] = lambda _: None,
+    ) -> Iterator[InputContainer]:
+        """Open the container with the decoder's `options`. Blocks. Raises FFmpeg's errors and SourceError.
+
+        `noted` is called with the segments of a live playlist that were given out, when there is another.
+        """
         together = {**options, **self.options}
         if self.by == "web":
             assert timeout is not None
             trust = tls.context(verify=self.verify, believed=self.authorities)
-            web = HttpClient(self.address, self.access, trust=trust, timeout=timeout)
+            progress = Progress(self.shown, noted)
+            web = HttpClient(
+                self.address, self.access, trust=trust, timeout=timeout, progress=progress
+            )
             with web.open(together) as container:
                 yield container
         elif self.by == "folder":
