@@ -126,6 +126,7 @@ class _Stream:
         self._segment = 1
         self._online_at: float | None = None  # monotonic, of this connection's first frame
         self._last_frame_at: float | None = None
+        self._shown: dict[str, Any] = {}  # what each URL has shown, where its source remembers that
 
     def change(self, state: StreamState, reason: str = "") -> None:
         """Change the state, and report it where it is new."""
@@ -205,6 +206,8 @@ class _Stream:
             decode=settings.decode,
             max_pixels=settings.max_pixels,
         )
+        if hasattr(source, "shown"):  # what the connection before has shown is not shown again
+            source.shown = self._shown.get(self._url, source.shown)
         patience: float | None = OPEN_LIMIT
         if waits_for := getattr(source, "waits_for", ""):  # somebody else, who may never come
             patience = None
@@ -221,6 +224,7 @@ class _Stream:
             while (frame := await self._next(frames, source)) is not None:
                 await self._notice(getattr(source, "details", {}))
                 await self._take(frame)
+                self._shown[self._url] = getattr(source, "shown", None)
 
     async def _next(self, frames: AsyncIterator[Frame], source: Source) -> Frame | None:
         """Return the next frame, None after a file's last. Raises where a live source shows no sign of life in time."""

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stream_sttm import __version__
-from stream_sttm.api import answers, ask, openai, static, websocket
+from stream_sttm.api import answers, ask, openai, static, websocket, whip
 from stream_sttm.api import sse as events
 from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
@@ -79,8 +79,6 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first match counts
     ConfigError: 422,
     StreamSTTMError: 500,
 }
-# what a page from another origin may read besides the body; RFC 9725 needs the first four
-EXPOSED = ["Location", "ETag", "Link", "Accept-Post", "Retry-After", "Allow", "WWW-Authenticate"]
 _RETRY_AFTER = {429: "1", 503: "2"}  # seconds
 
 Name = Annotated[str, InPath(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -113,7 +111,7 @@ def create_app(
             allow_origins=http.cors,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=EXPOSED,
+            expose_headers=whip.EXPOSED,
         )
     app.add_exception_handler(StreamSTTMError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

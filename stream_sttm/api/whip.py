@@ -16,6 +16,8 @@ from stream_sttm.errors import NotAnOffer
 
 SDP = "application/sdp"
 MAX_OFFER = 64 * 1024  # bytes
+# what a page of another origin has to read of a response to publish, to end its session and to wait
+EXPOSED = ("Location", "ETag", "Link", "Accept-Post", "Retry-After", "Allow", "WWW-Authenticate")
 
 Name = Annotated[str, Path(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Session = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]

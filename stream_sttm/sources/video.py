@@ -8,7 +8,7 @@ is due is decoded and converted. Knows nothing of reconnecting. How a URL is ope
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from stream_sttm import urls
@@ -39,12 +39,14 @@ class VideoSource:
     processes: int = 0
     limits: Limits = field(default_factory=Limits)
     is_live: bool = field(default=True, init=False)
+    # segments of a live playlist that were given out, for the next source of this URL not to give them again
+    shown: list[Any] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         check_spelling(self.url)
         self.is_live = urls.split(self.url).scheme != "file"
         self._process: DecoderProcess | ParallelDecoder | None = None
-        self._gate: RtspProxy | None = None
+        self._proxy: RtspProxy | None = None
 
     @property
     def heard_at(self) -> float:
@@ -58,8 +60,8 @@ class VideoSource:
 
     async def __aenter__(self) -> Self:
         try:
-            opening, self._gate = await prepare(self.url, self.access)
-            request = self._request(opening)
+            opening, self._proxy = await prepare(self.url, self.access)
+            request = self._request(replace(opening, shown=self.shown))
             is_shared = request.share.count > 1
             self._process = ParallelDecoder(request) if is_shared else DecoderProcess(request)
             self.is_live = await self._process.open()
@@ -80,6 +82,7 @@ class VideoSource:
             raise RuntimeError("frames() of a source that was not entered")
         try:
             while (frame := await self._process.frame()) is not None:
+                self.shown = getattr(self._process, "shown", [])
                 yield frame
         except SourceError as error:
             raise self._meant(error) from error
@@ -100,7 +103,7 @@ class VideoSource:
 
     def _meant(self, error: SourceError) -> SourceError:
         """Return the error, or the proxy's refusal where that is behind it."""
-        if self._gate is None or not self._gate.has_refused:
+        if self._proxy is None or not self._proxy.has_refused:
             return error
         shown = urls.mask(self.url)
         return SourceDenied(f"{shown}: it redirects, which is not followed where hosts are limited")
@@ -111,5 +114,5 @@ class VideoSource:
             if self._process is not None:
                 await self._process.close()
         finally:
-            if self._gate is not None:
-                await self._gate.__aexit__(None, None, None)
+            if self._proxy is not None:
+                await self._proxy.__aexit__(None, None, None)

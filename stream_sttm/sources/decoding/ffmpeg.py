@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import av
@@ -10,6 +11,7 @@ from av.container import InputContainer
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sources.decoding.protocol import Request
+from stream_sttm.sources.network.hls import Segment
 
 _LIVE = {"fpsprobesize": "0", "analyzeduration": "3000000"}
 # What an RTSP stream holds is told beforehand, so there is little to find out by waiting.
@@ -19,7 +21,9 @@ _NOT_VIDEO = (av.error.InvalidDataError, av.error.LookupError, av.error.PatchWel
 _LATE = (av.error.ExitError, av.error.TimeoutError)
 
 
-def open_container(request: Request) -> AbstractContextManager[InputContainer]:
+def open_container(
+    request: Request, noted: Callable[[list[Segment]], None] = lambda _: None
+) -> AbstractContextManager[InputContainer]:
     """Open the container of a request, within twice `limits.open` seconds. Raises FFmpegError or SourceError."""
     scheme = urls.split(request.url).scheme
     probe = {"max_pixels": str(request.max_pixels)}
@@ -29,7 +33,7 @@ def open_container(request: Request) -> AbstractContextManager[InputContainer]:
     silence = f"{limits.silence * 1e6:.0f}"
     is_rtsp = scheme.startswith("rtsp")
     options = probe | _LIVE | (_RTSP | {"timeout": silence} if is_rtsp else {"rw_timeout": silence})
-    return request.opening.open(options, (limits.open, limits.silence))
+    return request.opening.open(options, (limits.open, limits.silence), noted)
 
 
 def mapped(

@@ -49,6 +49,9 @@ class DecoderProcess:
         self.heard_at = 0.0
         self.details: dict[str, Any] = {}
         self.shares = 1  # into how many the file is divided
+        self.shown: list[
+            Any
+        ] = []  # segments of a live playlist that it was given, as in network/hls.py
 
     async def open(self) -> bool:
         """Start it and wait until its video is found; whether that is live. Raises SourceError.
@@ -132,6 +135,7 @@ class DecoderProcess:
         if video := message.get("video"):
             self.details = {"video": video}
             self._show_mode(video["decode"])
+        self.shown = message.get("shown", self.shown)
         if kind := message.get("error"):
             raise _ERRORS.get(kind, RuntimeError)(message["text"])
         return message, image

@@ -95,7 +95,8 @@ class Decoder:
         started, is_open = time.monotonic(), False
         outcome: dict[str, Any] = {"end": True}
         try:
-            with open_container(self._request) as container:
+            noted = self._mailbox.note
+            with open_container(self._request, lambda shown: noted(shown=shown)) as container:
                 is_open = True
                 self._decode(container)
         except av.error.FFmpegError as error:

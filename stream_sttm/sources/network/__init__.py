@@ -1,1 +1,1 @@
-"""What a source may reach, and how it connects."""
+"""What a source may reach, and how it is reached."""

@@ -1,8 +1,8 @@
 """What a source may reach: scheme, host and file, checked against the rules of the configuration.
 
-A name is resolved first, then each of its addresses is checked, and whoever connects is given the addresses that
-passed, never the name again: what it resolves to a moment later changes nothing. A file is opened first, and what was
-opened is checked. Knows nothing of protocols; whoever follows a redirect has to ask again.
+A name is resolved first, then each of its addresses is checked. The caller connects to the checked addresses, never to
+the name again, so a later DNS answer changes nothing. A file is opened first, and the opened file is checked. This
+module knows no protocol: whoever follows a redirect asks again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Access:
-    """Rules for sources. Without arguments everything is allowed. None means any, an empty tuple none."""
+    """The rules for sources. Without arguments everything is allowed. None means any, an empty tuple none."""
 
     schemes: tuple[str, ...] | None = None
     hosts: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class Access:
         return cls(schemes=schemes, hosts=hosts, private=rules.private, folders=folders)
 
     def for_strangers(self) -> Self:
-        """Return the same rules for a stream added over HTTP: nothing private that they don't name."""
+        """Return the rules for a stream added over the network: nothing of this site that they don't name."""
         return replace(self, private=False, folders=self.folders or ())
 
     @property
@@ -55,7 +55,7 @@ class Access:
         return self.hosts is not None or not self.private
 
     def check(self, url: str) -> None:
-        """Raise SourceDenied where the URL alone shows that it may not be used; nothing is looked up."""
+        """Raise SourceDenied where the URL alone shows that it may not be used. Looks nothing up."""
         parts, shown = urls.split(url), urls.mask(url)
         if self.schemes is not None and parts.scheme not in self.schemes:
             raise SourceDenied(f"{shown}: {parts.scheme}:// is not among sources.schemes")
@@ -69,7 +69,7 @@ class Access:
             raise SourceDenied(f"{shown}: the host is not among sources.hosts")
 
     async def resolve(self, url: str, port: int, lookup: Lookup | None = None) -> list[str]:
-        """Return the addresses of the URL's host that may be connected to. Raises SourceDenied where there are none.
+        """Return the addresses of the URL's host that may be connected to. Raises SourceDenied if there are none.
 
         Raises SourceUnavailable where the name is not known.
         """
@@ -81,7 +81,7 @@ class Access:
         return self._require(urls.mask(url), host, found)
 
     def resolve_now(self, url: str, port: int) -> list[str]:
-        """Return the same as `resolve`, for a thread, which may block."""
+        """Return the same addresses. Blocks, so it is for threads."""
         host = self._host(url)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -97,12 +97,12 @@ class Access:
         return host
 
     def allows_address(self, host: str, address: str) -> bool:
-        """Whether `address`, which belongs to `host`, may be reached."""
+        """Return whether `address`, which belongs to `host`, may be reached."""
         literal = _literal(address)
         return literal is not None and self._allows(host, literal)
 
     def open_file(self, url: str, path: Path) -> FileIO:
-        """Open a file. Raises SourceDenied where its real path lies in no folder that may be read, or OSError."""
+        """Open and return the file. Raises OSError, and SourceDenied where it really lies in no allowed folder."""
         opened = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         try:
             self._require_folder(url, Path(os.readlink(f"/proc/self/fd/{opened.fileno()}")))
@@ -112,7 +112,7 @@ class Access:
         return opened
 
     def real_path(self, url: str, path: Path) -> Path:
-        """Return the path with every link followed. Raises SourceDenied where it lies in no folder that may be read."""
+        """Return the path with every link followed. Raises SourceDenied where it lies in no allowed folder."""
         real = path.resolve()
         self._require_folder(url, real)
         return real
@@ -148,7 +148,7 @@ class Access:
         return False
 
     def _may_be_allowed(self, host: str) -> bool:
-        """Whether any address could make this name allowed."""
+        """Return whether any address could make this name allowed."""
         if self.hosts is None:
             return True
         name = _name(host)
@@ -186,7 +186,7 @@ def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None
 
 
 def _embedded(address: Address) -> Address:
-    """Return the IPv4 address that an IPv6 one embeds, None where it embeds none."""
+    """Return the IPv4 address that an IPv6 one embeds, else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address in _NAT64:
@@ -196,6 +196,6 @@ def _embedded(address: Address) -> Address:
 
 
 def _is_public(address: Address) -> bool:
-    """Whether it is an ordinary address of the internet."""
+    """Return whether it is an ordinary address of the internet."""
     inner = _embedded(address)
     return inner.is_global and not inner.is_multicast

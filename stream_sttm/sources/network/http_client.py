@@ -1,18 +1,18 @@
-"""HTTP for FFmpeg: every byte that it reads of an http(s):// source, playlists and segments included, comes from here.
+"""HTTP for FFmpeg: every byte of an http(s):// source, playlists and segments included, is read here.
 
-So that each address, each redirect and each URL in a playlist is checked before it is connected to, certificates are
-verified as everywhere else, user and password go to the camera alone, and nothing can be read without end. One client
-serves one source, in the thread that decodes it. httpx' errors leave this file as ours.
+So each address, each redirect and each URL in a playlist is checked before a connection. Certificates are verified as
+everywhere else. Credentials go to the camera alone. Every read is bounded. One client serves one source, in the thread
+that decodes it. Errors of httpx leave this module as ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import socket
 import ssl
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Generator, Iterator, Mapping
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import av
@@ -21,35 +21,32 @@ from av.container import InputContainer
 
 from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
-from stream_sttm.sources.network import tls
+from stream_sttm.sources.network import hls, tls
 from stream_sttm.sources.network.access import Access
-from stream_sttm.sources.network.jpeg_parts import JpegParts
+from stream_sttm.sources.network.http_body import Body
+from stream_sttm.sources.network.motion_jpeg import MotionJpeg, is_motion_jpeg
 
 MAX_REDIRECTS = 5
 PLAYLIST_SILENCE = 30.0  # seconds that a playlist may take to name its next segment
 _PORTS = {"http": 80, "https": 443}
-_FORMATS = {  # by Content-Type, where FFmpeg's guess from the bytes alone is worse
-    "multipart/x-mixed-replace": "mpjpeg",
-    "application/vnd.apple.mpegurl": "hls",
-    "application/x-mpegurl": "hls",
-    "audio/mpegurl": "hls",
-}
+_PLAYLISTS = ("application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl")
+MAX_PLAYLIST = 16 << 20  # bytes
+_MARGIN = 1.0  # seconds before the end of opening in which to say why it has failed
 _PLAYLIST = b"#EXTM3U"
 _CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-MAX_SKIP = 64 << 20  # bytes that are read for nothing where a server takes no ranges
-_ENCODINGS = {"", "identity", "gzip", "x-gzip", "deflate"}  # that httpx undoes
+_PIECE = 64 << 10
 NOTHING_ELSE = {"protocol_whitelist": "data"}  # FFmpeg itself may connect to nothing
 _HLS = {"http_persistent": "0", "http_multiple": "0"}
 
 
 class Login(httpx.Auth):
-    """HTTP authentication, Basic or Digest, whichever the camera asks for."""
+    """Basic or Digest, whichever the camera asks for."""
 
     def __init__(self, user: str, password: str) -> None:
         self._user, self._password = user, password
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Ask openly first, then as the answer demands."""
+        """Ask without credentials first, then as the response demands."""
         answer = yield request
         demanded = answer.headers.get("www-authenticate", "").lower()
         if answer.status_code != 401:
@@ -64,12 +61,25 @@ class Login(httpx.Auth):
             yield next(httpx.BasicAuth(self._user, self._password).auth_flow(request))
 
 
+def is_playlist(body: Body) -> bool:
+    """Return whether a response is an HLS playlist, by its type or its first line."""
+    return body.content_type in _PLAYLISTS or body.peek().startswith(_PLAYLIST)
+
+
 class HttpClient:
-    """Opens what an http(s):// URL leads to for FFmpeg. Every call blocks."""
+    """Opens an http(s):// URL for FFmpeg. All of it blocks."""
 
     def __init__(
-        self, url: str, access: Access, *, trust: ssl.SSLContext, timeout: tuple[float, float]
+        self,
+        url: str,
+        access: Access,
+        *,
+        trust: ssl.SSLContext,
+        timeout: tuple[float, float],
+        progress: hls.Progress | None = None,
     ) -> None:
+        self._progress = progress or hls.Progress()
+        self._begun: set[str] = set()  # live playlists of which a copy was read
         self._url, self._shown, self._access = url, urls.mask(url), access
         self._open_for, self._silence = timeout
         self._until: float | None = None  # monotonic, while it is being opened
@@ -88,7 +98,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def open(self, options: Mapping[str, str]) -> Iterator[InputContainer]:
-        """Yield the open container. Raises FFmpeg's errors and SourceError."""
+        """Open the container while the context is entered. Raises FFmpeg's errors and SourceError."""
         with self._client, self._container(options) as container:
             self._until = None
             yield container
@@ -97,18 +107,20 @@ class HttpClient:
         self._until = time.monotonic() + 2 * self._open_for
         netloc = urls.split(self._url).netloc.rpartition("@")[2]
         body = Body(self, urlunsplit(urls.split(self._url)._replace(netloc=netloc)), 0, None)
-        form = _FORMATS.get(body.content_type)
-        if form is None and body.peek().startswith(_PLAYLIST):
-            form = "hls"
-        if form == "mpjpeg":
-            body.cut_pictures()
-        if form == "hls":
+        if is_motion_jpeg(body):
+            pictures = MotionJpeg(body, self)
+            return av.open(pictures, mode="r", format="mpjpeg", options={**options, **NOTHING_ELSE})
+        if is_playlist(body):
             self._first = body
             return av.open(
-                body.url, mode="r", format=form, options={**options, **_HLS}, io_open=self._next,
+                body.url, mode="r", format="hls", options={**options, **_HLS}, io_open=self._next,
                 timeout=(2 * self._open_for, PLAYLIST_SILENCE),
             )  # fmt: skip
-        return av.open(body, mode="r", format=form, options={**options, **NOTHING_ELSE})
+        body.find_out_ranges()
+        file: Body | io.BytesIO = body
+        if body.is_small_mp4 and not body.seekable():
+            file = io.BytesIO(b"".join(iter(lambda: body.read(_PIECE), b"")))
+        return av.open(file, mode="r", options={**options, **NOTHING_ELSE})
 
     def check_time(self) -> None:
         """Raise SourceUnavailable where opening has taken too long."""
@@ -116,7 +128,7 @@ class HttpClient:
             raise SourceUnavailable(self.line("answers, but sends no video in time"))
 
     def get(self, url: str, first: int = 0, last: int | None = None) -> tuple[httpx.Response, str]:
-        """Return the response for `url`, its body not yet read, and where redirects led. Raises SourceError."""
+        """Return the response for `url`, its body not yet read, and the URL after redirects. Raises SourceError."""
         for _ in range(MAX_REDIRECTS):
             self.check_time()
             answer = self._send(url, first, last)
@@ -134,7 +146,7 @@ class HttpClient:
         return f"{self._shown}: {urls.scrub(what, self._url)}"
 
     def unavailable(self, error: Exception) -> SourceError:
-        """httpx' error as ours."""
+        """Return an error of httpx as ours."""
         if isinstance(error, httpx.TimeoutException):
             return SourceUnavailable(self.line(f"no data for {self._silence:g} s"))
         return SourceUnavailable(
@@ -160,8 +172,34 @@ class HttpClient:
                 return self._client.send(request, stream=True, auth=login)
             # a server may close a kept connection just as it is used again: once more, on a new one
             return self._client.send(request, stream=True, auth=login)
+        except httpx.RemoteProtocolError as error:
+            raise self._no_answer(url, error) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self.unavailable(error) from error
+
+    def _no_answer(self, url: str, error: httpx.RemoteProtocolError) -> SourceError:
+        """Return what a connection was that brought no HTTP response."""
+        if "status line" in str(error) or ("disconnected" in str(error) and self._is_foreign(url)):
+            return NotVideo(self.line("something answers there, but it does not speak HTTP"))
+        if "disconnected" in str(error):
+            return SourceUnavailable(self.line("the connection was closed without an answer"))
+        return self.unavailable(error)
+
+    def _is_foreign(self, url: str) -> bool:
+        """Ask once more without an HTTP library. Returns whether what comes is no HTTP."""
+        parts = urlsplit(url)
+        if parts.scheme != "http":
+            return False
+        port = parts.port or _PORTS["http"]
+        address, *_ = self._access.resolve_now(url, port)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((address, port), self._open_for) as connection,
+        ):
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {parts.hostname}\r\n\r\n".encode())
+            start = connection.recv(256)
+            return bool(start) and not b"HTTP/".startswith(start[:5])
+        return False
 
     def _good(self, answer: httpx.Response) -> httpx.Response:
         status = answer.status_code
@@ -175,9 +213,9 @@ class HttpClient:
         raise SourceUnavailable(self.line(f"HTTP {status}"))
 
     def _next(self, url: str, _flags: int, options: Mapping[str, str]) -> Body | io.BytesIO:
-        """Open what a playlist names, for FFmpeg. The first time that is the playlist itself; after a failure nothing.
+        """Open for FFmpeg what a playlist names. Returns the playlist itself first, nothing after a failure.
 
-        For FFmpeg goes on whatever happens here; what is raised, PyAV raises when FFmpeg is done.
+        FFmpeg goes on whatever happens here. PyAV raises the error when FFmpeg is done.
         """
         if self.has_failed:
             return io.BytesIO()
@@ -193,131 +231,54 @@ class HttpClient:
             self.has_failed = True
             raise
 
-    def _named(self, url: str, options: Mapping[str, str]) -> Body:
+    def _named(self, url: str, options: Mapping[str, str]) -> Body | io.BytesIO:
         if self._first is not None and self._first.url == url:
             body, self._first = self._first, None
-            return body
+            return self._playlist(body, url)
         scheme = urlsplit(url).scheme
         if scheme.startswith("crypto"):
             raise NotVideo(self.line("the playlist's segments are encrypted"))
         if scheme not in _PORTS:
             raise NotVideo(self.line("the playlist names something that is not HTTP"))
         first, end = int(options.get("offset", 0)), int(options.get("end_offset", 0))
-        return Body(self, url, first, end - 1 if end else None)
+        is_segment = self._progress.open(url)
+        body = Body(self, url, first, end - 1 if end else None)
+        if is_segment or not is_playlist(body):
+            return body
+        return self._playlist(body, url)
 
+    def _playlist(self, body: Body, url: str) -> io.BytesIO:
+        """Return a copy of a playlist: of a live one, what is new at first, and all of it from then on."""
+        text = self._text(body)
+        if hls.is_live(text):
+            if url not in self._begun:
+                text = self._news(text, body)
+            self._begun.add(url)
+            self._progress.read(text, body.url)
+        return io.BytesIO(text.encode("utf-8", "surrogateescape"))
 
-class Body:
-    """One resource as a file that FFmpeg reads. It is seekable where the server takes ranges."""
+    def _news(self, text: str, body: Body) -> str:
+        """Wait until a live playlist names a segment that was not given out before. Raises SourceUnavailable."""
+        until = (self._until or time.monotonic() + 2 * self._open_for) - _MARGIN
+        if hls.is_dead(text, body.headers):
+            self._progress.pass_over(text, body.url)
+        while (rest := self._progress.remaining(text, body.url)) is None:
+            pause = min(2.0, hls.target(text) / 2)
+            if time.monotonic() + pause > until:
+                why = "its playlist names no new segment: its encoder has stopped"
+                raise SourceUnavailable(self.line(why))
+            time.sleep(pause)
+            text = self._text(Body(self, body.url, 0, None))
+        return rest
 
-    def __init__(self, web: HttpClient, url: str, first: int, last: int | None) -> None:
-        self._web, self._first, self._last = web, first, last
-        self._position, self._peeked = 0, b""
-        self._answer, self.url = web.get(url, first, last)
-        self._pictures: JpegParts | None = None
-        headers = self._answer.headers
-        self._parts = self._content(first)
-        self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        length = headers.get("content-length", "")
-        self._length = int(length) if length.isdecimal() else None
-        if (
-            last is not None and self._answer.status_code == 200
-        ):  # all of it, of which we want a range
-            self._length = last + 1 - first
-        self._is_encoded = headers.get("content-encoding", "").lower() not in ("", "identity")
-        self._can_seek = (
-            headers.get("accept-ranges", "").lower() == "bytes" and not self._is_encoded
-        )
-        self._is_elsewhere = False  # sought since the last read
-
-    def peek(self) -> bytes:
-        """Return the next bytes without taking them, none at the end."""
-        if not self._peeked:
-            self._peeked = self._more()
-        return self._peeked
-
-    def cut_pictures(self) -> None:
-        """Give the pictures of a motion JPEG from now on, each as one well-formed part in one piece."""
-        self._pictures = JpegParts()
-        raw, self._peeked = self._peeked, b""
-        self._parts = chain.from_iterable(map(self._pictures.feed, chain([raw], self._parts)))
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes, as many as are there; none at the end or after a failure."""
-        if self._web.has_failed:
-            return b""
-        with self._web.failing():
-            if self._is_elsewhere:
-                self._go()
-            found = self.peek()
-        given, self._peeked = found[:size], found[size:]
-        self._position += len(given)
-        return given
-
-    def seekable(self) -> bool:
-        """Whether `seek` works."""
-        return self._can_seek and self._length is not None
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go on reading elsewhere; asks for it when it is read."""
-        start = (0, self._position, self._length or 0)[whence]
-        wanted = max(0, start + offset)
-        self._is_elsewhere |= wanted != self._position
-        self._position = wanted
-        return wanted
-
-    def tell(self) -> int:
-        """Where reading goes on."""
-        return self._position
-
-    def close(self) -> None:
-        """End the request."""
-        self._answer.close()
-
-    def _go(self) -> None:
-        self.close()
-        self._is_elsewhere, self._peeked, self._parts = False, b"", iter(())
-        if self._position < (self._length or 0):
-            first = self._first + self._position
-            self._answer, _ = self._web.get(self.url, first, self._last)
-            self._parts = self._content(first)
-
-    def _content(self, first: int) -> Iterator[bytes]:
-        """Yield the body from byte `first` of the resource on, with its encoding undone.
-
-        A server may send all of it (200) where a range was asked for. What is before the range is read and dropped.
-        """
-        encoding = self._answer.headers.get("content-encoding", "").strip().lower()
-        if encoding not in _ENCODINGS:
-            self.close()
-            raise NotVideo(self._web.line(f"it is sent with the encoding {encoding[:20]!r}"))
-        if encoding == "x-gzip":  # an old name that httpx does not know
-            self._answer.headers["content-encoding"] = "gzip"
-        parts = (
-            self._answer.iter_raw() if encoding in ("", "identity") else self._answer.iter_bytes()
-        )
-        skip = first if self._answer.status_code == 200 else 0
-        if skip > MAX_SKIP:
-            self.close()
-            raise SourceUnavailable(self._web.line("the server takes no ranges"))
-        left = None if self._last is None else self._last + 1 - first
-        return _within(parts, skip, left)
-
-    def _more(self) -> bytes:
-        self._web.check_time()
-        try:
-            return next(self._parts, b"")
-        except httpx.HTTPError as error:
-            raise self._web.unavailable(error) from error
-
-
-def _within(parts: Iterable[bytes], skip: int, left: int | None) -> Iterator[bytes]:
-    """Yield bytes without the first `skip`, at most `left` of them; None is no limit."""
-    for part in parts:
-        wanted = part[skip:]
-        skip = max(0, skip - len(part))
-        if left is not None:
-            wanted, left = wanted[:left], max(0, left - len(wanted))
-        if wanted:
-            yield wanted
-        if left == 0:
-            return
+    def _text(self, body: Body) -> str:
+        """Return a whole playlist. Raises NotVideo where it is too large for one."""
+        parts: list[bytes] = []
+        size = 0
+        while part := body.read(_PIECE):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_PLAYLIST:
+                raise NotVideo(self.line(f"a playlist has more than {MAX_PLAYLIST >> 20} MiB"))
+        body.close()
+        return b"".join(parts).decode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
 """ONVIF cameras of the local network: who answers a WS-Discovery probe, which streams each has, as configuration.
 
-The probe is one UDP multicast from each interface and needs no credentials; the streams are asked of each camera by
-onvif-zeep-async (extra `onvif`). Whatever a camera says is text from a stranger: bounded, of one line, never expanded.
+The probe is one UDP multicast from each interface and needs no credentials. onvif-zeep-async (extra `onvif`) asks each
+camera for its streams. A camera's text is untrusted: it is bounded, put on one line, and never expanded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ ANSWER_TIMEOUT = 15.0  # seconds in which a camera has to name its streams
 MAX_CAMERAS = 256
 _ODD = (ValueError, LookupError, AttributeError, TypeError)  # what the library makes of odd answers
 _NAME = "onvif://www.onvif.org/name/"
-_MATCH = "{http://schemas.xmlsoap.org/ws/2005/04/discovery}"
+_ENCODING = re.compile(rb"""encoding=["']([A-Za-z0-9._-]{1,40})["']""")
+_DECLARATION = re.compile(r"<\?xml[^>]{0,200}\?>")
+_STRAY_AMPERSAND = re.compile(r"&(?!(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|amp|lt|gt|quot|apos);)")
+_PREFIX = re.compile(r"(</?)[\w.-]{1,64}:(?=[\w.-])")
+_PREFIXED_ATTRIBUTE = re.compile(r"""\s(?:xmlns|[\w.-]{1,64}:[\w.-]{1,64})=(?:"[^"<]*"|'[^'<]*')""")
 _PROBE = """<?xml version="1.0" encoding="utf-8"?>
 <e:Envelope xmlns:e="http://www.w3.org/2003/05/soap-envelope"
  xmlns:w="http://schemas.xmlsoap.org/ws/2004/08/addressing"
@@ -48,7 +52,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Profile:
-    """One stream of a camera; `size` is width and height, zeros where it is not told."""
+    """One stream of a camera. `size` is width and height, zeros where the camera does not tell it."""
 
     url: str
     size: tuple[int, int]
@@ -56,7 +60,7 @@ class Profile:
 
 
 async def cameras(seconds: float, target: tuple[str, int] = MULTICAST) -> list[Camera]:
-    """Who answers within `seconds`, each once, by address; raises SourceUnavailable where nothing can be sent."""
+    """Return the cameras that answer within `seconds`. Raises SourceUnavailable where nothing can be sent."""
     loop = asyncio.get_running_loop()
     found: dict[str, Camera] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -85,12 +89,21 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
     parts = urlsplit(camera.service)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = str(parts.hostname) if parts.scheme == "http" else f"https://{parts.hostname}"
-    client = ONVIFCamera(host, port, user or None, password or None, adjust_time=True)
+
+    class Device(ONVIFCamera):  # type: ignore[misc]
+        """A camera whose device service is where it was found, and not at the usual path."""
+
+        def get_definition(self, name: str, port_type: str | None = None) -> tuple[str, str, str]:
+            """Return a service's address, description and binding."""
+            address, description, binding = super().get_definition(name, port_type)
+            return camera.service if name == "devicemgmt" else address, description, binding
+
+    client = Device(host, port, user or None, password or None, adjust_time=True)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             await client.update_xaddrs()
             media = await client.create_media_service()
-            profiles_found = [await _profile(media, each) for each in await media.GetProfiles()]
+            told = [await _profile(media, each) for each in await media.GetProfiles()]
     except TimeoutError:
         raise SourceUnavailable(f"{camera.service}: no answer in {ANSWER_TIMEOUT:g} s") from None
     except (ONVIFError, ZeepError, OSError, *_ODD) as error:
@@ -102,29 +115,25 @@ async def profiles(camera: Camera, user: str, password: str) -> list[Profile]:
         raise SourceUnavailable(f"{camera.service}: {why}") from error
     finally:
         await client.close()
-    return sorted(
-        (one for one in profiles_found if one is not None), key=lambda one: one.size, reverse=True
-    )
+    return sorted((one for one in told if one is not None), key=lambda one: one.size, reverse=True)
 
 
 def configuration(
     found: Sequence[tuple[Camera, Sequence[Profile] | SourceError]], login: str
 ) -> str:
-    """Return the `streams:` section for what was found; `login` (`user:${NAME}`, or empty) goes into each URL."""
+    """Return the `streams:` section for what was found. `login` (`user:${NAME}`, or empty) goes into each URL."""
     lines, names = ["streams:"], set[str]()
-    for camera, result in found:
+    for camera, told in found:
         lines.append(f"  # {_line(camera.name or 'a camera')} at {_line(camera.service)}")
-        if isinstance(result, SourceError):
-            lines.append(f"  # {_line(str(result))}")
+        if isinstance(told, SourceError):
+            lines.append(f"  # {_line(str(told))}")
             continue
-        urls = [_with_login(one.url, login) for one in result]
+        urls = [_with_login(one.url, login) for one in told]
         if not urls:
             lines.append("  # it names no stream")
             continue
         lines.extend(
-            f"  # {one.size[0]}x{one.size[1]} {_line(one.encoding)}"
-            for one in result
-            if one.size[0]
+            f"  # {one.size[0]}x{one.size[1]} {_line(one.encoding)}" for one in told if one.size[0]
         )
         name = _stream_name(camera, names)
         names.add(name)
@@ -134,7 +143,7 @@ def configuration(
 
 
 def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
-    """Send the probe out of every interface; whether any took it."""
+    """Send the probe out of every interface. Returns whether any took it."""
     text = _PROBE.format(id=uuid.uuid4()).encode()
     has_sent = False
     for index, _ in socket.if_nameindex():
@@ -147,22 +156,50 @@ def _probe(udp: socket.socket, target: tuple[str, int]) -> bool:
 
 
 def _matches(answer: bytes, sender: str) -> list[Camera]:
-    """Return the cameras that an answer names, none where it is no answer."""
-    if b"<!DOCTYPE" in answer or b"<!ENTITY" in answer:
+    """Return the cameras that an answer names. None where it is no answer."""
+    text = _text(answer)
+    if "<!" in text.replace("<![CDATA[", "").replace("<!--", ""):
         return []
-    try:
-        tree = ElementTree.fromstring(answer)
-    except (ElementTree.ParseError, ValueError, LookupError):
+    tree = None
+    for candidate in (text, _STRAY_AMPERSAND.sub("&amp;", text), _without_prefixes(text)):
+        with contextlib.suppress(ElementTree.ParseError, ValueError):
+            tree = ElementTree.fromstring(candidate)
+            break
+    if tree is None:
         return []
     return [
-        Camera(service, _named(match.findtext(f"{_MATCH}Scopes", "")))
-        for match in tree.iter(f"{_MATCH}ProbeMatch")
-        if (service := _service(match.findtext(f"{_MATCH}XAddrs", ""), sender)) is not None
+        Camera(service, _named(_child_text(match, "Scopes")))
+        for match in tree.iterfind(".//{*}ProbeMatch")
+        if (service := _service(_child_text(match, "XAddrs"), sender)) is not None
     ]
 
 
+def _text(answer: bytes) -> str:
+    """Return an answer as text, without XML declaration and what cameras send around the document."""
+    declared = _ENCODING.search(answer[:200])
+    names = ["utf-16"] if answer[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig"]
+    names += [declared[1].decode("ascii")] if declared else []
+    text = answer.decode("latin-1")
+    for name in names:
+        with contextlib.suppress(UnicodeError, LookupError):
+            text = answer.decode(name)
+            break
+    return _DECLARATION.sub("", text.strip("\ufeff\0 \t\r\n"), count=1)
+
+
+def _without_prefixes(text: str) -> str:
+    """Return XML without prefixes of names, for senders that don't declare them, and stray ampersands."""
+    bare = _PREFIX.sub(r"\1", _PREFIXED_ATTRIBUTE.sub("", text))
+    return _STRAY_AMPERSAND.sub("&amp;", bare)
+
+
+def _child_text(match: ElementTree.Element, name: str) -> str:
+    """Return the text of a child by its local name: two versions of WS-Discovery have two namespaces."""
+    return match.findtext(f"{{*}}{name}", "")
+
+
 def _service(addresses: str, sender: str) -> str | None:
-    """Of a camera's addresses the one that it answered from, else the first that can be used."""
+    """Return the address that the camera answered from, else the first that can be used."""
     usable = []
     for address in addresses.split()[:16]:
         with contextlib.suppress(ValueError):
@@ -178,14 +215,14 @@ def _named(scopes: str) -> str:
     return _line(unquote(name.removeprefix(_NAME)))
 
 
-async def _profile(media: Any, profile: Any) -> Profile | None:
-    """Return a profile with its URL, None where it is nothing that we can read."""
+async def _profile(media: Any, told: Any) -> Profile | None:
+    """Return a profile with its URL. None where it is nothing that we could read."""
     setup = {"Stream": "RTP-Unicast", "Transport": {"Protocol": "RTSP"}}
-    answer = await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": profile.token})
+    answer = await media.GetStreamUri({"StreamSetup": setup, "ProfileToken": told.token})
     url = str(answer.Uri).strip()
     if urlsplit(url).scheme not in ("rtsp", "rtsps") or url != _line(url) or "${" in url:
         return None
-    encoder = getattr(profile, "VideoEncoderConfiguration", None)
+    encoder = getattr(told, "VideoEncoderConfiguration", None)
     size = getattr(encoder, "Resolution", None)
     width, height = int(getattr(size, "Width", 0) or 0), int(getattr(size, "Height", 0) or 0)
     return Profile(url, (width, height), str(getattr(encoder, "Encoding", "") or ""))
@@ -198,7 +235,7 @@ def _with_login(url: str, login: str) -> str:
 
 
 def _stream_name(camera: Camera, taken: set[str]) -> str:
-    """Return a valid stream name that is not taken yet."""
+    """Return a name that a stream may have and none has yet."""
     word = camera.name or str(urlsplit(camera.service).hostname)
     name = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")[:48] or "camera"
     if (
@@ -213,5 +250,5 @@ def _stream_name(camera: Camera, taken: set[str]) -> str:
 
 
 def _line(text: str) -> str:
-    """Text from a camera as a piece of one line."""
+    """Return text from a camera as a piece of one line, at most 500 characters."""
     return "".join(char if char.isprintable() else " " for char in text)[:500]

@@ -1,7 +1,7 @@
-"""How FFmpeg is to open a URL of each scheme: what it is given instead of the URL, and with which options.
+"""How FFmpeg opens a URL of each scheme: the address it is given, and the options.
 
-`prepare` asks in the event loop whether anybody is there and allowed; what it returns is plain data, and opens in
-the process that decodes. Knows nothing of decoding.
+`prepare` checks in the event loop that a server is there and allowed. It returns plain data, which the decoder's
+process opens. This module knows nothing of decoding.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from stream_sttm.config import source_url
 from stream_sttm.errors import ConfigError, NotVideo, SourceDenied, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
+from stream_sttm.sources.network.hls import Progress, Segment
 from stream_sttm.sources.network.http_client import NOTHING_ELSE, HttpClient
 from stream_sttm.sources.network.preflight import PORTS, check_reachable
 from stream_sttm.sources.network.rtsp_proxy import RtspProxy
@@ -33,7 +34,7 @@ _DEVICE = ("input_format", "video_size", "framerate", "pixel_format")  # of FFmp
 
 @dataclass(frozen=True)
 class Opening:
-    """What to open: an `address` for FFmpeg, or for us where `by` is web (HTTP) or folder (a file that is checked)."""
+    """What to open: an `address` for FFmpeg, or for us where `by` is web (HTTP) or folder (a checked file)."""
 
     address: str
     by: str = "ffmpeg"
@@ -41,22 +42,36 @@ class Opening:
     options: Mapping[str, str] = field(default_factory=dict)
     access: Access = EVERYTHING
     verify: bool = True
-    authorities: str = ""  # the file of those whose certificates are believed; empty: the usual
+    authorities: str = ""  # the file of trusted certificate authorities; empty: the usual
     size: int = 0  # bytes, of a file
+    shown: Sequence[
+        Sequence[int | str]
+    ] = ()  # segments of a live playlist that were given out before
 
     @classmethod
     def restored(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the opening that `dataclasses.asdict` and JSON were made of."""
+        """Return an opening from what `dataclasses.asdict` made of one, JSON in between."""
         return cls(**{**fields, "access": Access(**fields["access"])})
 
     @contextlib.contextmanager
-    def open(self, options: Mapping[str, str], timeout: Timeout | None) -> Iterator[InputContainer]:
-        """Yield the open container, with the decoder's `options`. Blocks. Raises FFmpeg's errors and SourceError."""
+    def open(
+        self,
+        options: Mapping[str, str],
+        timeout: Timeout | None,
+        noted: Callable[[list[Segment]], None] = lambda _: None,
+    ) -> Iterator[InputContainer]:
+        """Open the container with the decoder's `options`. Blocks. Raises FFmpeg's errors and SourceError.
+
+        `noted` is called with the segments of a live playlist that were given out, when there is another.
+        """
         together = {**options, **self.options}
         if self.by == "web":
             assert timeout is not None
             trust = tls.context(verify=self.verify, believed=self.authorities)
-            web = HttpClient(self.address, self.access, trust=trust, timeout=timeout)
+            progress = Progress(self.shown, noted)
+            web = HttpClient(
+                self.address, self.access, trust=trust, timeout=timeout, progress=progress
+            )
             with web.open(together) as container:
                 yield container
         elif self.by == "folder":
@@ -73,7 +88,7 @@ class Opening:
 
 
 async def prepare(url: str, access: Access) -> tuple[Opening, RtspProxy | None]:
-    """How to open `url`, after it was found to be there, and the entered gate that it leads through, if one is needed.
+    """Check that `url` is there. Returns how to open it, and the entered proxy where one is needed.
 
     Raises SourceError.
     """
@@ -88,7 +103,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, RtspProxy | None]:
     if scheme == "v4l2":
         return await asyncio.to_thread(_device, bare), None
     if scheme in ("http", "https"):
-        await check_reachable(bare, access, verify=verify, speaks="HTTP")
+        await check_reachable(bare, access, verify=verify)
         believed = tls.authorities()
         return Opening(bare, "web", access=access, verify=verify, authorities=believed), None
     if scheme == "srt":
@@ -100,7 +115,7 @@ async def prepare(url: str, access: Access) -> tuple[Opening, RtspProxy | None]:
 async def _streaming(
     bare: str, options: Mapping[str, str], access: Access
 ) -> tuple[Opening, RtspProxy | None]:
-    """How to open an RTSP or RTMP URL."""
+    """Return how to open an RTSP or RTMP URL."""
     parts, verify = urls.split(bare), options.get("verify") != "false"
     scheme, transport = parts.scheme, options.get("transport", "tcp")
     speaks = "RTSP" if scheme.startswith("rtsp") and transport != "http" else None
@@ -111,10 +126,10 @@ async def _streaming(
     host, port = str(parts.hostname), parts.port or PORTS[scheme]
     if speaks == "RTSP" and access.limits_hosts:
         trust = tls.context(verify=verify) if scheme == "rtsps" else None
-        gate = await RtspProxy(address, port, trust, host).__aenter__()
-        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{gate.port}".lstrip("@")
+        proxy = await RtspProxy(address, port, trust, host).__aenter__()
+        netloc = f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}".lstrip("@")
         inside = urlunsplit(("rtsp", netloc, parts.path, parts.query, ""))
-        return Opening(inside, options={"rtsp_transport": "tcp"}), gate
+        return Opening(inside, options={"rtsp_transport": "tcp"}), proxy
     given = {"rtsp_transport": transport} if scheme.startswith("rtsp") else {"rtmp_live": "live"}
     if scheme in ("rtsps", "rtmps"):
         given |= tls.ffmpeg(host, verify=verify)
@@ -131,7 +146,7 @@ def check_spelling(url: str) -> None:
 
 
 def file_path(url: str) -> Path:
-    """Return the path of a file:// URL."""
+    """Return the path behind a file:// URL. Raises ConfigError where it names none."""
     parts = urls.split(url)
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise ConfigError(
@@ -141,7 +156,7 @@ def file_path(url: str) -> Path:
 
 
 def _at(url: str, address: str, access: Access) -> str:
-    """Return the URL with the checked address in place of the host's name, where hosts are limited."""
+    """Return the URL, with the checked address in place of the host's name where hosts are limited."""
     if not access.limits_hosts:
         return url
     parts = urls.split(url)
@@ -152,7 +167,7 @@ def _at(url: str, address: str, access: Access) -> str:
 
 
 def _check_file(url: str, path: Path) -> int:
-    """Its size; finds what FFmpeg would name less clearly, and pipes and devices, which it would wait for for ever."""
+    """Return the file's size. Raises SourceError where FFmpeg would say less, or wait for ever (pipes, devices)."""
     shown = urls.mask(url)
     try:
         if not path.exists():
@@ -171,7 +186,7 @@ def _check_file(url: str, path: Path) -> int:
 
 
 def _device(url: str) -> Opening:
-    """Return the opening of a camera of this machine."""
+    """Return how to open a camera of this machine. Raises SourceError."""
     path, shown = Path(unquote(urls.split(url).path)), urls.mask(url)
     try:
         is_device = stat.S_ISCHR(path.stat().st_mode)

@@ -1,8 +1,8 @@
-"""Checks in the event loop that a server is reachable and speaks RTSP or HTTP, before a decoder starts.
+"""A check in the event loop, before a decoder is started: does a server answer that may be reached and speaks RTSP?
 
-FFmpeg opens a connection in one long call that nothing but its own timeout ends. So the common troubles (no such
-host, refused, silent, another protocol) are found here, where waiting can be cancelled and an error has a clear name.
-No credentials are sent: a demand for them is an answer too.
+FFmpeg opens a connection in one long call that only its own timeout ends. So the common faults (no such host, refused,
+silent, another protocol) are found here. Here waiting can be cancelled, and an error has a clear name. No credentials
+are sent: a demand for them is an answer too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _TLS = ("rtsps", "https", "rtmps")
 async def check_reachable(
     url: str, access: Access = EVERYTHING, *, verify: bool = True, speaks: str | None = None
 ) -> str:
-    """Return the address at which an allowed server answers. Raises SourceUnavailable, NotVideo or SourceDenied.
+    """Return the address at which an allowed server answers. Raises SourceUnavailable, NotVideo, SourceDenied.
 
-    `speaks` is its protocol, RTSP or HTTP; None where nothing is to be said, or another.
+    `speaks` is its protocol, RTSP. With None nothing is sent: many small HTTP servers know no request but GET, and
+    serve one client at a time.
     """
     parts, shown = urls.split(url), urls.mask(url)
     port = parts.port or PORTS[parts.scheme]
@@ -36,14 +37,8 @@ async def check_reachable(
         async with asyncio.timeout(TIMEOUT):
             addresses = await access.resolve(url, port)
             trust = tls.context(verify=verify) if parts.scheme in _TLS else None
-            line = None
-            for request in _requests(parts, speaks):
-                reader, writer, address = await _connect(
-                    addresses, port, trust, str(parts.hostname)
-                )
-                line = await _first_line(reader, writer, request)
-                if line is not None:
-                    break
+            reader, writer, address = await _connect(addresses, port, trust, str(parts.hostname))
+            line = await _first_line(reader, writer, _request(parts, speaks))
     except TimeoutError:
         raise SourceUnavailable(
             f"{shown}: no answer within {TIMEOUT:g} s: is the camera on and reachable from here?"
@@ -60,7 +55,7 @@ async def check_reachable(
 
 
 def _why(error: OSError) -> str:
-    """Return a line that says what is wrong with a connection, and what to do."""
+    """Return what is wrong with a connection, and what to do."""
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: is the camera on, and the port right?"
     if (why := tls.explained(error)) is not None:
@@ -73,7 +68,7 @@ def _why(error: OSError) -> str:
 async def _connect(
     addresses: Sequence[str], port: int, trust: ssl.SSLContext | None, host: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-    """Connect to the first address that takes a connection."""
+    """Return a connection to the first address that accepts one."""
     for address in addresses[:-1]:
         with contextlib.suppress(OSError):
             async with asyncio.timeout(TIMEOUT / len(addresses)):  # TimeoutError is an OSError
@@ -92,7 +87,7 @@ async def _open(
 async def _first_line(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
 ) -> bytes | None:
-    """Return the first line of the response, None if there is none."""
+    """Return the first line of the response to a request. None if there is none."""
     try:
         writer.write(request)
         return await reader.readuntil(b"\n") if request else None
@@ -108,14 +103,11 @@ async def _first_line(
             await writer.wait_closed()
 
 
-def _requests(parts: SplitResult, speaks: str | None) -> list[bytes]:
-    """Return the requests of a protocol to try, the most harmless first: small servers hang up on HEAD."""
+def _request(parts: SplitResult, speaks: str | None) -> bytes:
+    """Return the most harmless request of a protocol."""
     host = parts.netloc.rpartition("@")[2]
-    path = quote(parts.path or "/", safe="/%:;=+,!*'()")
     if speaks == "RTSP":
+        path = quote(parts.path or "/", safe="/%:;=+,!*'()")
         target = urlunsplit((parts.scheme, host, path, "", ""))
-        return [f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()]
-    if speaks == "HTTP":
-        tail = f"HTTP/1.1\r\nHost: {host}\r\nUser-Agent: stream-sttm\r\nConnection: close\r\n\r\n"
-        return [f"{method} {path} {tail}".encode() for method in ("HEAD", "GET")]
-    return [b""]
+        return f"OPTIONS {target} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: stream-sttm\r\n\r\n".encode()
+    return b""

@@ -1,7 +1,7 @@
-"""A proxy between FFmpeg and an RTSP camera where hosts are limited, because FFmpeg would follow any redirect.
+"""A TCP proxy between FFmpeg and an RTSP camera where hosts are limited: FFmpeg would follow a redirect anywhere.
 
-It takes one connection on the loopback address and forwards it to the address that was checked, over TLS where the URL
-says so. It closes as soon as the camera answers with a redirect. Video passes unchanged. Knows nothing else of RTSP.
+It takes one connection on the loopback address and forwards it to the checked address, over TLS where the URL says so.
+It closes as soon as the camera answers with a redirect. Video passes unchanged. It knows nothing else of RTSP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REDIRECT = re.compile(rb"RTSP/\S{0,%d}\s+\+?0*3\d\d(?!\d)" % _LONGEST)
 
 @dataclass
 class RtspProxy:
-    """The proxy to one camera. Once entered, FFmpeg connects to `port`; `has_refused` says whether it closed."""
+    """A proxy to one camera. Once entered, FFmpeg connects to `port`. `has_refused` tells of a redirect."""
 
     address: str
     port_there: int
@@ -34,7 +34,7 @@ class RtspProxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._knocked, "127.0.0.1", 0, limit=CHUNK)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=CHUNK)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -45,15 +45,15 @@ class RtspProxy:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _knocked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._tasks:  # one came before, and nobody else is meant
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._tasks:  # FFmpeg has connected already
             writer.transport.abort()
             return
         self._server.close()
-        task = asyncio.create_task(self._carry(reader, writer), name=f"gate[{self.port}]")
+        task = asyncio.create_task(self._forward(reader, writer), name=f"proxy[{self.port}]")
         self._tasks.add(task)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -65,13 +65,13 @@ class RtspProxy:
                 )
             ends.append(there)
             async with asyncio.TaskGroup() as group:
-                ways = (
+                copies = (
                     group.create_task(_copy(reader, there), name="to camera"),
                     group.create_task(self._watch(there_reader, writer), name="from camera"),
                 )
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                for way in ways:
-                    way.cancel()
+                await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+                for copy in copies:
+                    copy.cancel()
         except* OSError:
             pass  # FFmpeg finds its connection closed, and says so
         finally:

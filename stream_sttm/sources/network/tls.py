@@ -1,6 +1,6 @@
-"""The certificates to trust: one store for everything that speaks TLS to a camera.
+"""Certificate verification: one trust store for everything that speaks TLS to a camera.
 
-It is the file that SSL_CERT_FILE names, else the system's, else the one of `certifi`.
+The store is the file that the environment names in SSL_CERT_FILE, else the system's, else that of `certifi`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SYSTEM = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.c
 
 
 def authorities() -> str:
-    """Return the path of the file with the certificates of all trusted authorities."""
+    """Return the path of the file with all trusted certificate authorities."""
     named = os.environ.get("SSL_CERT_FILE")
     if named:
         return named
@@ -30,9 +30,9 @@ def authorities() -> str:
 
 
 def context(*, verify: bool, believed: str = "") -> ssl.SSLContext:
-    """For a connection as a client; without `verify` any certificate will do. Raises OSError.
+    """Return the context of a client connection. Without `verify` any certificate will do. Raises OSError.
 
-    `believed` is what `authorities` has said elsewhere, for a process that may have another environment.
+    `believed` is the result of `authorities` elsewhere, for a process that may have another environment.
     """
     made = ssl.create_default_context(cafile=(believed or authorities()) if verify else None)
     if not verify:
@@ -49,7 +49,7 @@ def ffmpeg(host: str, *, verify: bool) -> dict[str, str]:
 
 
 def explained(error: BaseException) -> str | None:
-    """Return what is wrong with a certificate, None where a connection failed for another reason."""
+    """Return what is wrong with a certificate. None where that is not why a connection failed."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -19,7 +19,8 @@ from aiortc import (
 from aiortc.sdp import SessionDescription
 
 from stream_sttm.errors import NotAnOffer, SourceUnavailable
-from stream_sttm.sources.webrtc.track import Tap
+from stream_sttm.sources.webrtc.codecs import unmet
+from stream_sttm.sources.webrtc.track import LatestPicture
 from stream_sttm.sources.webrtc.whep import BAD_SDP, CONNECT_TIMEOUT
 
 MAX_MEDIA = 8  # m-lines of an offer
@@ -33,7 +34,7 @@ class Publisher:
 
     def __init__(self, stream: str) -> None:
         self.id = secrets.token_urlsafe(16)
-        self.tap = Tap(stream)
+        self.latest = LatestPicture(stream)
         self.task: asyncio.Task[None] | None = None
         self._stream = stream
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
@@ -64,7 +65,9 @@ class Publisher:
         connected.set()
         assert self._track is not None
         async with asyncio.TaskGroup() as group:
-            draining = group.create_task(self.tap.drain(self._track), name=f"drain[{self._stream}]")
+            draining = group.create_task(
+                self.latest.drain(self._track), name=f"drain[{self._stream}]"
+            )
             gone = group.create_task(self._until("gone"), name=f"gone[{self._stream}]")
             await asyncio.wait((draining, gone), return_when=asyncio.FIRST_COMPLETED)
             draining.cancel()
@@ -72,7 +75,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Close the connection. Never raises."""
-        self.tap.end(SourceUnavailable(f"{self._stream}: its publisher is gone"))
+        self.latest.end(SourceUnavailable(f"{self._stream}: its publisher is gone"))
         try:
             await self._peer.close()
         except Exception:
@@ -119,4 +122,6 @@ def usable(offer: str) -> str:
         raise NotAnOffer("the SDP offer has no video")
     if len(kinds) > MAX_MEDIA:
         raise NotAnOffer(f"the SDP offer has more than {MAX_MEDIA} media")
+    if why := unmet(text):
+        raise NotAnOffer(f"the SDP offer can't be met: {why}")
     return text

@@ -48,7 +48,7 @@ class Publishers:
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         for slot in self._slots.values():
             if slot.publisher is not None and slot.publisher.task is not None:
                 slot.publisher.task.cancel()

@@ -1,7 +1,7 @@
-"""Drains a WebRTC video track as long as it lives: unread frames would pile up in the peer.
+"""A WebRTC video track, drained as long as it lives, whatever its consumer does: a peer queues unread frames.
 
-The newest picture that may be sampled is kept, and replaced by the next where nobody took it. Shared by the sources
-that receive WebRTC. Knows nothing of signalling.
+The newest picture that may be sampled is kept. The next replaces it where nobody took it. Shared by the sources that
+receive WebRTC. This module knows nothing of signalling.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ MAX_BEHIND = (
 )
 
 
-class Lag:
+class DecodingDelay:
     """How far a track's decoding is behind its arrival, from the pictures' own times."""
 
     def __init__(self) -> None:
         self._least: float | None = None
         self._last = 0.0
 
-    def behind(self, media: float, now: float) -> float:
-        """Seconds, of the picture with time `media` that comes at `now`; a jump of either clock starts anew."""
+    def measure(self, media: float, now: float) -> float:
+        """Return the delay in seconds of the picture with time `media` that comes at `now`.
+
+        A jump of either clock restarts the measurement.
+        """
         lag = now - media
         if self._least is None or abs(lag - self._last) > MAX_BEHIND / 2:
             self._least = lag
@@ -43,8 +46,8 @@ class Lag:
         return lag - self._least
 
 
-class Tap:
-    """Passes one track's pictures to one viewer; `heard_at` is when the newest came (monotonic)."""
+class LatestPicture:
+    """The newest picture of one track, for one consumer. `heard_at` is monotonic, of the newest that came."""
 
     def __init__(self, stream: str) -> None:
         self._stream = stream
@@ -56,8 +59,8 @@ class Tap:
         self.heard_at = 0.0
 
     async def drain(self, track: MediaStreamTrack) -> None:
-        """Take every frame as it comes, keep the newest that is due, until the track ends or can't be kept up with."""
-        lag = Lag()
+        """Receive every frame and keep the newest that is due. Returns when the track ends or decoding is too slow."""
+        delay = DecodingDelay()
         while True:
             try:
                 picture = cast(VideoFrame, await track.recv())
@@ -65,7 +68,7 @@ class Tap:
                 return
             metrics.FRAMES_RECEIVED.labels(self._stream).inc()
             self.heard_at = now = time.monotonic()
-            if picture.time is not None and lag.behind(picture.time, now) > MAX_BEHIND:
+            if picture.time is not None and delay.measure(picture.time, now) > MAX_BEHIND:
                 metrics.FRAMES_DROPPED.labels(self._stream, "too_late").inc()
                 return
             if self._pace is not None and not self._pace.wants(now):
@@ -77,7 +80,7 @@ class Tap:
             self._arrived.set()
 
     def end(self, error: SourceError) -> None:
-        """No more will come: `error` says why."""
+        """End the pictures. `error` says why, and is raised to the consumer."""
         self._broken = error
         self._arrived.set()
 

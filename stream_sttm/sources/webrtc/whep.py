@@ -1,9 +1,9 @@
 """whep:// and wheps:// - a WebRTC stream that is pulled: an SDP offer by HTTP POST, then RTP, DELETE at the end.
 
 The URL is spelt as MediaMTX does (whep://host:8889/door/whep) or leads to go2rtc's API
-(whep://host:1984/api/webrtc?src=door); user and password become Basic, `?token=` a Bearer
-header. Only video is offered for. The track is always drained, whatever the consumer does; a frame nobody took is
-replaced by the next. No STUN or TURN server is asked: the camera's side must be reachable.
+(whep://host:1984/api/webrtc?src=door). User and password become Basic, `?token=` a Bearer header. The offer is for
+video alone. The track is always drained, whatever the consumer does: a newer frame replaces one that nobody took. No
+STUN or TURN server is asked, so the camera's side must be reachable.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
-from urllib.parse import parse_qsl, unquote, urlencode, urlunsplit
 
-import httpx
 from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
@@ -26,19 +24,14 @@ from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateErr
 
 from stream_sttm import urls
 from stream_sttm.config import source_url
-from stream_sttm.errors import NotVideo, SourceDenied, SourceUnavailable
-from stream_sttm.sources.network import tls
+from stream_sttm.errors import NotVideo, SourceUnavailable
 from stream_sttm.sources.network.access import EVERYTHING, Access
-from stream_sttm.sources.webrtc.track import Tap
+from stream_sttm.sources.webrtc.codecs import unmet
+from stream_sttm.sources.webrtc.signalling import Answer, Signalling
+from stream_sttm.sources.webrtc.track import LatestPicture
 from stream_sttm.types import Frame
 
-SDP = "application/sdp"
-SIGNALLING_TIMEOUT = 8.0  # seconds for an offer and its answer
-MAX_SDP = 256 * 1024  # bytes of an answer
-MAX_REDIRECTS = 5
-_WHEP = {"http": "whep", "https": "wheps"}
 CONNECT_TIMEOUT = 10.0  # seconds from the answer to a connected peer
-GOODBYE_TIMEOUT = 1.0  # seconds for the DELETE at the end, which is a courtesy
 # what aiortc raises for a description it can't read or use; its parser has no error type of its own
 BAD_SDP = (
     ValueError,
@@ -56,7 +49,7 @@ BAD_SDP = (
 
 @dataclass
 class WhepSource:
-    """A peer that receives one video track. Once entered it is connected."""
+    """A peer that receives one video track. Once entered, it is connected."""
 
     url: str
     stream: str = "whep"
@@ -71,17 +64,17 @@ class WhepSource:
         self._verify = options.get("verify") != "false"
         self._changed = asyncio.Event()
         self._open_until_left = AsyncExitStack()
-        self._tap = Tap(self.stream)
+        self._latest = LatestPicture(self.stream)
 
     @property
     def heard_at(self) -> float:
         """When the newest picture came, monotonic."""
-        return self._tap.heard_at
+        return self._latest.heard_at
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            client, endpoint = await self._signalling()
-            await stack.enter_async_context(client)
+            signalling = Signalling(self._bare, self.access, verify=self._verify)
+            await stack.enter_async_context(signalling.client)
             peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
             stack.push_async_callback(peer.close)
             peer.add_listener("connectionstatechange", self._changed.set)
@@ -91,12 +84,10 @@ class WhepSource:
             offer = await asyncio.shield(
                 describing
             )  # cancelled half-way, it would lose its sockets
-            answer, location = await self._post(client, endpoint, offer)
-            if self.access.limits_hosts:
-                answer = self._allowed(answer)
-            if location is not None:
-                stack.push_async_callback(_delete, client, location)
-            await self._connect(peer, answer)
+            answer = await signalling.post(offer)
+            if answer.session is not None:
+                stack.push_async_callback(signalling.delete, answer.session)
+            await self._connect(peer, self._allowed(answer))
             # not in a TaskGroup, which would wrap whatever is raised while the source is open
             drain = asyncio.create_task(
                 self._drain(video.receiver.track), name=f"drain[{self.stream}]"
@@ -111,95 +102,25 @@ class WhepSource:
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Yield the newest frame, each time there is one. Raises SourceUnavailable when the other side is gone."""
-        async for frame in self._tap.frames(fps=self.fps, max_side=self.max_side):
+        async for frame in self._latest.frames(fps=self.fps, max_side=self.max_side):
             yield frame
 
-    async def _signalling(self) -> tuple[httpx.AsyncClient, Endpoint]:
-        """Yield a client that carries our credentials, and the endpoint at the address that was checked."""
-        endpoint = await self._checked(_endpoint(self._bare), self._bare)
-        client = httpx.AsyncClient(
-            timeout=SIGNALLING_TIMEOUT,
-            verify=tls.context(verify=self._verify),
-            trust_env=False,
-        )
-        return client, endpoint
-
-    async def _checked(self, endpoint: Endpoint, url: str) -> Endpoint:
-        """Return the endpoint of `url` at an address that may be reached. Raises SourceDenied where there is none."""
+    def _allowed(self, answer: Answer) -> str:
+        """Return the SDP answer without the candidates that may not be reached."""
         if not self.access.limits_hosts:
-            return endpoint
-        port = endpoint.url.port or (443 if endpoint.url.scheme == "https" else 80)
-        address, *_ = await self.access.resolve(url, port)
-        return endpoint.at(address)
-
-    async def _redirected(self, answer: httpx.Response, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint that a redirect leads to. Another origin gets no credentials of ours."""
-        base = endpoint.url.copy_with(host=endpoint.name)
-        target = base.join(answer.headers["location"])
-        if target.scheme not in _WHEP or (base.scheme, target.scheme) == ("https", "http"):
-            raise NotVideo(f"{self._shown}: redirects to something that is not {base.scheme}")
-        is_same = (target.scheme, target.host, target.port) == (base.scheme, base.host, base.port)
-        headers, auth = (endpoint.headers, endpoint.auth) if is_same else (httpx.Headers(), None)
-        headers = httpx.Headers([(k, v) for k, v in headers.items() if k.lower() != "host"])
-        url = str(target).replace(target.scheme, _WHEP[target.scheme], 1)
-        return await self._checked(Endpoint(target, headers, auth, {}), url)
-
-    def _allowed(self, sdp: str) -> str:
-        """Return the SDP answer without candidates whose addresses may not be reached."""
-        host = str(urls.split(self._bare).hostname)
+            return answer.sdp
         lines = [
             line
-            for line in sdp.splitlines()
+            for line in answer.sdp.splitlines()
             if not line.startswith("a=candidate:")
-            or self.access.allows_address(host, (line.split() + [""] * 5)[4])
+            or self.access.allows_address(answer.host, (line.split() + [""] * 5)[4])
         ]
         return "\r\n".join([*lines, ""])
 
-    async def _post(
-        self, client: httpx.AsyncClient, endpoint: Endpoint, offer: str
-    ) -> tuple[str, Endpoint | None]:
-        """Post our offer. Returns the other side's SDP answer, and what to DELETE at the end."""
-        try:
-            async with asyncio.timeout(SIGNALLING_TIMEOUT):
-                for _ in range(MAX_REDIRECTS):
-                    async with client.stream(
-                        "POST",
-                        endpoint.url,
-                        content=offer,
-                        headers=[*endpoint.headers.items(), ("Content-Type", SDP), ("Accept", SDP)],
-                        auth=endpoint.auth,
-                        extensions=endpoint.extensions,
-                    ) as answer:
-                        if answer.has_redirect_location:
-                            endpoint = await self._redirected(answer, endpoint)
-                            continue
-                        self._check(answer.status_code)
-                        body = await _limited(answer)
-                        location = _resource(answer, endpoint)
-                        break
-                else:
-                    raise self._unavailable(f"redirects more than {MAX_REDIRECTS} times")
-        except TimeoutError:
-            raise self._unavailable(f"no answer within {SIGNALLING_TIMEOUT:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            why = tls.explained(error) or f"no answer: {str(error) or type(error).__name__}"
-            raise self._unavailable(why) from error
-        if not body.startswith(b"v=0") or len(body) > MAX_SDP:
-            raise NotVideo(f"{self._shown}: answers without SDP: is it a WHEP address?")
-        return body.decode(errors="replace"), location
-
-    def _check(self, status: int) -> None:
-        if status in (401, 403):
-            raise SourceDenied(f"{self._shown}: HTTP {status}: check user, password or token")
-        if status == 404:
-            raise self._unavailable("HTTP 404: no such stream there, or nobody sends it now")
-        if status >= 400:
-            raise self._unavailable(f"HTTP {status}")
-        if not 200 <= status < 300:
-            raise NotVideo(f"{self._shown}: answers HTTP {status}: is it a WHEP address?")
-
     async def _connect(self, peer: RTCPeerConnection, sdp: str) -> None:
         try:
+            if why := unmet(sdp):
+                raise NotVideo(f"{self._shown}: the SDP answer can't be used: {why}")
             await peer.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
         except BAD_SDP as error:
             raise NotVideo(f"{self._shown}: the SDP answer can't be used: {error}") from error
@@ -216,91 +137,14 @@ class WhepSource:
             raise self._unavailable(f"no media path within {CONNECT_TIMEOUT:g} s") from None
 
     async def _drain(self, track: MediaStreamTrack) -> None:
-        await self._tap.drain(track)
-        self._tap.end(self._unavailable("the other side ended the stream"))
+        await self._latest.drain(track)
+        self._latest.end(self._unavailable("the other side ended the stream"))
 
     def _unavailable(self, what: str) -> SourceUnavailable:
         return SourceUnavailable(f"{self._shown}: {urls.scrub(what, self._bare)}")
 
 
-async def _limited(answer: httpx.Response) -> bytes:
-    """Read a body, up to a little more than MAX_SDP bytes."""
-    body = b""
-    async for part in answer.aiter_bytes():
-        body += part
-        if len(body) > MAX_SDP:
-            break
-    return body
-
-
 async def _describe(peer: RTCPeerConnection) -> str:
-    """Our offer, with all addresses at which we can be reached."""
+    """Return our offer, with all addresses at which we can be reached."""
     await peer.setLocalDescription(await peer.createOffer())
     return str(peer.localDescription.sdp)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An HTTP address free of secrets, the headers and auth that carry them, and what else a request needs."""
-
-    url: httpx.URL
-    headers: httpx.Headers
-    auth: httpx.Auth | None
-    extensions: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        """The host's name, where the URL holds the address that was checked."""
-        return self.extensions.get("sni_hostname", self.url.host)
-
-    def at(self, address: str) -> Endpoint:
-        """Return the same endpoint at an address, with the name that it had."""
-        headers = self.headers.copy()
-        headers["Host"] = self.url.netloc.decode("ascii")
-        extensions = {"sni_hostname": self.url.host}
-        url = self.url.copy_with(host=address)
-        return replace(self, url=url, headers=headers, extensions=extensions)
-
-
-def _endpoint(url: str) -> Endpoint:
-    """Return the HTTP endpoint of a whep:// URL."""
-    parts = urls.split(url)
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    token = next((value for key, value in pairs if key == "token"), None)
-    query = urlencode([(key, value) for key, value in pairs if key != "token"])
-    host = parts.netloc.rpartition("@")[2]
-    scheme = "https" if parts.scheme == "wheps" else "http"
-    auth = None
-    if parts.username is not None:
-        auth = httpx.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-    headers = httpx.Headers()
-    if token is not None:
-        headers = httpx.Headers({b"Authorization": b"Bearer " + token.encode()})
-    address = httpx.URL(urlunsplit((scheme, host, parts.path, query, "")))
-    return Endpoint(address, headers, auth, {})
-
-
-def _resource(answer: httpx.Response, endpoint: Endpoint) -> Endpoint | None:
-    """Return what to DELETE at the end. It is never on another host, because it gets our credentials."""
-    location = answer.headers.get("location")
-    if not location:
-        return None
-    target = httpx.URL(location)
-    if target.is_absolute_url and target.host != endpoint.name:
-        return None
-    own = answer.url.join(location)
-    return replace(endpoint, url=own.copy_with(host=endpoint.url.host))
-
-
-async def _delete(client: httpx.AsyncClient, resource: Endpoint) -> None:
-    try:
-        request = client.build_request(
-            "DELETE",
-            resource.url,
-            headers=resource.headers,
-            timeout=GOODBYE_TIMEOUT,
-            extensions=resource.extensions,
-        )
-        await client.send(request, auth=resource.auth)
-    except httpx.HTTPError:
-        return  # the other side will notice by itself that nobody listens

@@ -37,7 +37,7 @@ class WhipSource:
     @property
     def heard_at(self) -> float:
         """When the newest picture came, monotonic."""
-        return self._publisher.tap.heard_at if self._publisher is not None else 0.0
+        return self._publisher.latest.heard_at if self._publisher is not None else 0.0
 
     async def __aenter__(self) -> Self:
         if self.publishers is None or not self.publishers.takes(self.stream):
@@ -53,5 +53,5 @@ class WhipSource:
         """Yield the newest frame, each time there is one. Raises SourceUnavailable when the publisher is gone."""
         if self._publisher is None:
             raise RuntimeError("frames() of a source that was not entered")
-        async for frame in self._publisher.tap.frames(fps=self.fps, max_side=self.max_side):
+        async for frame in self._publisher.latest.frames(fps=self.fps, max_side=self.max_side):
             yield frame

@@ -80,15 +80,49 @@ async def test_cameras_that_answer_a_probe_are_found_once_under_the_address_they
     ]
 
 
+PLAIN = match("http://127.0.0.1/onvif/services", name="T%C3%BCr")
+NAMESPACE = b"http://schemas.xmlsoap.org/ws/2005/04/discovery"
+SLOPPY = {
+    "plain": PLAIN,
+    "blank line before": b"\r\n" + PLAIN,
+    "NUL behind": PLAIN + b"\0",
+    "byte order mark": b"\xef\xbb\xbf" + PLAIN,
+    "newlines in XAddrs": PLAIN.replace(b"http://127", b"\n  http://127"),
+    "WS-Discovery 1.1": PLAIN.replace(
+        NAMESPACE, b"http://docs.oasis-open.org/ws-dd/ns/discovery/2009/01"
+    ),
+    "Latin-1 in a name": PLAIN.replace(b"T%C3%BCr", "T\u00fcr".encode("latin-1")),
+    "Latin-1 that is called UTF-8": PLAIN.replace(b"T%C3%BCr", b"T\xfcr").replace(
+        b'version="1.0"', b'version="1.0" encoding="utf-8"'
+    ),
+    "UTF-16": PLAIN.decode().replace("1.0", "1.0").encode("utf-16"),
+    "undeclared prefixes": re.sub(rb"\sxmlns:d=\"[^\"]*\"", b"", PLAIN),
+}
+
+
+@pytest.mark.parametrize("spelling", SLOPPY)
+async def test_a_camera_is_found_however_sloppy_its_answer_is(spelling):
+    async with answering(SLOPPY[spelling]) as (address, _):
+        assert await cameras(0.2, address) == [
+            Camera("http://127.0.0.1/onvif/services", "T\u00fcr")
+        ]
+
+
+async def test_an_ampersand_that_is_not_escaped_costs_no_camera():
+    async with answering(match("http://127.0.0.1/x?a=1&b=2", name="R&D")) as (address, _):
+        assert await cameras(0.2, address) == [Camera("http://127.0.0.1/x?a=1&b=2", "R&D")]
+
+
 async def test_what_is_no_answer_is_passed_over():
     bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa">]>' + match("http://1.1.1.1/x")
     odd = ("", "file:///etc/passwd", "http://[bad/x", "http://x:99999/", "javascript:x")
-    answers = [b"", b"\xff\x00" * 100, b"<x", b"<x/>", bomb, *(match(one) for one in odd)]
+    wide = bomb.decode().encode("utf-16")
+    answers = [b"", b"\xff\x00" * 100, b"<x", b"<x/>", bomb, wide, *(match(one) for one in odd)]
     async with answering(*answers, match("http://10.0.0.7/x")) as (address, _):
         assert [camera.service for camera in await cameras(0.3, address)] == ["http://10.0.0.7/x"]
 
 
-def _device(urls, *, denied=False):
+def _device(urls, *, denied=False, around=(b"", b"")):
     """A camera's ONVIF service: one page for every request."""
 
     async def page(head, writer):
@@ -116,7 +150,7 @@ def _device(urls, *, denied=False):
         else:
             token = int(re.search(r"ProfileToken>(\d+)<", body)[1])
             text = URI.format(urls[token])
-        content = SOAP.format(text).encode()
+        content = around[0] + SOAP.format(text).encode() + around[1]
         status = "400 Bad Request" if "Fault" in text else "200 OK"
         lines = [f"HTTP/1.1 {status}", "Content-Type: application/soap+xml", "Connection: close"]
         writer.write(
@@ -128,7 +162,7 @@ def _device(urls, *, denied=False):
 
 
 @asynccontextmanager
-async def device(urls, **options):
+async def device(urls, path="/onvif/device_service", **options):
     async with site() as served:
         page = _device(urls, **options)
         answer = served.answer
@@ -138,8 +172,8 @@ async def device(urls, **options):
             await answer(reader, writer)
 
         served.answer = talk
-        served.pages["/onvif"] = served.pages["/onvif/device_service"] = page
-        yield Camera(served.url("/onvif/device_service"), "Front door")
+        served.pages["/onvif"] = served.pages[path.partition("?")[0]] = page
+        yield Camera(served.url(path), "Front door")
 
 
 async def test_a_camera_names_its_streams_the_largest_first():
@@ -156,6 +190,16 @@ async def test_a_camera_names_its_streams_the_largest_first():
         Profile("rtsp://10.0.0.7:554/main", (640, 480), "H264"),
         Profile("rtsp://10.0.0.7:554/sub", (320, 240), "H264"),
     ]
+
+
+@pytest.mark.parametrize("path", ["/onvif/services", "/", "/device/1/onvif?x=1"])
+@pytest.mark.parametrize("around", [(b"", b""), (b"\r\n", b""), (b"", b"\0\r\n")])
+async def test_a_camera_is_asked_at_the_path_that_it_named(path, around):
+    pytest.importorskip("onvif", reason="the extra onvif is not installed")
+    async with device(["rtsp://10.0.0.7:554/main"], path, around=around) as camera:
+        assert [one.url for one in await profiles(camera, "viewer", "sesame")] == [
+            "rtsp://10.0.0.7:554/main"
+        ]
 
 
 async def test_a_camera_that_denies_or_is_gone_is_one_line():

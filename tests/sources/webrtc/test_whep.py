@@ -16,6 +16,7 @@ from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sources import open_source
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.scene import Scene
+from stream_sttm.sources.webrtc.signalling import Answer
 from tests.support.http_server import site, write_certificate
 from tests.support.resources import open_files, threads, until
 
@@ -179,9 +180,7 @@ NO_CANDIDATES = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
         (always(404), SourceUnavailable, "no such stream"),
         (always(503), SourceUnavailable, "503"),
         (always(200, "<html>hello</html>"), NotVideo, "is it a WHEP address"),
-        (always(302, "", "Location: /elsewhere"), SourceUnavailable, "redirects more than 5 times"),
-        (always(307, "", "Location: ftp://127.0.0.1/x"), NotVideo, "redirects to something"),
-        (always(304, ""), NotVideo, "304"),
+        (always(303, "", "Location: /elsewhere"), NotVideo, "303"),
         (always(201, "v=0 and then rubbish\r\nm=\r\n"), NotVideo, "can't be used"),
         (
             always(201, NO_CANDIDATES + "m=video 9 x 96\r\na=fmtp:97 x=1\r\n"),
@@ -247,9 +246,13 @@ async def test_a_camera_is_pulled_at_the_address_that_was_checked_or_not_at_all(
         source = open_source(url, access=here, **options)
         answer = "v=0\r\na=candidate:1 1 udp 1 {} 9 typ host\r\n"
         here_only = open_source(url, access=Access(hosts=("10.0.0.0/8",)), **options)
-        assert "candidate" in here_only._allowed(answer.format("10.1.1.1"))
+        assert "candidate" in here_only._allowed(
+            Answer(answer.format("10.1.1.1"), "10.0.0.1", None)
+        )
         for address in ("127.0.0.1", "192.168.1.1", "x.local", ""):
-            assert "candidate" not in here_only._allowed(answer.format(address))
+            assert "candidate" not in here_only._allowed(
+                Answer(answer.format(address), "10.0.0.1", None)
+            )
         async with source:
             assert (await anext(source.frames())).image.shape == (96, 96, 3)
         assert camera.viewers == 0
@@ -345,32 +348,99 @@ async def test_opening_and_closing_leaves_no_thread_and_no_file():
         assert camera.viewers == 0
 
 
+# redirects
+
+
+def _redirecting(status, target, seen):
+    """A page that sends a POST elsewhere, and keeps its head."""
+
+    async def page(head, writer):
+        seen.append(head.lower())
+        reply = f"HTTP/1.1 {status} x\r\nLocation: {target}\r\nContent-Length: 0\r\n"
+        writer.write(f"{reply}Connection: close\r\n\r\n".encode())
+        await writer.drain()
+
+    return page
+
+
+def _whep(served, path, login="", query=""):
+    return served.url(path, login).replace("http", "whep", 1) + query
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_is_followed_and_another_origin_gets_no_credentials(status):
-    """As load balancers redirect; a relative target keeps the origin and its credentials."""
-    asked = []
+@pytest.mark.parametrize("access", [EVERYTHING, Access(hosts=("0.0.0.0/0",))])
+async def test_a_redirect_is_followed_and_credentials_stay_with_the_first_host(status, access):
+    first, second = [], []
+    async with open_camera(Scene(7), size=96) as camera, site() as one, site() as other:
+        camera_at = camera.url.replace("whep", "http", 1)
+        one.pages["/door"] = _redirecting(status, "moved?x=1", first)
+        one.pages["/moved"] = _redirecting(status, other.url("/there"), first)
+        other.pages["/there"] = _redirecting(status, camera_at, second)
+        for login, query in (("me:sesame@", ""), ("", "?token=sesame")):
+            first.clear()
+            second.clear()
+            url = _whep(one, "/door", login, query)
+            source = open_source(url, stream="cam", fps=10, max_side=640, access=access)
+            async with asyncio.timeout(20), source:
+                await anext(source.frames())
+                assert camera.viewers == 1
+            assert camera.viewers == 0  # the session was ended where it was opened
+            assert ["authorization" in head for head in first] == [True, True]
+            assert ["authorization" in head for head in second] == [False]
+            assert "sesame" not in "".join(second)
 
-    async def elsewhere(head, writer):
-        asked.append(head)
-        writer.write(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
 
-    async def here(head, writer):
-        asked.append(head)
-        target = f"http://{other.address}/there" if "/same" in head else "/same"
-        writer.write(
-            f"HTTP/1.1 {status} x\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
-        )
-        await writer.drain()
-
-    async with site() as first, site() as other:
-        first.pages |= {"/cam": here, "/same": here}
-        other.pages["/there"] = elsewhere
-        source = pull(f"whep://viewer:sesame@{first.address}/cam")
-        with pytest.raises(SourceUnavailable, match="no such stream"):
-            async with source:
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("http://127.0.0.2:1/whep", SourceDenied, "sources.hosts"),
+        ("ftp://127.0.0.1/x", NotVideo, "not HTTP"),
+        ("/door", SourceUnavailable, "redirects more than 5 times"),
+        ("http://[bad", SourceUnavailable, ""),
+    ],
+)
+async def test_a_redirect_that_leads_nowhere_is_one_line(target, error, message):
+    async with site() as one:
+        one.pages["/door"] = _redirecting(307, target, [])
+        url = _whep(one, "/door", "me:sesame@")
+        access = Access(hosts=("127.0.0.1",))
+        with pytest.raises(error, match=r"^[^\n]*$") as caught:
+            async with open_source(url, stream="cam", fps=10, max_side=640, access=access):
                 pass
-    methods = [head.split(" ")[:2] for head in asked]
-    assert methods == [["POST", "/cam"], ["POST", "/same"], ["POST", "/there"]]
-    assert ["authorization: basic" in head.lower() for head in asked] == [True, True, False]
-    assert "v=0" not in asked[2]  # the head alone
+        assert message in str(caught.value)
+        assert "sesame" not in str(caught.value)
+
+
+async def test_another_host_that_wants_credentials_is_said_not_to_get_them():
+    async with site() as one, site() as other:
+        one.pages["/door"] = _redirecting(307, other.url("/there"), [])
+        other.pages["/there"] = (401, ['WWW-Authenticate: Basic realm="x"'], b"")
+        with pytest.raises(SourceDenied, match="redirects to another host"):
+            async with pull(_whep(one, "/door", "me:sesame@")):
+                pass
+
+
+ONLY = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\nm=video 9 UDP/TLS/RTP/SAVPF 96\r\na=rtpmap:96 {}\r\n"
+
+
+@pytest.mark.parametrize("codec", ["H265/90000", "AV1/90000", "VP9/90000"])
+async def test_an_answer_with_a_codec_we_lack_names_what_can_be_received(codec):
+    async with impostor(always(201, ONLY.format(codec))) as url:
+        with pytest.raises(NotVideo) as caught:
+            async with pull(url):
+                pass
+    assert f"its video is {codec.partition('/')[0]};" in str(caught.value)
+    assert "VP8" in str(caught.value)
+    assert "H264" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 406, 415, 422])
+async def test_a_refused_offer_tells_why_and_what_was_asked_for(status):
+    refusal = always(status, "codecs not matched:\n video/H265")
+    async with impostor(refusal) as url:
+        with pytest.raises(SourceUnavailable, match=r"^[^\n]*$") as caught:
+            async with pull(url):
+                pass
+    assert f"HTTP {status}" in str(caught.value)
+    assert "codecs not matched: video/H265" in str(caught.value)
+    assert "VP8" in str(caught.value)

@@ -27,7 +27,7 @@ from stream_sttm.sources.scene import Scene
 from stream_sttm.sources.webrtc import peer as peer_module
 from stream_sttm.sources.webrtc import publishers as publishers_module
 from stream_sttm.sources.webrtc.publishers import Publishers
-from stream_sttm.sources.webrtc.track import Lag
+from stream_sttm.sources.webrtc.track import DecodingDelay
 from stream_sttm.storage.answers import AnswerStore
 from tests.support.api_server import EchoService
 from tests.support.publishing_browser import CHROMIUM, PAGE, browsing
@@ -38,7 +38,8 @@ from workers import gateway
 
 SDP = {"Content-Type": "application/sdp"}
 TOKEN = "sesame"
-HTTP = HttpSettings.model_validate({"token": TOKEN})
+PAGE_ORIGIN = "https://studio.example"
+HTTP = HttpSettings.model_validate({"token": TOKEN, "cors": [PAGE_ORIGIN]})
 ENDPOINT = "/api/v1/streams/door/whip"
 
 
@@ -253,12 +254,12 @@ async def test_who_offers_and_never_connects_loses_the_place(tmp_path, monkeypat
 
 
 def test_a_track_is_behind_only_by_what_grows_steadily():
-    lag = Lag()
-    assert [lag.behind(t, t + 5.0) for t in range(5)] == [0.0] * 5
-    behind = [lag.behind(5 + t, 10 + 1.5 * t) for t in range(30)]
+    delay = DecodingDelay()
+    assert [delay.measure(t, t + 5.0) for t in range(5)] == [0.0] * 5
+    behind = [delay.measure(5 + t, 10 + 1.5 * t) for t in range(30)]
     assert behind[-1] == 14.5
-    assert lag.behind(1000.0, 60.0) == 0.0  # the other clock was set anew
-    assert lag.behind(1001.0, 61.5) == 0.5
+    assert delay.measure(1000.0, 60.0) == 0.0  # the other clock was set anew
+    assert delay.measure(1001.0, 61.5) == 0.5
 
 
 # refusals
@@ -307,6 +308,40 @@ async def test_trickling_and_other_methods_are_answered_properly(tmp_path):
             assert (await client.request(method, ENDPOINT)).status_code == 405
         assert (await client.post("/api/v1/streams/yard/whip")).status_code == 404
         assert (await client.delete(f"{ENDPOINT}/nobody")).status_code == 404
+
+
+async def test_a_page_of_another_origin_may_read_what_it_needs_to_end_its_session(tmp_path):
+    here = {"Origin": PAGE_ORIGIN}
+    asking = {**here, "Access-Control-Request-Method": "DELETE"}
+    async with asyncio.timeout(40), serving(tmp_path) as (client, _), Peer() as peer:
+        client.headers.update(here)
+        replies = [await peer.publish(client), await client.post(ENDPOINT, headers=SDP)]
+        replies += [await client.options(ENDPOINT), await client.patch(peer.location)]
+        for reply in replies:
+            assert reply.headers["access-control-allow-origin"] == PAGE_ORIGIN
+            exposed = reply.headers["access-control-expose-headers"].lower().split(", ")
+            assert {"location", "etag", "link", "accept-post", "retry-after"} <= set(exposed)
+        preflight = await client.options(peer.location, headers=asking)
+        assert "DELETE" in preflight.headers["access-control-allow-methods"]
+        assert (await client.delete(peer.location)).status_code == 200
+
+
+@pytest.mark.parametrize("codec", ["H265/90000", "AV1/90000", "VP9/90000"])
+async def test_an_offer_without_a_codec_that_can_be_received_names_those_that_can(tmp_path, codec):
+    offer = "".join(
+        f"{line}\r\n"
+        for line in (await an_offer()).splitlines()
+        if not line.startswith(("a=rtpmap", "a=fmtp", "a=rtcp-fb"))
+    )
+    payload = offer.partition("m=video ")[2].split()[2]
+    async with serving(tmp_path) as (client, _):
+        content = offer + f"a=rtpmap:{payload} {codec}\r\n"
+        reply = await client.post(ENDPOINT, content=content, headers=SDP)
+    assert reply.status_code == 400
+    line = reply.json()["error"]
+    assert codec.partition("/")[0] in line
+    assert "VP8" in line
+    assert "H264" in line
 
 
 async def test_a_source_without_publishers_says_so():
