@@ -47,6 +47,7 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyOffers,
     TooManyQuestions,
+    TooManyReaders,
     TooManyTests,
     UnknownEvent,
     UnknownQuery,
@@ -66,6 +67,7 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first that fits
     PublishError: 503,
     TooManyQuestions: 429,
     TooManyTests: 429,
+    TooManyReaders: 429,
     QuestionRejected: 422,
     AnswerUnfinished: 422,
     NoVideoYet: 503,
@@ -177,6 +179,7 @@ def _add_events(app: FastAPI, feed: Feed, keepalive: float) -> None:
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
         """Answers, events and statuses as server-sent events, going on after `Last-Event-ID` where still remembered."""
+        feed.require_room()
         is_number = last_event_id is not None and last_event_id.isdecimal()
         after = int(last_event_id or 0) if is_number else None
         return StreamingResponse(
