@@ -104,7 +104,7 @@ def create_app(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
     )
     http = http or HttpSettings()
-    app.add_middleware(Guard, tokens=Tokens(http), origins=http.cors)
+    app.add_middleware(Guard, tokens=Tokens(http), cors=http.cors)
     if http.cors:  # outermost, for a page asks what it may without its token
         app.add_middleware(
             CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]

@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: its token, how often it calls, and the limit on a body's size.
+"""What every request passes before a route sees it: its page, its token, how often it calls, and its body's size.
 
 A WebSocket passes the same, but for the body.
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stream_sttm.api import origins
 from stream_sttm.api.auth import OPEN_PATHS, Tokens
 from stream_sttm.api.websocket_auth import Greeting, deny
 
@@ -42,8 +43,8 @@ def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) ->
 class Guard:
     """An ASGI application behind the tokens (none needed where there are none) and the limit."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, origins: Sequence[str] = ()) -> None:
-        self._app, self._tokens, self._origins = app, tokens, origins
+    def __init__(self, app: ASGIApp, tokens: Tokens, cors: Sequence[str] = ()) -> None:
+        self._app, self._tokens, self._cors = app, tokens, cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -52,7 +53,8 @@ class Guard:
         if scope["type"] != "http":  # that the server has started or ends
             await self._app(scope, receive, send)
             return
-        answer = self._refusal(scope)
+        line = self._unwelcome(scope, scope["method"])
+        answer = refusal(403, line) if line else self._refusal(scope)
         if answer is not None:
             await answer(scope, receive, send)
             return
@@ -79,8 +81,7 @@ class Guard:
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a WebSocket through where its page and its token may; a browser sends the token as its first message."""
         headers = dict(scope["headers"])
-        if not self._is_welcome(headers):
-            line = "this page's origin may not call; name it in http.cors"
+        if line := self._unwelcome(scope, "CONNECT"):
             await deny(refusal(403, line), scope, receive, send)
         elif not self._tokens or b"authorization" in headers:
             if answer := self._refusal(scope):
@@ -94,11 +95,10 @@ class Guard:
             else:
                 await self._app(scope, greeting.receive, greeting.send)
 
-    def _is_welcome(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the page that calls, if one does, may: browsers leave that to us where WebSockets are concerned."""
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        host = headers.get(b"host", b"").decode("latin-1")
-        return not origin or origin in self._origins or origin.partition("://")[2] == host
+    def _unwelcome(self, scope: Scope, method: str) -> str | None:
+        """Why the page that calls, if one does, may not. Browsers leave that to us where WebSockets are concerned."""
+        is_open = not self._tokens
+        return origins.refusal(scope["headers"], method, self._cors, is_open=is_open)
 
     def _refusal(self, scope: Scope, authorization: bytes | None = None) -> JSONResponse | None:
         """What is answered instead of a route, None where the request may pass; notes who calls."""
