@@ -30,6 +30,7 @@
     │   ├── UnknownEvent         no event of that id, or no picture of it any more
     │   ├── NotPossible          its configuration or state forbids it
     │   ├── TooManyTests         sources are being tried out already: worth trying again
+    │   ├── TooManyReaders       as many as may read along do so already: worth trying again
     │   └── NotReady             it has not started yet: worth trying again
     ├── NotASighting             a message that should be Frigate's is not
     ├── StateError               a saved memory can't be written, read or used
@@ -179,6 +180,10 @@ class NotPossible(ControlError):  # noqa: N818
 
 class TooManyTests(ControlError):  # noqa: N818
     """Sources are being tried out already: worth trying again."""
+
+
+class TooManyReaders(ControlError):  # noqa: N818
+    """As many as may read live events do so already: worth trying again."""
 
 
 class NotReady(ControlError):  # noqa: N818

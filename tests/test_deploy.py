@@ -24,6 +24,7 @@ from tests.support.mosquitto import free_port
 from tests.support.mosquitto import missing as missing_mosquitto
 from tests.support.prometheus import configuration, promtool, require
 from workers.config_check import faults_of
+from workers.connections import DESCRIPTORS
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -266,6 +267,13 @@ def test_mosquitto_accepts_its_configuration(tmp_path: Path) -> None:
         process.terminate()
         told = process.communicate(timeout=10)[0]
     assert "Error" not in told
+
+
+def test_unit_and_compose_allow_as_many_files_as_the_service_asks_for() -> None:
+    unit = (DEPLOY / "stream-sttm.service").read_text()
+    assert re.search(r"^LimitNOFILE=(\d+)$", unit, re.M)[1] == str(DESCRIPTORS)  # type: ignore[index]
+    nofile = SERVICES["service"]["ulimits"]["nofile"]
+    assert nofile == {"soft": DESCRIPTORS, "hard": DESCRIPTORS}
 
 
 # --- systemd

@@ -24,6 +24,7 @@ from stream_sttm.config.loading import load
 from stream_sttm.config.settings import Settings
 from stream_sttm.errors import ConfigError, SourceError, StreamSTTMError
 from stream_sttm.types import AnswerType
+from workers.repeated_logs import OnceAMinute
 from workers.signals import Stop, until_stopped
 
 _log = logging.getLogger("stream_sttm")
@@ -285,6 +286,8 @@ def _log_to_stderr(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(OnceAMinute())
     for name in _QUIET:  # other people's logs may show addresses; ours say what matters, masked
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging

@@ -17,10 +17,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from stream_sttm.errors import ConfigError
+from workers.connections import Connections, protocol, raise_descriptor_limit
 
 _MESSAGE = 65_536  # bytes of a message to a WebSocket
-_BACKLOG = 128  # connections that wait to be accepted
 _GRACE = 1  # seconds that open requests get to end by themselves
+_WAITING = 1024  # connections that the system holds until they are accepted
 
 
 async def run(
@@ -30,37 +31,50 @@ async def run(
     *,
     ready: Callable[[int], None] | None = None,
     closing: Callable[[], None] | None = None,
+    connections: Connections | None = None,
 ) -> None:
     """Serve `app` until cancelled.
 
+    There are as many `connections` as these allow, by default half of the files that the process may open.
     `ready` is called with the bound port once requests are taken. `closing` is called when the end begins, to end
     endless responses (`feed.close`). Raises ConfigError where the address can't be listened on.
     """
+    if connections is None:
+        connections = Connections.within(raise_descriptor_limit())
     with await _listen(host, port) as listening:
-        config = uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="websockets-sansio",
-            ws_max_size=_MESSAGE,
-            timeout_graceful_shutdown=_GRACE,
-        )
-        server = _Server(config)
+        server = _Server(_config(app, connections))
         async with asyncio.TaskGroup() as group:
+            watching = group.create_task(connections.watch(), name="connections")
             serving = group.create_task(server.serve(sockets=[listening]), name="http")
             try:
                 await server.is_up.wait()
+                listening.listen(_WAITING)
                 if ready is not None:
                     ready(listening.getsockname()[1])
                 await asyncio.shield(serving)
             finally:
+                watching.cancel()
                 if closing is not None:
                     closing()
                 server.should_exit = True
                 await asyncio.wait((serving,), timeout=2 * _GRACE)
                 serving.cancel()
+
+
+def _config(app: ASGIApp, connections: Connections) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=protocol(connections),
+        ws="websockets-sansio",
+        ws_max_size=_MESSAGE,
+        timeout_graceful_shutdown=_GRACE,
+        # asyncio accepts so many at once, each of which costs a descriptor before it can be refused.
+        backlog=connections.accepted_at_once,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -80,7 +94,7 @@ class _Server(uvicorn.Server):
 
 
 async def _listen(host: str, port: int) -> socket.socket:
-    """Bind a socket to `host` and `port`; port 0 takes a free one."""
+    """Return a socket that listens on `host` and `port`; port 0 takes a free one."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -105,7 +119,7 @@ def _bound(family: int, address: Any) -> socket.socket:
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address[:2])
-        listening.listen(_BACKLOG)
+        listening.listen(_WAITING)
     except OSError:
         listening.close()
         raise

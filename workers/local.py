@@ -24,6 +24,7 @@ from stream_sttm.storage.events import EventLog
 from workers import delivery, gateway
 from workers.additions import LiveAdditions
 from workers.config_watch import ConfigFile
+from workers.connections import Connections, raise_descriptor_limit
 from workers.control import Control
 from workers.pipeline import Pipeline
 from workers.service import LocalService
@@ -43,7 +44,8 @@ async def run(
     ConfigError or ModelError where the service can't start. Later, streams, sinks and the store may fail and recover
     without ending it.
     """
-    feed = Feed()
+    connections = Connections.within(raise_descriptor_limit())
+    feed = Feed(most=connections.each // 2)
     store = open_store(settings.store.path)
     own = events_file(store)
     log = EventLog(own, keep_snapshots=settings.store.keep_snapshots)
@@ -73,7 +75,12 @@ async def run(
         async with publishers, asyncio.TaskGroup() as group:
             group.create_task(
                 gateway.run(
-                    app, settings.http.host, settings.http.port, ready=ready, closing=feed.close
+                    app,
+                    settings.http.host,
+                    settings.http.port,
+                    ready=ready,
+                    closing=feed.close,
+                    connections=connections,
                 ),
                 name="gateway",
             )

@@ -48,6 +48,7 @@ from stream_sttm.errors import (
     StreamSTTMError,
     TooManyOffers,
     TooManyQuestions,
+    TooManyReaders,
     TooManyTests,
     UnknownEvent,
     UnknownQuery,
@@ -67,6 +68,7 @@ _STATUS: dict[type[StreamSTTMError], int] = {  # the first match counts
     PublishError: 503,
     TooManyQuestions: 429,
     TooManyTests: 429,
+    TooManyReaders: 429,
     QuestionRejected: 422,
     AnswerUnfinished: 422,
     AnswerFailed: 503,
@@ -104,7 +106,7 @@ def create_app(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
     )
     http = http or HttpSettings()
-    app.add_middleware(Guard, tokens=Tokens(http), origins=http.cors)
+    app.add_middleware(Guard, tokens=Tokens(http), cors=http.cors)
     if http.cors:  # outermost, because preflight requests carry no token
         app.add_middleware(
             CORSMiddleware,
@@ -183,6 +185,7 @@ def _add_events(app: FastAPI, feed: Feed, keepalive: float) -> None:
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
         """Stream answers, events and statuses as server-sent events, after `Last-Event-ID` where still known."""
+        feed.require_room()
         is_number = last_event_id is not None and last_event_id.isdecimal()
         after = int(last_event_id or 0) if is_number else None
         return StreamingResponse(

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from stream_sttm.api.static import PAGE
 from stream_sttm.config.http import HttpSettings, Scope
@@ -31,12 +31,18 @@ _FILTERED = (
     "/api/v1/streams",
     "/v1/models",
 )  # their routes check the caller's streams themselves
-_ABOUT_ONE = "/api/v1/streams/"
+_STREAM = "/api/v1/streams/{name}"
+_NAME_AT = _STREAM.split("/").index("{name}")
 _BY_STREAM = (
     *("/api/v1/answers", "/api/v1/answers/export"),
     *("/api/v1/events", "/api/v1/events/history", "/api/v1/ws"),
 )
-_CONFIG = "/api/v1/config"
+_NEEDED = {  # by route; any other needs what its method does
+    **dict.fromkeys(_ASKING, Scope.ASK),
+    f"{_STREAM}/whip": Scope.PUBLISH,
+    f"{_STREAM}/whip/{{session}}": Scope.PUBLISH,
+    "/api/v1/config": Scope.ADMIN,
+}
 
 
 def new_token() -> tuple[str, str]:
@@ -100,19 +106,25 @@ class Caller:
 
 def needed(method: str, path: str) -> Scope:
     """Return the scope that a request needs."""
-    if path in _ASKING:
-        return Scope.ASK
-    if path.startswith(_ABOUT_ONE) and "/whip" in path:
-        return Scope.PUBLISH
-    if path == _CONFIG:
-        return Scope.ADMIN
+    for route, scope in _NEEDED.items():
+        if _fits(route, path):
+            return scope
     return Scope.READ if method in ("GET", "HEAD", "OPTIONS") else Scope.ADMIN
+
+
+def _fits(route: str, path: str) -> bool:
+    """Whether a path is one of a route, part by part: a stream may be called as any of its parts."""
+    wanted, given = route.split("/"), path.split("/")
+    return len(wanted) == len(given) and all(
+        part.startswith("{") or part == own for part, own in zip(wanted, given, strict=True)
+    )
 
 
 def _stream_of(path: str, query: str) -> str | None:
     """Return the stream that a request's URL names, None where it names none or several."""
-    if path.startswith(_ABOUT_ONE):
-        return unquote(path[len(_ABOUT_ONE) :].split("/")[0])
+    parts = path.split("/")
+    if len(parts) > _NAME_AT and _fits(_STREAM, "/".join(parts[: _NAME_AT + 1])):
+        return parts[_NAME_AT]
     named = parse_qs(query).get("stream", [])
     return named[0] if path in _BY_STREAM and len(named) == 1 else None
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, assert_never
 
 from stream_sttm import metrics
+from stream_sttm.errors import TooManyReaders
 from stream_sttm.types import Answer, Event, StreamStatus
 
 # {"type": "answer" | "event" | "status", "event": its number, ...the answer, event or status}
@@ -63,8 +64,8 @@ class Feed:
     stays valid.
     """
 
-    def __init__(self, *, capacity: int = 256, history: int = 256) -> None:
-        self._capacity = capacity
+    def __init__(self, *, capacity: int = 256, history: int = 256, most: int = 256) -> None:
+        self._capacity, self._most = capacity, most
         self._history: deque[FeedEvent] = deque(maxlen=history)
         self._subscriptions: set[Subscription] = set()
         self._newest = int(time.time() * 1000)
@@ -88,9 +89,20 @@ class Feed:
         for subscription in self._subscriptions:
             subscription.offer(event)
 
+    def require_room(self) -> None:
+        """Raise TooManyReaders where as many as may read along do so already. They hold their connections for ever."""
+        if len(self._subscriptions) >= self._most:
+            raise TooManyReaders(
+                f"{self._most} read the live events already; try again in a moment"
+            )
+
     @asynccontextmanager
     async def subscribe(self, *, after: int | None = None) -> AsyncIterator[Subscription]:
-        """Subscribe from now, or from the first event after number `after` in the history."""
+        """Subscribe from now, or from the first event after number `after` in the history.
+
+        Raises TooManyReaders.
+        """
+        self.require_room()
         subscription = Subscription(self._capacity)
         for event in self._since(after):
             subscription.offer(event)

@@ -1,4 +1,4 @@
-"""ASGI middleware before every route: token, rate limit, and the limit on a body's size.
+"""ASGI middleware before every route: origin, token, rate limit, and the limit on a body's size.
 
 A WebSocket passes the same checks, except for the body. Plain ASGI, so that a body that is too large is refused while
 it still arrives. Of the routes it knows only which are open to everybody.
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stream_sttm.api import origins
 from stream_sttm.api.auth import OPEN_PATHS, Tokens
 from stream_sttm.api.websocket_auth import WebSocketAuth, deny
 
@@ -39,8 +40,8 @@ def refusal(status: int, line: str, headers: Mapping[str, str] | None = None) ->
 class Guard:
     """An ASGI application behind the tokens, if there are any, and the limits."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, origins: Sequence[str] = ()) -> None:
-        self._app, self._tokens, self._origins = app, tokens, origins
+    def __init__(self, app: ASGIApp, tokens: Tokens, cors: Sequence[str] = ()) -> None:
+        self._app, self._tokens, self._cors = app, tokens, cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -49,7 +50,8 @@ class Guard:
         if scope["type"] != "http":  # the server's lifespan
             await self._app(scope, receive, send)
             return
-        answer = self._refusal(scope)
+        line = self._unwelcome(scope, scope["method"])
+        answer = refusal(403, line) if line else self._refusal(scope)
         if answer is not None:
             await answer(scope, receive, send)
             return
@@ -76,8 +78,7 @@ class Guard:
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Accept a WebSocket whose origin and token may connect. A browser sends the token as its first message."""
         headers = dict(scope["headers"])
-        if not self._is_allowed_origin(headers):
-            line = "this page's origin may not call; name it in http.cors"
+        if line := self._unwelcome(scope, "CONNECT"):
             await deny(refusal(403, line), scope, receive, send)
         elif not self._tokens or b"authorization" in headers:
             if answer := self._refusal(scope):
@@ -91,11 +92,10 @@ class Guard:
             else:
                 await self._app(scope, auth.receive, auth.send)
 
-    def _is_allowed_origin(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Return whether the page's origin is allowed. For WebSockets, browsers leave this check to the server."""
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        host = headers.get(b"host", b"").decode("latin-1")
-        return not origin or origin in self._origins or origin.partition("://")[2] == host
+    def _unwelcome(self, scope: Scope, method: str) -> str | None:
+        """Return why the calling page may not call, None where it may. For WebSockets browsers leave that to us."""
+        is_open = not self._tokens
+        return origins.refusal(scope["headers"], method, self._cors, is_open=is_open)
 
     def _refusal(self, scope: Scope, authorization: bytes | None = None) -> JSONResponse | None:
         """Return the response to a request that may not pass, None where it may. Stores the caller in `scope`."""

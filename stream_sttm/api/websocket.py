@@ -14,6 +14,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
 from stream_sttm.api.feed import Feed, Subscription
+from stream_sttm.errors import TooManyReaders
 
 PATH = "/api/v1/ws"
 TOO_SLOW, ENDING = 1013, 1012  # "try again later" and "service restart" of RFC 6455's registry
@@ -32,8 +33,11 @@ def routes(feed: Feed, *, patience: float = 10.0) -> APIRouter:
         after: Annotated[int | None, Query(ge=0, le=_SEQ_MAX)] = None,
     ) -> None:
         await socket.accept()
-        async with feed.subscribe(after=after) as subscription:
-            reason = await _serve(socket, subscription, stream, patience)
+        try:
+            async with feed.subscribe(after=after) as subscription:
+                reason = await _serve(socket, subscription, stream, patience)
+        except TooManyReaders as error:
+            reason = TOO_SLOW, str(error)
         if reason is not None:
             with suppress(WebSocketDisconnect, TimeoutError):
                 async with asyncio.timeout(patience):

@@ -186,14 +186,14 @@ async def raw(port: int, request: bytes) -> bytes:
 
 
 async def test_body_announced_too_large_is_refused_before_it_comes(served: Served) -> None:
-    head = b"POST /api/v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /api/v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     said = await raw(served.port, head + b"Content-Length: 1000000000\r\n\r\n{")
     assert said.startswith(b"HTTP/1.1 413 ")
     assert b'{"error":"the request\'s body is larger than 2097152 bytes"}' in said
 
 
 async def test_body_that_grows_too_large_is_refused_before_it_ends(served: Served) -> None:
-    head = b"POST /api/v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /api/v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     said = await raw(served.port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 33)
     assert said.startswith(b"HTTP/1.1 413 ")
@@ -216,7 +216,7 @@ async def test_a_request_that_is_still_coming_when_all_ends_is_told_so(
 ) -> None:
     async with serving(tmp_path) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        writer.write(b"POST /api/v1/ask HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        writer.write(b"POST /api/v1/ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
         await served.client.get("/v1/health/live")  # by now it is being read
     said = await reader.read()
     writer.close()

@@ -64,7 +64,7 @@ class Served:
         self.app.include_router(control_routes(self.control))
         self.app.include_router(event_routes(self.log, self.newest.get))
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test/api/v1/")
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost/api/v1/")
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ async def test_kept_events_are_listed_shown_and_pictured(served: Served) -> None
     assert (await served.client.get("events/history?before=1")).json()["events"] == []
     shown = (await served.client.get(f"events/{ID}")).json()
     assert shown == listed["events"][0]
-    picture = await served.client.get(f"http://test{shown['snapshot']}")
+    picture = await served.client.get(f"http://localhost{shown['snapshot']}")
     assert (picture.content, picture.headers["content-type"]) == (b"kept", "image/jpeg")
 
 

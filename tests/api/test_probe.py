@@ -29,7 +29,7 @@ async def trying(access: Access = EVERYTHING) -> AsyncIterator[httpx.AsyncClient
         app: FastAPI = create_app(EchoService(), store=store, feed=Feed())
         app.include_router(routes(lambda: access))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
 

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from stream_sttm.api.auth import new_token
 from stream_sttm.config.http import HttpSettings
 from tests.support.answers import make_answer, make_status, until
-from tests.support.api_server import Served, serving
+from tests.support.api_server import Served, line_of, serving
 
 PLAIN: dict[str, Any] = {"proxy": None, "open_timeout": 30}
 
@@ -135,3 +135,20 @@ async def test_page_of_another_origin_is_let_in_only_where_it_is_named(tmp_path:
 
 async def test_path_without_a_websocket_is_refused(served: Served) -> None:
     assert await status_of_refusal(f"ws://127.0.0.1:{served.port}/api/v1/events") == 403
+
+
+async def test_one_reader_too_many_is_refused_in_a_line_whichever_way_it_reads(
+    served: Served,
+) -> None:
+    served.feed._most = 1
+    async with connect(at(served), **PLAIN) as first:
+        await until(lambda: bool(served.feed._subscriptions))
+        async with connect(at(served), **PLAIN) as second:
+            assert await end_of(second) == (
+                1013, "1 read the live events already; try again in a moment"
+            )  # fmt: skip
+        refused = await served.client.get("/api/v1/events")
+        assert "1 read the live events already" in line_of(refused, 429)
+        assert refused.headers["Retry-After"] == "1"
+        served.feed.publish(make_answer("one"), published_at=0.0)
+        assert (await heard(first))["answer"] == "one"

@@ -28,10 +28,11 @@ def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -
 
 
 class Service:
-    """`stream-sttm serve --config FILE` on a free port."""
+    """`stream-sttm serve --config FILE` on a free port; with `files` it may open so many, and no more."""
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, *, files: int | None = None, **config: Any) -> None:
         self.folder = folder
+        self._limits = ["prlimit", f"--nofile={files}:{files}"] if files is not None else []
         self.log = folder / "service.log"
         self.config = folder / "config.yaml"
         settings = {
@@ -47,7 +48,10 @@ class Service:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "serve", "--config", str(self.config)],
+                [
+                    *self._limits,
+                    *(sys.executable, "-m", "workers.cli", "serve", "--config", str(self.config)),
+                ],
                 stdout=log,
                 stderr=log,
                 env=environment,

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -56,6 +57,35 @@ async def test_it_serves_on_a_free_port_that_it_names(host: str) -> None:
     await stop(task)
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+def accepted(port: int) -> list[socket.socket]:
+    """Return this process's own ends of the connections that the server on `port` has accepted."""
+    ends = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            end = socket.socket(fileno=os.dup(int(name)))
+        except OSError:  # no socket
+            continue
+        with suppress(OSError, IndexError):
+            if end.getpeername() and end.getsockname()[1] == port:
+                ends.append(end)
+                continue
+        end.close()
+    return ends
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_answers_on_a_kept_connection_wait_for_no_acknowledgement(host: str) -> None:
+    task, port = await start(host)
+    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(2):
+            assert (await client.get(url)).text == "hello"
+        (end,) = accepted(port)
+        with end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    await stop(task)
 
 
 async def test_port_can_be_used_again_right_after() -> None:
