@@ -106,6 +106,7 @@ class StatePublisher:
             for message in self._topics.switches(commands)
             if self._retained.get(message.topic) != message
         ]
+        messages += self._states()
         self._retained |= {message.topic: message for message in messages}
         streams = {status.stream for status in commands.streams()}
         asked = set(pairs(commands.standing()))
@@ -114,6 +115,21 @@ class StatePublisher:
             messages.append(Message(topic, b"", is_retained=True))
         if self._devices is not None:
             messages += self._devices.due(homeassistant.devices(commands, self._endpoint))
+        return messages
+
+    def _states(self) -> list[Message]:
+        """Return the states of queries whose answer nobody knows any more, and those that this sink lacks."""
+        messages = []
+        for stream, query in pairs(self._commands.standing()):
+            answer, unknown = (
+                self._commands.newest(query, stream),
+                self._topics.unknown(stream, query),
+            )
+            published = self._retained.get(unknown.topic)
+            if answer is None and published != unknown:
+                messages.append(unknown)
+            elif answer is not None and published is None:
+                messages += self._topics.retained(answer, published_at=time.time())
         return messages
 
     def _stats(self) -> dict[str, Any]:

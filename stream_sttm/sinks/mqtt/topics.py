@@ -87,6 +87,10 @@ class Topics:
             Message(self.of_query(stream, query, "attributes"), body, is_retained=True),
         ]
 
+    def unknown(self, stream: str, query: str) -> Message:
+        """Return the state of a query whose answer nobody knows now."""
+        return Message(self.of_query(stream, query, "state"), utf8(UNKNOWN), is_retained=True)
+
     def event(self, event: Event, *, published_at: float) -> list[Message]:
         """Return an event twice: for all readers, and for Home Assistant's entity of its query."""
         body = event.as_dict(published_at=published_at)
