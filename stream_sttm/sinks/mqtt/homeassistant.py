@@ -50,7 +50,7 @@ def _device(commands: Commands, endpoint: Endpoint, stream: str, queries: list[s
     for query in queries:
         components[f"answer_{query}"] = _answer(topics, stream, query, standing[query])
         components[f"event_{query}"] = _event(topics, stream, query)
-    if commands.is_switchable:
+    if commands.is_switchable and endpoint.commands == "all":
         components["enabled"] = _switch(topics.of_stream(stream, "enabled"), "Watched", runs)
         for query in queries:
             root = topics.of_query(stream, query, "enabled")

@@ -40,7 +40,8 @@ class StatePublisher:
     @property
     def subscriptions(self) -> list[str]:
         """The topics to subscribe to."""
-        return [self._topics.on_connect, *(self._devices.subscriptions if self._devices else ())]
+        by_others = [] if self._endpoint.commands == "none" else [self._topics.on_connect]
+        return [*by_others, *(self._devices.subscriptions if self._devices else ())]
 
     def look_again(self) -> None:
         """Check for changes now."""

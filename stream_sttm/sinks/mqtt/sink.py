@@ -69,15 +69,8 @@ class MqttSink:
         self._publisher: StatePublisher | None = None
         self._requests: Requests | None = None
         if self.commands is not None:
-            discovery = self._endpoint.discovery
-            foreign = () if discovery is None else (discovery,)
             self._requests = Requests(
-                self._topics,
-                self.commands,
-                foreign=foreign,
-                frigate=self._endpoint.frigate,
-                reply=self._reply,
-                count=self._count,
+                self._endpoint, self.commands, reply=self._reply, count=self._count
             )
             self._publisher = StatePublisher(self._endpoint, self.commands, self._retained)
 
