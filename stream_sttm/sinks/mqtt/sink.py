@@ -195,7 +195,8 @@ class MqttSink:
                 with suppress(SinkError, TimeoutError):
                     async with asyncio.timeout(_GOODBYE):
                         stopped = Message(self._topics.available, STOPPED, is_retained=True)
-                        await connection.publish(stopped)
+                        rest = self._publisher.unfinished() if self._publisher else []
+                        await connection.publish_all([stopped, *rest])
                 raise
             finally:
                 self._hide()

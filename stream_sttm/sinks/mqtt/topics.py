@@ -153,10 +153,19 @@ def state(answer: Answer) -> str:
         case AnswerType.YES_NO | AnswerType.NUMBER:
             return UNKNOWN
         case AnswerType.TEXT | AnswerType.CHOICE | AnswerType.JSON:
-            line = " ".join(answer.text.split()) or UNKNOWN  # an empty payload clears the state
-            return line if len(line) <= MAX_STATE_CHARS else line[: MAX_STATE_CHARS - 1] + "…"
+            return short_text(answer.text)
         case _:
             assert_never(answer_type)
+
+
+def short_text(text: str) -> str:
+    """Return a text as a state: one short line, and UNKNOWN only where it is empty."""
+    line = " ".join(text.split())
+    if not line:
+        return UNKNOWN  # an empty payload would clear the state
+    if line == UNKNOWN:
+        return line.lower()  # said, and not unknown
+    return line if len(line) <= MAX_STATE_CHARS else line[: MAX_STATE_CHARS - 1] + "…"
 
 
 def as_json(body: Any) -> bytes:
