@@ -25,6 +25,7 @@ from workers.engine_host import EngineHost
 
 _log = logging.getLogger(__name__)
 ON_DEMAND = "on_demand"  # the label of questions that no standing query asked
+_HOURS_EVERY = 1.0  # seconds between two looks at the schedules
 LOST_IN_A_ROW = 5  # windows after which a stream's losses are told
 _FRAMES_BACK = 4  # clips; an answer rests on the newest frame of one of the last
 
@@ -67,6 +68,7 @@ class Analysis:
                 for stream, channel in clips.items():
                     self.watch(stream, channel)
                 group.create_task(self._work(), name="engine")
+                group.create_task(self._watch_hours(), name="hours")
                 self.has_begun.set()
         finally:
             self._is_stopping = True
@@ -180,6 +182,13 @@ class Analysis:
             outcomes = await self._host.step(clips, questions)
             self._stepping = None
             self.settle(outcomes)
+
+    async def _watch_hours(self) -> None:
+        """End what its schedule ends, on streams that show nothing too."""
+        while True:
+            await asyncio.sleep(_HOURS_EVERY)
+            for stream in tuple(self._feeds):
+                self.publish(self._queries.lapsed(stream, self._clock()))
 
     def _still_wanted(self) -> list[Question]:
         """Return the waiting questions whose askers still wait. The others are counted as expired.

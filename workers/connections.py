@@ -278,7 +278,7 @@ def _address(transport: asyncio.Transport) -> str:
 
 
 def _refusal() -> bytes:
-    body = json.dumps({"error": _FULL}).encode()
+    body = json.dumps({"error": _FULL}, allow_nan=False).encode()
     head = (
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nRetry-After: 2\r\nConnection: close\r\n\r\n"

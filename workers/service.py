@@ -18,6 +18,7 @@ from stream_sttm.control.additions import AddedQuery
 from stream_sttm.control.switches import Place
 from stream_sttm.engine.outcomes import Mosaic
 from stream_sttm.errors import NotReady, NoVideoYet, UnknownStream
+from stream_sttm.queries.known_answers import KnownAnswers
 from stream_sttm.sources.images import jpeg
 from stream_sttm.stats import Stats
 from stream_sttm.types import Answer, Evidence, Frame, Question, StreamState, StreamStatus
@@ -48,6 +49,7 @@ class LocalService:
         self._analysis: Analysis | None = None
         self._reason = "the model is being loaded"
         self._stats = Stats()
+        self._known = KnownAnswers()
         self.control: Control | None = None
         self.outbox: Channel[delivery.Outgoing] = Channel(
             delivery.ANSWERS_AHEAD, on_drop=delivery.count_lost
@@ -97,6 +99,10 @@ class LocalService:
     def is_query_enabled(self, query: str, stream: str) -> bool:
         """Return whether a query is asked of a stream now."""
         return stream in self._settings.queries[query].streams and self._is_on((stream, query))
+
+    def newest(self, query: str, stream: str) -> Answer | None:
+        """Return the newest announced answer of a query on a stream, None where nobody knows one now."""
+        return self._known.newest(stream, query, time.time())
 
     def stats(self) -> dict[str, Any]:
         """Return the service's metrics as a JSON object."""
@@ -224,6 +230,8 @@ class LocalService:
             self._pictures[item.event] = item.frame
             if len(self._pictures) > _PICTURES:
                 self._pictures.popitem(last=False)
+        elif isinstance(item, Answer):
+            self._known.take(item, time.time())
         self.outbox.offer(item)
 
     def event_snapshot(self, event: str) -> bytes | None:
@@ -234,6 +242,7 @@ class LocalService:
     def show(self, settings: Settings, is_on: Callable[[Place], bool]) -> None:
         """Take other settings and switches, and report the streams that these end."""
         old, self._settings, self._is_on = self._statuses, settings, is_on
+        self._known.follow(settings.queries, is_on, time.time())
         self._statuses = {
             name: old.get(name) or StreamStatus(name, StreamState.CONNECTING, time.time())
             for name in settings.streams

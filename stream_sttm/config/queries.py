@@ -15,7 +15,7 @@ from stream_sttm.config.schedule import ScheduleSettings
 from stream_sttm.config.schema_size import schema_fault
 from stream_sttm.config.streams import Section
 from stream_sttm.config.text_check import text_fault
-from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form, Recall
+from stream_sttm.types import MAX_FRESH_FRAMES, AnswerType, Form, Question, Recall
 
 MAX_CHOICES = 64
 MAX_NEW_TOKENS = 1024
@@ -202,3 +202,12 @@ class QuerySettings(AskSettings):
         """The settings that give its answers their meaning. A change of any other keeps a running event."""
         look = self.window_s, self.fresh_frames, self.recall
         return self.ask, self.form, tuple(self.alert_on), *look
+
+    def asks(self, question: Question) -> bool:
+        """Return whether `question` is this query as it is now, so that its answer means what its answers mean."""
+        look = question.window_s, question.fresh_frames, question.recall
+        return (question.text, question.form, tuple(self.alert_on), *look) == self.meaning
+
+    def is_open(self, now: float) -> bool:
+        """Return whether it is asked at this hour."""
+        return self.schedule is None or self.schedule.is_open(now)

@@ -43,8 +43,7 @@ class _Standing:
 
     def is_asked(self, now: float) -> bool:
         """Return whether it is asked at this time."""
-        schedule = self.query.schedule
-        return self.is_on and (schedule is None or schedule.is_open(now))
+        return self.is_on and self.query.is_open(now)
 
 
 class StandingQueries:
@@ -99,7 +98,7 @@ class StandingQueries:
         is_late = query.deadline is not None and now - question.asked_at > query.deadline
         if is_late and query.late == "drop":
             return Taken(is_kept=False, is_news=False, is_late=True)
-        is_news = self._is_news(one, answer)
+        is_news = self._is_news(one, answer, now)
         if not (query.makes_events and was_open and one.is_asked(now)):
             return Taken(is_news=is_news, is_late=is_late)
         event = one.tracker.take(answer, query, now=now, has_snapshot=has_snapshot)
@@ -109,7 +108,10 @@ class StandingQueries:
     def lapsed(self, stream: str, now: float) -> list[Event]:
         """End the stream's events whose query is not asked at this hour. Returns the ends."""
         ones = self._standing.get(stream, {}).values()
-        return _ends((one for one in ones if not one.is_asked(now)), now)
+        closed = [one for one in ones if not one.is_asked(now)]
+        for one in closed:
+            one.last_text = None  # the first answer after is news, whatever it says
+        return _ends(closed, now)
 
     def change(
         self,
@@ -135,6 +137,7 @@ class StandingQueries:
                 elif was is not None:
                     over.append(was)
                 if not one.is_on:
+                    one.last_text = None
                     over.append(one)
                 self._standing.setdefault(stream, {})[name] = one
         return _ends([*over, *(one for removed in old.values() for one in removed.values())], now)
@@ -180,14 +183,15 @@ class StandingQueries:
         one.cadence.asked(question, query)
         return question
 
-    def _is_news(self, one: _Standing, answer: Answer) -> bool:
-        """Return whether to announce `answer`, as its query says. Remembers it as the last one."""
+    def _is_news(self, one: _Standing, answer: Answer, now: float) -> bool:
+        """Return whether to announce `answer`, as its query says. Remembers it as the last one, while it counts."""
         query, confidence = one.query, answer.confidence
         if not is_sure(confidence, query.min_confidence):
             return False
         text = " ".join(answer.text.split()).casefold()
         has_changed = text != one.last_text
-        one.last_text = text
+        if one.is_asked(now) and query.asks(answer.question):
+            one.last_text = text
         return has_changed or query.announce == "always"
 
 

@@ -44,6 +44,10 @@ class Commands(Protocol):
         """Return whether a query is asked of a stream now."""
         ...
 
+    def newest(self, query: str, stream: str) -> Answer | None:
+        """Return the newest announced answer of a query on a stream, None where nobody knows one now."""
+        ...
+
     def stats(self) -> dict[str, Any]:
         """Return the service's statistics as JSON."""
         ...

@@ -2,8 +2,9 @@
 
 Each POST is signed: `X-Signature` is `sha256=` and the hexadecimal HMAC-SHA256, under the secret, of `X-Timestamp`, a
 dot and the body. The receiver answers 2xx once it has it. Redirects are not followed. A body that is refused, or that
-fails `attempts` times while the receiver answers, is given up and appended to a file of dead letters. Queues and pauses
-are in workers/outbox.py.
+fails `attempts` times while the receiver answers, is given up and appended to a file of dead letters. A receiver that
+is not there, also by what a proxy before it says, is waited for. So is one that says `Retry-After`, which is not asked
+before. Queues and pauses are in workers/outbox.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
@@ -31,6 +33,8 @@ OPTIONS = ("secret", "send", "attempts", "timeout", "dead_letters")
 MAX_REPLY = 64 * 1024  # bytes of a reply that are read, so that the connection can be used again
 MAX_LETTERS = 16 * 1024 * 1024  # bytes of the file of dead letters, after which it is rotated
 _AGAIN = (408, 425, 429)  # client errors that are worth trying again
+_NOT_THERE = (502, 503, 504, 521, 522, 523, 524)  # what a proxy says of a server that is away
+MAX_RETRY_AFTER = 600.0  # seconds that a receiver may have us wait
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 _log = logging.getLogger(__name__)
@@ -66,6 +70,7 @@ class WebhookSink:
         letters = options.get("dead_letters")
         self._letters = Path(letters) if letters else None
         self._failed: tuple[str, int] = ("", 0)  # what failed last, and how often in a row
+        self._not_before = 0.0  # monotonic, until which the receiver wants to be left alone
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
@@ -127,6 +132,8 @@ class WebhookSink:
         Raises SinkError where nobody answers, _PostFailed where it fails, and SinkRefused where it always will.
         """
         assert self._client is not None
+        if (wait := self._not_before - time.monotonic()) > 0:
+            raise SinkError(f"webhook {self.name}: asked to be left alone for {wait:.0f} s more")
         content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode(errors="replace")
         try:
             async with asyncio.timeout(self._timeout):
@@ -153,6 +160,11 @@ class WebhookSink:
             raise SinkRefused(f"{line}: redirects are not followed; name the URL it leads to")
         if reply.is_client_error and reply.status_code not in _AGAIN:
             raise SinkRefused(line)
+        wait = _retry_after(reply)
+        if wait is not None:
+            self._not_before = time.monotonic() + wait
+        if wait is not None or reply.status_code in _NOT_THERE:
+            raise SinkError(line)
         raise _PostFailed(line)
 
     def _signed(self, content: bytes) -> dict[str, str]:
@@ -191,6 +203,27 @@ def signature(secret: bytes, timestamp: str, body: bytes) -> str:
     return (
         f"sha256={hmac.new(secret, timestamp.encode() + b'.' + body, hashlib.sha256).hexdigest()}"
     )
+
+
+def _retry_after(reply: httpx.Response) -> float | None:
+    """Return the seconds that a reply asks to wait, bounded; None where it asks for none or for nothing readable."""
+    text = reply.headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        wait = float(text[:12])
+    else:
+        until, now = _date(text), _date(reply.headers.get("Date", ""))
+        if until is None:
+            return None
+        wait = until - (time.time() if now is None else now)  # by the receiver's own clock
+    return min(max(0.0, wait), MAX_RETRY_AFTER)
+
+
+def _date(text: str) -> float | None:
+    """Return the wall clock of an HTTP date, None where it is none."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 async def _read_some(reply: httpx.Response) -> None:

@@ -16,7 +16,7 @@ from stream_sttm.errors import QuestionRejected
 from stream_sttm.models.family import VideoLLM
 from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.requests import Requests
-from stream_sttm.sinks.mqtt.topics import Topics
+from stream_sttm.sinks.mqtt.url import parse
 from stream_sttm.types import AnswerType, Form, Question
 from tests.support.api_server import line_of, serving
 from tests.support.scripted_service import Steered
@@ -112,9 +112,8 @@ async def _over_mqtt(body: dict[str, Any]) -> str:
     async def reply(message: Message) -> None:
         replies.append(json.loads(message.payload)["error"])
 
-    requests = Requests(
-        Topics("test"), service, foreign=(), frigate=None, reply=reply, count=lambda _: None
-    )
+    endpoint = parse("mqtt://broker/test")
+    requests = Requests(endpoint, service, reply=reply, count=lambda _: None)
     async with asyncio.TaskGroup() as group:
         requests.begin(Incoming("test/cam/ask", json.dumps(body).encode()), group)
     assert service.asked == []

@@ -12,9 +12,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client import REGISTRY
 from starlette.applications import Starlette
@@ -25,12 +27,13 @@ from starlette.routing import Route
 from stream_sttm.api.feed import Feed
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
 from stream_sttm.sinks import open_sink
-from stream_sttm.sinks.webhook import MAX_LETTERS, WebhookSink
+from stream_sttm.sinks.webhook import MAX_LETTERS, MAX_RETRY_AFTER, WebhookSink, _retry_after
 from stream_sttm.storage.answers import AnswerStore
 from tests.support.answers import make_answer, make_event, make_status, until
 from workers import delivery, gateway
 from workers.channel import Channel
 from workers.durable_queue import Limits
+from workers.outbox import Outbox
 
 SECRET = "hunter2 ünd/more#"
 SPELT = "hunter2%20%C3%BCnd%2Fmore%23"
@@ -144,7 +147,7 @@ async def test_what_fails_too_often_is_a_dead_letter_and_the_next_is_tried_anew(
 
 
 async def test_a_success_forgets_the_failures_before_it(hooks: Hooks) -> None:
-    hooks.answers = lambda number: Response(status_code=503 if number % 2 else 200)
+    hooks.answers = lambda number: Response(status_code=500 if number % 2 else 200)
     async with hooks.sink("attempts=2") as sink:
         for _ in range(3):
             with pytest.raises(SinkError):
@@ -162,7 +165,7 @@ async def test_a_refusal_is_final(hooks: Hooks, status: int) -> None:
         assert buried(sink, "lost") == before + 1
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 425, 429, 500])
 async def test_trouble_that_may_pass_is_not(hooks: Hooks, status: int) -> None:
     hooks.answers = lambda _: Response(status_code=status)
     async with hooks.sink() as sink:
@@ -171,6 +174,89 @@ async def test_trouble_that_may_pass_is_not(hooks: Hooks, status: int) -> None:
         assert not isinstance(raised.value, SinkRefused)
         with pytest.raises(SinkRefused):  # a state is not worth waiting for
             await sink.report(make_status())
+
+
+@pytest.mark.parametrize("status", [502, 503, 504, 522])
+async def test_a_proxy_that_says_that_nobody_is_there_uses_up_no_attempts(
+    hooks: Hooks, status: int
+) -> None:
+    hooks.answers = lambda number: Response(status_code=status if number <= 6 else 200)
+    async with hooks.sink("attempts=2") as sink:
+        lost = buried(sink, "lost")
+        for _ in range(5):
+            with pytest.raises(SinkError, match=f"answered {status}") as raised:
+                await sink.send(make_answer(number=1))
+            assert not isinstance(raised.value, SinkRefused)
+        with pytest.raises(SinkError) as raised:  # the newest state waits too
+            await sink.report(make_status())
+        assert not isinstance(raised.value, SinkRefused)
+        await sink.send(make_answer(number=1))
+        assert buried(sink, "lost") == lost
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("as_date", [False, True])
+async def test_retry_after_is_kept_in_order_and_loses_nothing(
+    hooks: Hooks, status: int, as_date: bool
+) -> None:
+    def busy() -> Response:
+        wait = formatdate(time.time() + 2, usegmt=True) if as_date else "1"
+        return Response(status_code=status, headers={"Retry-After": wait})
+
+    at: list[float] = []
+
+    def answer(number: int) -> Response:
+        at.append(time.monotonic())
+        return busy() if number == 1 else Response(status_code=204)
+
+    hooks.answers = answer
+    limits = Limits(first_pause=0.01, longest_pause=0.05)
+    sink = hooks.sink("attempts=1")
+    box = Outbox(sink, limits)
+    async with sink:
+        task = asyncio.create_task(box.run())
+        for number in range(3):
+            box.put(make_answer(number=number))
+        await until(lambda: len(hooks.posts) == 1)
+        box.put(make_status())  # goes ahead of answers, and must not break the wait either
+        await until(lambda: len(hooks.posts) == 5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert at[1] - at[0] >= 0.95
+    assert [body.get("id", body["type"]) for body, _, _ in hooks.posts] == [
+        "q0", "status", "q0", "q1", "q2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        (" 7 ", 7.0),
+        ("600", 600.0),
+        ("601", MAX_RETRY_AFTER),
+        ("9" * 5000, MAX_RETRY_AFTER),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
+        ("", None),
+        ("-5", None),
+        ("1.5", None),
+        ("soon", None),
+        ("²", None),
+        ("Fri, 99 Dec 1999 99:59:59 GMT", None),
+    ],
+)
+def test_retry_after_is_bounded_and_garbage_is_none(text: str, seconds: float | None) -> None:
+    reply = httpx.Response(503, headers={"Retry-After": text.encode()})
+    assert _retry_after(reply) == seconds
+
+
+def test_a_date_to_retry_after_is_by_the_clock_of_who_says_it() -> None:
+    headers = {
+        "Date": "Fri, 31 Dec 1999 23:59:00 GMT",
+        "Retry-After": "Fri, 31 Dec 1999 23:59:45 GMT",
+    }
+    assert _retry_after(httpx.Response(429, headers=headers)) == 45.0
 
 
 async def test_nobody_there_is_waited_for_however_often() -> None:

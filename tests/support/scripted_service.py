@@ -35,6 +35,7 @@ class Steered:
             name: QuerySettings.model_validate({"streams": ["cam", "door-2"], **query})
             for name, query in QUERIES.items()
         }
+        self.answers: dict[tuple[str, str], Answer] = {}  # by stream and query, known now
         self.paused: set[tuple[str, str]] = set()
         self.asked: list[Question] = []
         self.triggered: list[tuple[str, str]] = []
@@ -52,6 +53,13 @@ class Steered:
 
     def is_query_enabled(self, query: str, stream: str) -> bool:
         return (stream, query) not in self.paused
+
+    def newest(self, query: str, stream: str) -> Answer | None:
+        return self.answers.get((stream, query))
+
+    def known(self, answer: Answer) -> Answer:
+        self.answers[answer.question.stream, answer.question.query or ""] = answer
+        return answer
 
     def stats(self) -> dict[str, Any]:
         return self._stats.collect(self.streams(), model=self.model)

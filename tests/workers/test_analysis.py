@@ -48,6 +48,7 @@ from stream_sttm.types import (
     Structured,
     TokenCounts,
 )
+from workers import analysis
 from workers.analysis import ON_DEMAND, Analysis
 from workers.channel import Channel
 from workers.engine_host import EngineHost
@@ -302,6 +303,20 @@ def _person(**more: object) -> QuerySettings:
 
 def _clips(count: int) -> list[Clip]:
     return [_clip("door", index) for index in range(count)]
+
+
+async def test_an_event_ends_with_its_hours_though_its_stream_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(analysis, "_HOURS_EVERY", 0.001)
+    noon, night = 43_200.0, 86_400.0
+    told = Told(_person(schedule={"zone": "UTC", "hours": ["08:00-18:00"]}), True)
+    await told.after(_clips(1), clock=lambda: night if told.items else noon)
+    events = [one for one in told.items if isinstance(one, Event)]
+    assert [(event.kind, event.state) for event in events] == [
+        (EventKind.NEW, True),
+        (EventKind.END, None),
+    ]
 
 
 async def test_an_event_is_told_with_the_frame_that_its_first_answer_rests_on() -> None:

@@ -14,7 +14,7 @@ from stream_sttm import __version__
 from stream_sttm.config.queries import QuerySettings
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.message import Message
-from stream_sttm.sinks.mqtt.topics import Topics, as_json, pairs
+from stream_sttm.sinks.mqtt.topics import Topics, as_json, pairs, short_text
 from stream_sttm.sinks.mqtt.url import Endpoint
 from stream_sttm.types import AnswerType, EventKind, StreamState
 
@@ -49,8 +49,9 @@ def _device(commands: Commands, endpoint: Endpoint, stream: str, queries: list[s
     standing = commands.standing()
     for query in queries:
         components[f"answer_{query}"] = _answer(topics, stream, query, standing[query])
-        components[f"event_{query}"] = _event(topics, stream, query)
-    if commands.is_switchable:
+        if standing[query].makes_events:
+            components[f"event_{query}"] = _event(topics, stream, query)
+    if commands.is_switchable and endpoint.commands == "all":
         components["enabled"] = _switch(topics.of_stream(stream, "enabled"), "Watched", runs)
         for query in queries:
             root = topics.of_query(stream, query, "enabled")
@@ -97,11 +98,16 @@ def _answer(topics: Topics, stream: str, query: str, settings: QuerySettings) ->
         case AnswerType.NUMBER:
             return {"p": "sensor", **entity, "stat_cla": "measurement"}
         case AnswerType.CHOICE:
-            return {"p": "sensor", **entity, "dev_cla": "enum", "ops": list(settings.choices)}
+            return {"p": "sensor", **entity, "dev_cla": "enum", "ops": _options(settings)}
         case AnswerType.TEXT | AnswerType.JSON:
             return {"p": "sensor", **entity}
         case _:
             assert_never(settings.type)
+
+
+def _options(settings: QuerySettings) -> list[str]:
+    """Return the choices as states. Home Assistant takes no state but these."""
+    return list(dict.fromkeys(short_text(choice) for choice in settings.choices))
 
 
 def _event(topics: Topics, stream: str, query: str) -> Device:
@@ -166,7 +172,8 @@ class Announcements:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint, self._topics = endpoint, Topics(endpoint.prefix)
-        self._known: dict[str, dict[str, Device]] = {}  # components that may exist, by topic
+        # components that may exist, by topic, then by key and platform: one that changes its platform is another entity
+        self._known: dict[str, dict[tuple[str, str], Device]] = {}
         self._published: dict[str, Device] = {}  # payloads since the last `forget`, by topic
 
     @property
@@ -196,41 +203,54 @@ class Announcements:
                 device["o"]["name"] == ORIGIN["name"]
                 and device["avty"][0]["t"] == self._topics.available
             )
-            components = {str(key): dict(each) for key, each in device["cmps"].items()}
+            components = _by_platform(device["cmps"])
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return
         if is_ours and self.may_be(topic):
             self._known[topic] = components | self._known.get(topic, {})
 
-    def due(self, wanted: Mapping[str, Device]) -> list[Message]:
-        """Return the messages after which Home Assistant has `wanted` and nothing else of ours."""
+    def due(self, wanted: Mapping[str, Device]) -> tuple[list[Message], list[str]]:
+        """Return the messages after which Home Assistant has `wanted` and nothing else of ours.
+
+        Beside them, the retained topics to empty once it has worked these off. Before, it would take an empty payload
+        for an invalid state.
+        """
         messages: list[Message] = []
+        gone: list[str] = []
         for topic, device in wanted.items():
-            components = device["cmps"]
-            removed = {k: c for k, c in self._known.get(topic, {}).items() if k not in components}
+            components = _by_platform(device["cmps"])
+            known = self._known.get(topic, {})
+            removed = {kind: each for kind, each in known.items() if kind not in components}
             if removed:
-                removals = {key: {"p": each.get("p", "sensor")} for key, each in removed.items()}
-                body = {**device, "cmps": components | removals}
+                removals = {key: {"p": platform} for key, platform in removed}
+                body = {**device, "cmps": device["cmps"] | removals}
                 messages.append(Message(topic, as_json(body), is_retained=True))
-                messages += self._cleared(removed.values(), components.values())
+                gone += self._emptied(removed.values(), components.values())
             if removed or self._published.get(topic) != device:
                 messages.append(Message(topic, as_json(device), is_retained=True))
-            self._published[topic], self._known[topic] = device, dict(components)
+            self._published[topic], self._known[topic] = device, components
         for topic in [each for each in self._known if each not in wanted]:
             messages.append(Message(topic, b"", is_retained=True))
-            messages += self._cleared(self._known.pop(topic).values(), ())
+            gone += self._emptied(self._known.pop(topic).values(), ())
             self._published.pop(topic, None)
-        return messages
+        return messages, gone
 
-    def _cleared(self, removed: Iterable[Device], left: Iterable[Device]) -> list[Message]:
-        """Return the messages that clear the retained topics of removed entities: only ours, and no shared ones."""
+    def _emptied(self, removed: Iterable[Device], left: Iterable[Device]) -> list[str]:
+        """Return the retained topics of removed entities: only ours, and no shared ones."""
         shared = {each.get(key) for each in left for key in _TOPIC_KEYS} | {self._topics.stats}
         named = [each.get(key) for each in removed for key in _TOPIC_KEYS]
         return [
-            Message(topic, b"", is_retained=True)
+            topic
             for topic in dict.fromkeys(named)
             if isinstance(topic, str)
             and topic.startswith(f"{self._topics.prefix}/")
             and not any(char in topic for char in "+#\0")
             and topic not in shared
         ]
+
+
+def _by_platform(components: Mapping[str, Device]) -> dict[tuple[str, str], Device]:
+    """Return components by key and platform."""
+    return {
+        (str(key), str(each.get("p", "sensor"))): dict(each) for key, each in components.items()
+    }

@@ -20,6 +20,7 @@ from stream_sttm.sinks.mqtt.topics import ONLINE, Topics, as_json, pairs
 from stream_sttm.sinks.mqtt.url import Endpoint
 
 _AT_ONCE = 200  # retained messages in a batch
+_WORKED_OFF = 2.0  # seconds after which Home Assistant has let go of what was taken back
 _TICK = 1.0  # seconds between two checks for changes
 _HEARTBEAT = 60.0  # seconds between two reports of every stream's status
 
@@ -36,11 +37,13 @@ class StatePublisher:
         self._devices = homeassistant.Announcements(endpoint) if endpoint.discovery else None
         self._changed = asyncio.Event()
         self._is_resend_due = False
+        self._to_empty: dict[str, float] = {}  # retained topics, and the monotonic time for it
 
     @property
     def subscriptions(self) -> list[str]:
         """The topics to subscribe to."""
-        return [self._topics.on_connect, *(self._devices.subscriptions if self._devices else ())]
+        by_others = [] if self._endpoint.commands == "none" else [self._topics.on_connect]
+        return [*by_others, *(self._devices.subscriptions if self._devices else ())]
 
     def look_again(self) -> None:
         """Check for changes now."""
@@ -106,14 +109,53 @@ class StatePublisher:
             for message in self._topics.switches(commands)
             if self._retained.get(message.topic) != message
         ]
+        messages += self._states()
         self._retained |= {message.topic: message for message in messages}
+        now = time.monotonic()
+        if self._devices is not None:
+            told, gone = self._devices.due(homeassistant.devices(commands, self._endpoint))
+            messages += told
+            self._empty_later(gone, now)
         streams = {status.stream for status in commands.streams()}
         asked = set(pairs(commands.standing()))
-        for topic in [t for t in self._retained if self._topics.is_stale(t, streams, asked)]:
+        stale = [t for t in self._retained if self._topics.is_stale(t, streams, asked)]
+        for topic in stale:
             del self._retained[topic]
-            messages.append(Message(topic, b"", is_retained=True))
-        if self._devices is not None:
-            messages += self._devices.due(homeassistant.devices(commands, self._endpoint))
+        self._empty_later(stale, now)
+        return messages + self._empty_now(now)
+
+    def unfinished(self) -> list[Message]:
+        """Return the messages that empty what is yet to be emptied, for a sink that ends."""
+        return self._empty_now(float("inf"))
+
+    def _empty_later(self, topics: Sequence[str], now: float) -> None:
+        """Empty `topics` once Home Assistant has let go of them, at once where it is not told of any."""
+        at = now if self._devices is None else now + _WORKED_OFF
+        for topic in topics:
+            self._to_empty.setdefault(topic, at)
+
+    def _empty_now(self, now: float) -> list[Message]:
+        """Return the messages that empty the topics whose time has come, but not those in use again."""
+        due = [topic for topic, at in self._to_empty.items() if at <= now]
+        for topic in due:
+            del self._to_empty[topic]
+        return [
+            Message(topic, b"", is_retained=True) for topic in due if topic not in self._retained
+        ]
+
+    def _states(self) -> list[Message]:
+        """Return the states of queries whose answer nobody knows any more, and those that this sink lacks."""
+        messages = []
+        for stream, query in pairs(self._commands.standing()):
+            answer, unknown = (
+                self._commands.newest(query, stream),
+                self._topics.unknown(stream, query),
+            )
+            published = self._retained.get(unknown.topic)
+            if answer is None and published != unknown:
+                messages.append(unknown)
+            elif answer is not None and published is None:
+                messages += self._topics.retained(answer, published_at=time.time())
         return messages
 
     def _stats(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from stream_sttm.errors import QuestionRejected, StreamSTTMError, TooManyQuestio
 from stream_sttm.sinks.commands import Commands
 from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.topics import OFF, ON, Topics, as_json
+from stream_sttm.sinks.mqtt.url import Endpoint
 from stream_sttm.types import Question
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,12 @@ _MAX_TOPIC_BYTES = 1000
 _AT_ONCE = 32  # messages handled at the same time
 _IDS = 1000  # ids remembered, so that none is answered twice
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_READ = ("+/ask", "+/enabled/set", "+/query/+/enabled/set", "+/query/+/trigger")
+_ASK = ("+/ask",)
+_READ = {  # by the option `commands`
+    "none": (),
+    "ask": _ASK,
+    "all": (*_ASK, "+/enabled/set", "+/query/+/enabled/set", "+/query/+/trigger"),
+}
 
 
 class Asked(AskSettings):
@@ -58,24 +64,24 @@ class Refused(Exception):  # noqa: N818 - what is refused is a message
 
 
 class Requests:
-    """Handles messages through the service's `commands`. No reply goes to a topic under a prefix in `foreign`.
+    """Handles messages through the service's `commands`, as far as `endpoint` has them taken.
 
-    `frigate`: the prefix of Frigate's topics, where these are read. `reply` publishes a message. `count` is called with
-    each outcome: done, refused, or dropped where too many come at once.
+    `reply` publishes a message. `count` is called with each outcome: done, refused, or dropped where too many come at
+    once.
     """
 
     def __init__(
         self,
-        topics: Topics,
+        endpoint: Endpoint,
         commands: Commands,
         *,
-        foreign: tuple[str, ...],
-        frigate: str | None,
         reply: Callable[[Message], Awaitable[None]],
         count: Callable[[str], None],
     ) -> None:
-        self._topics, self._commands = topics, commands
-        self._foreign = (topics.prefix, *foreign)
+        self._topics, self._commands = Topics(endpoint.prefix), commands
+        self._read, frigate = _READ[endpoint.commands], endpoint.frigate
+        # no reply goes to a topic under these
+        self._foreign = (endpoint.prefix, *filter(None, [endpoint.discovery]))
         # Frigate's messages are no requests and get no reply
         self._sightings = [] if frigate is None else [f"{frigate}/events", f"{frigate}/reviews"]
         self._send, self._count = reply, count
@@ -85,7 +91,7 @@ class Requests:
     @property
     def subscriptions(self) -> list[str]:
         """The topics to subscribe to."""
-        return [*(f"{self._topics.prefix}/{topic}" for topic in _READ), *self._sightings]
+        return [*(f"{self._topics.prefix}/{topic}" for topic in self._read), *self._sightings]
 
     def concerns(self, message: Incoming) -> bool:
         """Return whether `message` is to be handled here."""
@@ -174,11 +180,22 @@ class Requests:
             _NAME.fullmatch(part) for part in parts
         ):
             match parts:
-                case [_, "ask"] | [_, "enabled", "set"]:
-                    return parts
-                case [_, "query", _, "trigger"] | [_, "query", _, "enabled", "set"]:
+                case [_, *rest] if self._is_read(rest):
                     return parts
         return []
+
+    def _is_read(self, rest: list[str]) -> bool:
+        """Return whether a topic is one of those read, by its parts below the stream."""
+        match rest:
+            case ["ask"]:
+                topic = "+/ask"
+            case ["enabled", "set"]:
+                topic = "+/enabled/set"
+            case ["query", _, *verb]:
+                topic = "/".join(("+/query/+", *verb))
+            case _:
+                return False
+        return topic in self._read
 
     def _response_topic(self, message: Incoming) -> str | None:
         """Return the response topic, None where there is none or where no reply may go."""

@@ -69,15 +69,8 @@ class MqttSink:
         self._publisher: StatePublisher | None = None
         self._requests: Requests | None = None
         if self.commands is not None:
-            discovery = self._endpoint.discovery
-            foreign = () if discovery is None else (discovery,)
             self._requests = Requests(
-                self._topics,
-                self.commands,
-                foreign=foreign,
-                frigate=self._endpoint.frigate,
-                reply=self._reply,
-                count=self._count,
+                self._endpoint, self.commands, reply=self._reply, count=self._count
             )
             self._publisher = StatePublisher(self._endpoint, self.commands, self._retained)
 
@@ -110,7 +103,7 @@ class MqttSink:
         messages = [self._topics.messages(item, published_at=now) for item in items]
         retained = [
             {m.topic: m for m in self._topics.retained(item, published_at=now)}
-            if isinstance(item, Answer)
+            if isinstance(item, Answer) and self._is_newest(item)
             else {}
             for item in items
         ]
@@ -130,6 +123,14 @@ class MqttSink:
         if not outcomes:
             raise SinkHungUp(f"mqtt broker {self._endpoint.broker}: connection lost")
         return outcomes
+
+    def _is_newest(self, answer: Answer) -> bool:
+        """Return whether `answer` is what is known now. One that has waited may be of a query that is off by now."""
+        question = answer.question
+        if self.commands is None or question.query is None:
+            return True
+        newest = self.commands.newest(question.query, question.stream)
+        return newest is not None and newest.answered_at <= answer.answered_at
 
     async def report(self, status: StreamStatus) -> None:
         """Publish a stream's state and details, retained, with QoS 1."""
@@ -194,7 +195,8 @@ class MqttSink:
                 with suppress(SinkError, TimeoutError):
                     async with asyncio.timeout(_GOODBYE):
                         stopped = Message(self._topics.available, STOPPED, is_retained=True)
-                        await connection.publish(stopped)
+                        rest = self._publisher.unfinished() if self._publisher else []
+                        await connection.publish_all([stopped, *rest])
                 raise
             finally:
                 self._hide()

@@ -87,6 +87,10 @@ class Topics:
             Message(self.of_query(stream, query, "attributes"), body, is_retained=True),
         ]
 
+    def unknown(self, stream: str, query: str) -> Message:
+        """Return the state of a query whose answer nobody knows now."""
+        return Message(self.of_query(stream, query, "state"), utf8(UNKNOWN), is_retained=True)
+
     def event(self, event: Event, *, published_at: float) -> list[Message]:
         """Return an event twice: for all readers, and for Home Assistant's entity of its query."""
         body = event.as_dict(published_at=published_at)
@@ -149,10 +153,19 @@ def state(answer: Answer) -> str:
         case AnswerType.YES_NO | AnswerType.NUMBER:
             return UNKNOWN
         case AnswerType.TEXT | AnswerType.CHOICE | AnswerType.JSON:
-            line = " ".join(answer.text.split()) or UNKNOWN  # an empty payload clears the state
-            return line if len(line) <= MAX_STATE_CHARS else line[: MAX_STATE_CHARS - 1] + "…"
+            return short_text(answer.text)
         case _:
             assert_never(answer_type)
+
+
+def short_text(text: str) -> str:
+    """Return a text as a state: one short line, and UNKNOWN only where it is empty."""
+    line = " ".join(text.split())
+    if not line:
+        return UNKNOWN  # an empty payload would clear the state
+    if line == UNKNOWN:
+        return line.lower()  # said, and not unknown
+    return line if len(line) <= MAX_STATE_CHARS else line[: MAX_STATE_CHARS - 1] + "…"
 
 
 def as_json(body: Any) -> bytes:

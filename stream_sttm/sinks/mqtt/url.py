@@ -1,7 +1,8 @@
 """Parse an MQTT sink's URL: the broker, the login, the protocol, the prefix and options.
 
 `mqtt://user:password@host:1883/prefix`, or mqtts:// with `?ca=FILE&cert=FILE&key=FILE`. For both `protocol=5`,
-`discovery=homeassistant`, `node=NAME`, `snapshots=SECONDS`, `frigate=PREFIX`. Knows nothing of what is published.
+`discovery=homeassistant`, `node=NAME`, `snapshots=SECONDS`, `frigate=PREFIX`, `commands=none|ask|all`. Knows nothing of
+what is published.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ MAX_PREFIX_CHARS = 200
 _DEFAULT_PORT = {"mqtt": 1883, "mqtts": 8883}
 _PROTOCOLS = {"311": "3.1.1", "3.1.1": "3.1.1", "5": "5"}
 _FILES = ("ca", "cert", "key")
-_OPTIONS = [*_FILES, "protocol", "discovery", "node", "snapshots", "frigate"]
+_OPTIONS = [*_FILES, "protocol", "discovery", "node", "snapshots", "frigate", "commands"]
+_COMMANDS = ("none", "ask", "all")
 _NODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -29,6 +31,7 @@ class Endpoint:
     """A broker and the options of a sink, None where not set.
 
     `discovery` and `frigate`: prefixes of Home Assistant's and Frigate's topics. `snapshots`: seconds between two.
+    `commands`: what is taken from the broker: none, ask (questions alone) or all.
     """
 
     host: str
@@ -42,6 +45,7 @@ class Endpoint:
     discovery: str | None = None
     snapshots: float | None = None
     frigate: str | None = None
+    commands: str = "all"
 
     @property
     def broker(self) -> str:
@@ -77,6 +81,7 @@ def parse(url: str) -> Endpoint:
         discovery=None if discovery is None else _prefix(discovery, "mqtt discovery prefix"),
         snapshots=_seconds(options.get("snapshots")),
         frigate=None if frigate is None else _prefix(frigate, "mqtt frigate prefix"),
+        commands=_commands(options.get("commands", "all")),
     )
 
 
@@ -117,6 +122,12 @@ def _protocol(given: str) -> str:
     if given not in _PROTOCOLS:
         raise ConfigError("mqtt option protocol: is 311 (MQTT 3.1.1) or 5")
     return _PROTOCOLS[given]
+
+
+def _commands(given: str) -> str:
+    if given not in _COMMANDS:
+        raise ConfigError("mqtt option commands: is none, ask or all")
+    return given
 
 
 def _seconds(given: str | None) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 
 from stream_sttm.sinks.mqtt.message import Incoming, Message
 from stream_sttm.sinks.mqtt.requests import Requests
-from stream_sttm.sinks.mqtt.topics import Topics
+from stream_sttm.sinks.mqtt.url import parse
 from stream_sttm.types import Answer, Question
 from tests.support.scripted_service import Steered
 
@@ -40,9 +40,8 @@ async def _replies(
     async def reply(message: Message) -> None:
         told.append(json.loads(message.payload)["error"])
 
-    requests = Requests(
-        Topics("test"), service, foreign=(), frigate=None, reply=reply, count=lambda _: None
-    )
+    endpoint = parse("mqtt://127.0.0.1:1883/test")
+    requests = Requests(endpoint, service, reply=reply, count=lambda _: None)
     for payload in payloads:
         async with asyncio.TaskGroup() as group:
             requests.begin(Incoming(topic, payload), group)

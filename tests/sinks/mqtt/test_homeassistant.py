@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import pytest
 
+from stream_sttm.config.queries import QuerySettings
 from stream_sttm.sinks.mqtt import topics
 from stream_sttm.sinks.mqtt.homeassistant import Announcements, devices
 from stream_sttm.sinks.mqtt.sink import MqttSink
@@ -153,7 +154,7 @@ async def test_every_device_keeps_the_rules(endpoint: Endpoint, is_switchable: b
     assert counts == {
         "binary_sensor": 1,
         "sensor": 4 + 3,
-        "event": 5,
+        "event": 1,
         "image": 1,
         "switch": 6 if is_switchable else 0,
     }
@@ -235,7 +236,8 @@ async def test_diagnostics_read_what_the_stats_say(endpoint: Endpoint) -> None:
 # --- announcing and taking back
 
 
-def published(messages: list[Any]) -> list[tuple[str, Any]]:
+def published(due: tuple[list[Any], list[str]]) -> list[tuple[str, Any]]:
+    messages, _ = due
     assert all(message.is_retained for message in messages)
     return [(m.topic, json.loads(m.payload) if m.payload else None) for m in messages]
 
@@ -250,7 +252,7 @@ async def test_a_device_is_told_once_and_anew_after_a_new_start(
 ) -> None:
     wanted = devices(Steered(), endpoint)
     assert published(announcements.due(wanted)) == list(wanted.items())
-    assert announcements.due(wanted) == []
+    assert announcements.due(wanted) == ([], [])
     announcements.forget()
     assert published(announcements.due(wanted)) == list(wanted.items())
 
@@ -262,16 +264,17 @@ async def test_a_query_that_is_gone_is_removed_and_its_states_are_cleared(
     announcements.due(devices(service, endpoint))
     gone = {"answer_person": "binary_sensor", "event_person": "event", "enabled_person": "switch"}
     del service.queries["person"]
-    told = published(announcements.due(devices(service, endpoint)))
+    due = announcements.due(devices(service, endpoint))
+    told, emptied = published(due), due[1]
     for stream in ("cam", "door-2"):
         first, last = [body for topic, body in told if topic.endswith(f"_{stream}/config")]
         removed = {key: each for key, each in first["cmps"].items() if key not in last["cmps"]}
         assert removed == {key: {"p": platform} for key, platform in gone.items()}
         must_be_device(f"homeassistant/device/x_{stream}/config", last)
-        cleared = {topic for topic, body in told if body is None and f"/{stream}/" in topic}
+        cleared = {topic for topic in emptied if f"/{stream}/" in topic}
         root = f"home/cams/{stream}/query/person"
         assert cleared == {f"{root}/{e}" for e in ("state", "attributes", "event", "enabled/state")}
-    assert announcements.due(devices(service, endpoint)) == []
+    assert announcements.due(devices(service, endpoint)) == ([], [])
 
 
 async def test_what_an_earlier_process_announced_is_taken_back(
@@ -281,8 +284,8 @@ async def test_what_an_earlier_process_announced_is_taken_back(
     for topic, device in devices(service, endpoint).items():
         announcements.found(topic, json.dumps(device).encode())
     del service.states["cam"]
-    told = published(announcements.due(devices(service, endpoint)))
-    topics = [topic for topic, body in told if body is None]
+    due = announcements.due(devices(service, endpoint))
+    topics = [*(topic for topic, body in published(due) if body is None), *due[1]]
     assert "homeassistant/device/home_cams_cam/config" in topics
     assert {"home/cams/cam/status", "home/cams/cam/status/attributes"} <= set(topics)
     assert "home/cams/cam/query/person/state" in topics
@@ -304,11 +307,123 @@ async def test_what_others_announced_is_left_alone(
         announcements.found("homeassistant/device/home_cams_old/config", body)
     announcements.found("homeassistant/device/bait/config", json.dumps(bait).encode())
     announcements.found("home/cams/elsewhere", json.dumps(strange).encode())
-    told = announcements.due(devices(Steered(), endpoint))
+    told, emptied = announcements.due(devices(Steered(), endpoint))
+    assert emptied == []
     assert [m.topic for m in told if not m.payload] == ["homeassistant/device/bait/config"]
 
 
+@pytest.mark.parametrize("kind", list(AnswerType))
+async def test_an_entity_of_another_platform_replaces_the_one_before(
+    announcements: Announcements, endpoint: Endpoint, kind: AnswerType
+) -> None:
+    service = Steered()
+    announcements.due(devices(service, endpoint))
+    choices = ["a", "b"] if kind is AnswerType.CHOICE else []
+    person = service.queries["person"]
+    service.queries["person"] = person.model_copy(update={"type": kind, "choices": choices})
+    told, emptied = announcements.due(devices(service, endpoint))
+    steps = [
+        json.loads(each.payload)["cmps"]["answer_person"]
+        for each in told
+        if each.topic.endswith("_cam/config")
+    ]
+    if kind is AnswerType.YES_NO:
+        assert (steps, emptied) == ([], [])
+        return
+    assert steps[0] == {"p": "binary_sensor"}
+    assert steps[-1]["p"] == "sensor"
+    # its state goes on under the same topic; only the event's, which can't come any more, is emptied
+    assert {each for each in emptied if "/cam/" in each} == {"home/cams/cam/query/person/event"}
+
+
+@pytest.mark.parametrize("said", ["None", " None\n"])
+@pytest.mark.parametrize("kind", [AnswerType.CHOICE, AnswerType.TEXT, AnswerType.JSON])
+def test_none_as_an_answer_does_not_read_as_unknown(kind: AnswerType, said: str) -> None:
+    choices = ("None", "a car") if kind is AnswerType.CHOICE else ()
+    assert topics.state(make_answer(said, form=Form(kind, choices))) == "none" != topics.UNKNOWN
+
+
+async def test_every_choice_is_a_state_that_its_entity_takes(endpoint: Endpoint) -> None:
+    service = Steered()
+    choices = ["None", "a car", "light  blue", "ä" * 200, "unknown"]
+    colour = {"streams": ["cam"], "type": "choice", "choices": choices, "ask": "?"}
+    service.queries["colour"] = QuerySettings.model_validate(colour)
+    cam = told(service, endpoint)["homeassistant/device/home_cams_cam/config"]["components"]
+    form = Form(AnswerType.CHOICE, tuple(choices))
+    states = [topics.state(make_answer(choice, form=form)) for choice in choices]
+    assert states == cam["answer_colour"]["options"]
+    assert "None" not in states
+
+
+async def test_only_what_can_have_events_has_an_event_entity(endpoint: Endpoint) -> None:
+    service = Steered()
+    alert = {"streams": ["cam"], "type": "choice", "choices": ["fire", "no"], "alert_on": ["fire"]}
+    service.queries["alarm"] = QuerySettings.model_validate({**alert, "ask": "?"})
+    cam = told(service, endpoint)["homeassistant/device/home_cams_cam/config"]["components"]
+    events = {key for key, each in cam.items() if each["platform"] == "event"}
+    assert events == {"event_person", "event_alarm"}
+
+
+@pytest.mark.parametrize("url", [URL, URL.partition("?")[0]])
+async def test_topics_are_emptied_at_once_only_where_home_assistant_is_not_told(url: str) -> None:
+    service = Steered()
+    sink = MqttSink(url, commands=service)
+    publisher = sink._publisher
+    assert publisher is not None
+    sink._retained |= {message.topic: message for message in publisher._changes()}
+    del service.queries["person"]
+    at_once = [each.topic for each in publisher._changes() if not each.payload]
+    later = [each.topic for each in publisher.unfinished()]
+    is_told = "discovery" in url
+    assert bool(later) == is_told != bool(at_once)
+    state = "home/cams/cam/query/person/enabled/state"
+    assert state in (later if is_told else at_once)
+
+
+async def test_a_topic_in_use_again_is_not_emptied(endpoint: Endpoint) -> None:
+    service = Steered()
+    sink = MqttSink(URL, commands=service)
+    publisher = sink._publisher
+    assert publisher is not None
+    sink._retained |= {message.topic: message for message in publisher._changes()}
+    person = service.queries.pop("person")
+    publisher._changes()
+    service.queries["person"] = person
+    sink._retained |= {message.topic: message for message in publisher._changes()}
+    left = {each.topic for each in publisher.unfinished()}
+    assert "home/cams/cam/query/person/state" not in left
+    assert "home/cams/cam/query/person/enabled/state" not in left
+
+
 # --- with a real broker
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("gone", ["query", "stream"])
+async def test_topics_are_emptied_after_the_announcement_is_taken_back(
+    broker: Mosquitto, gone: str
+) -> None:
+    service = Steered()
+    config = "homeassistant/device/test_cam/config"
+    with broker.reader("#") as reader:
+        async with MqttSink(f"{broker.url}?discovery=homeassistant", commands=service) as sink:
+            await sink.report(make_status("cam"))
+            await sink.send(service.known(make_answer(query="scene")))
+            await until(lambda: bool(reader.payloads("test/stats")))
+            if gone == "query":
+                del service.queries["scene"]
+            else:
+                del service.states["cam"]
+                await sink.report(make_status("cam", StreamState.DISABLED))
+            topic = "test/cam/query/scene/attributes"
+            await until(lambda: not reader.payloads(topic)[-1])
+    heard = [(each["topic"], each["payload"] or "") for each in reader.messages()]
+    last = max(place for place, (topic, _) in enumerate(heard) if topic == config)
+    emptied = [place for place, (topic, text) in enumerate(heard) if not text and topic != config]
+    assert emptied
+    assert min(emptied) > last
+    if gone == "stream":
+        assert {"test/cam/status", "test/cam/status/attributes"} <= {heard[e][0] for e in emptied}
 
 
 def configurations(messages: Iterator[dict[str, Any]]) -> dict[str, list[str]]:
@@ -333,16 +448,16 @@ async def test_entities_appear_change_and_vanish_at_a_real_broker(broker: Mosqui
             await until(lambda: set(configs()) == {cam, door})
             for topic, payloads in configs().items():
                 must_be_device(topic, json.loads(payloads[0]))
-            await sink.send(
-                make_answer("yes", query="person", form=Form(AnswerType.YES_NO), structured=True)
-            )
+            form = Form(AnswerType.YES_NO)
+            yes = make_answer("yes", query="person", form=form, structured=True)
+            await sink.send(service.known(yes))
             await sink.send_event(make_event(query="person"))
             await sink.report(make_status("cam"))
             await until(lambda: bool(reader.payloads("test/cam/query/person/event")))
             event = json.loads(reader.payloads("test/cam/query/person/event")[0])
             assert (event["event_type"], event["id"]) == ("new", "e1")
             assert json.loads(reader.payloads("test/events")[0])["kind"] == "new"
-            assert reader.payloads("test/cam/query/person/state") == ["ON"]
+            assert reader.payloads("test/cam/query/person/state")[-1] == "ON"
             await until(lambda: bool(reader.payloads("test/cam/snapshot")))
             stats = json.loads(reader.payloads("test/stats")[0])
             assert set(stats["streams"]) == {"cam", "door-2"}
@@ -372,8 +487,8 @@ async def test_what_is_configured_no_more_vanishes_from_a_real_broker(broker: Mo
         async with MqttSink(url, commands=service) as sink:
             for stream in service.states:
                 await sink.report(make_status(stream))
-                await sink.send(make_answer(stream=stream, query="person"))
-                await sink.send(make_answer(stream=stream, query="scene"))
+                await sink.send(service.known(make_answer(stream=stream, query="person")))
+                await sink.send(service.known(make_answer(stream=stream, query="scene")))
             await until(lambda: {cam, door} <= set(kept(reader)))
         # a new start, with one stream and one query less
         del service.states["door-2"], service.queries["person"]

@@ -250,6 +250,56 @@ async def test_what_the_broker_kept_is_not_done_again(broker: Mosquitto) -> None
 # --- steering
 
 
+@pytest.mark.parametrize(
+    ("commands", "asked", "commanded"), [("none", 0, 0), ("ask", 1, 0), ("all", 1, 1)]
+)
+async def test_only_what_the_url_allows_is_taken_from_the_broker(
+    broker: Mosquitto, commands: str, asked: int, commanded: int
+) -> None:
+    service = Steered()
+    url = f"{broker.url}?commands={commands}"
+    with broker.reader("test/available") as reader:
+        async with listening(url, service):
+            for topic, payload in (
+                ("test/cam/enabled/set", "OFF"),
+                ("test/cam/query/person/enabled/set", "OFF"),
+                ("test/cam/query/person/trigger", "now"),
+                ("test/cam/ask", "Who?"),
+            ):
+                await publish(broker, topic, payload)
+            await publish(broker, "test/available", "offline")  # heard, all before it was too
+            told = ["online", "offline", "online"]
+            await until(lambda: reader.payloads("test/available") == told)
+    assert len(service.asked) == asked
+    assert len(service.triggered) == commanded
+    assert (service.states["cam"] is StreamState.DISABLED) == bool(commanded)
+    assert (("cam", "person") in service.paused) == bool(commanded)
+
+
+@pytest.mark.parametrize(
+    ("commands", "own"),
+    [
+        ("none", []),
+        ("ask", ["test/onConnect", "test/+/ask"]),
+        (
+            "all",
+            [
+                "test/onConnect",
+                "test/+/ask",
+                "test/+/enabled/set",
+                "test/+/query/+/enabled/set",
+                "test/+/query/+/trigger",
+            ],
+        ),
+    ],
+)
+def test_nothing_is_subscribed_to_that_the_url_does_not_allow(
+    commands: str, own: list[str]
+) -> None:
+    sink = MqttSink(f"mqtt://broker/test?commands={commands}", commands=Steered())
+    assert sink._subscriptions() == ["test/available", *own]
+
+
 async def test_switches_and_triggers_are_done_and_their_states_told(broker: Mosquitto) -> None:
     service = Steered()
     with broker.reader() as reader:

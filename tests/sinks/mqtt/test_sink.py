@@ -327,6 +327,7 @@ async def test_tls_is_checked_against_the_named_authority(
         ("mqtt://u:geheim@host/a?protocol=4", "is 311 (MQTT 3.1.1) or 5"),
         ("mqtt://u:geheim@host/a?protocol=5&protocol=311", "an option twice"),
         ("mqtt://u:geheim@host/a?discovery=a/%2B", "not allowed"),
+        ("mqtt://u:geheim@host/a?commands=some", "commands: is none, ask or all"),
         ("mqtt://u:geheim@host/a?node=a/b", "node: takes letters"),
         ("mqtt://u:geheim@host/a?snapshots=often", "snapshots: is a number of seconds"),
         ("mqtt://u:geheim@host/a?ca=/tmp/x", "ca: belongs to mqtts://"),
