@@ -25,6 +25,7 @@ from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.sources.decoding import protocol
 from stream_sttm.sources.decoding.clock import ArrivalClock, FileClock
+from stream_sttm.sources.decoding.drawing import Drawing
 from stream_sttm.sources.decoding.ffmpeg import mapped, open_container
 from stream_sttm.sources.decoding.frame_selection import Astray, Selection, Stamped
 from stream_sttm.sources.decoding.mailbox import Mailbox
@@ -50,7 +51,8 @@ def run(channel: socket.socket) -> NoReturn:
         mailbox, done = Mailbox(), threading.Event()
         telling = threading.Thread(target=_tell, args=(channel, mailbox, done))
         telling.start()
-        Decoder(request, mailbox).run()
+        work = Drawing if request.opening.by == "scene" else Decoder
+        work(request, mailbox).run()
         done.set()
         telling.join()
     os._exit(0)

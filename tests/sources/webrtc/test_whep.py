@@ -16,6 +16,7 @@ from stream_sttm.metrics import FRAMES_DROPPED
 from stream_sttm.sources import open_source
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.scene import Scene
+from stream_sttm.sources.webrtc.signalling import Answer
 from tests.support.http_server import site, write_certificate
 from tests.support.resources import open_files, threads, until
 
@@ -245,9 +246,13 @@ async def test_a_camera_is_pulled_at_the_address_that_was_checked_or_not_at_all(
         source = open_source(url, access=here, **options)
         answer = "v=0\r\na=candidate:1 1 udp 1 {} 9 typ host\r\n"
         here_only = open_source(url, access=Access(hosts=("10.0.0.0/8",)), **options)
-        assert "candidate" in here_only._allowed(answer.format("10.1.1.1"))
+        assert "candidate" in here_only._allowed(
+            Answer(answer.format("10.1.1.1"), "localhost", None)
+        )
         for address in ("127.0.0.1", "192.168.1.1", "x.local", ""):
-            assert "candidate" not in here_only._allowed(answer.format(address))
+            assert "candidate" not in here_only._allowed(
+                Answer(answer.format(address), "localhost", None)
+            )
         async with source:
             assert (await anext(source.frames())).image.shape == (96, 96, 3)
         assert camera.viewers == 0
