@@ -25,12 +25,12 @@ from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.sources.decoding import protocol
 from stream_sttm.sources.decoding.clock import ArrivalClock, FileClock
-from stream_sttm.sources.decoding.drawing import Drawing
 from stream_sttm.sources.decoding.ffmpeg import mapped, open_container
 from stream_sttm.sources.decoding.frame_selection import Astray, Selection, Stamped
 from stream_sttm.sources.decoding.mailbox import Mailbox
 from stream_sttm.sources.decoding.playout import BURSTS, played
 from stream_sttm.sources.decoding.protocol import Request
+from stream_sttm.sources.decoding.scene_worker import SceneWorker
 from stream_sttm.sources.decoding.segments import ROOM, Part, begun, numbered
 
 SIGN_EVERY = 1.0  # seconds after which there is an answer without a frame: a sign of life
@@ -51,7 +51,7 @@ def run(channel: socket.socket) -> NoReturn:
         mailbox, done = Mailbox(), threading.Event()
         telling = threading.Thread(target=_tell, args=(channel, mailbox, done))
         telling.start()
-        work = Drawing if request.opening.by == "scene" else Decoder
+        work = SceneWorker if request.opening.by == "scene" else Decoder
         work(request, mailbox).run()
         done.set()
         telling.join()

@@ -10,7 +10,7 @@ from stream_sttm.sources.decoding.mailbox import Mailbox, Picture
 from stream_sttm.sources.decoding.protocol import Request
 
 
-class Drawing:
+class SceneWorker:
     """Draws what a request names into `mailbox` until the mailbox is closed."""
 
     def __init__(self, request: Request, mailbox: Mailbox) -> None:
