@@ -12,12 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from stream_sttm import urls
+from stream_sttm.config import source_url
 from stream_sttm.errors import SourceDenied, SourceError
 from stream_sttm.sources.decoding.parallel import ParallelDecoder, processes
 from stream_sttm.sources.decoding.process import DecoderProcess
 from stream_sttm.sources.decoding.protocol import MAX_PIXELS, Limits, Request, Share
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.network.opening import Opening, check_spelling, prepare
+from stream_sttm.sources.network.preflight import login_obstacle
 from stream_sttm.sources.network.rtsp_proxy import RtspProxy
 from stream_sttm.types import Frame
 
@@ -67,7 +69,7 @@ class VideoSource:
             self.is_live = await self._process.open()
         except SourceError as error:
             await self._close()
-            raise self._meant(error) from error
+            raise await self._explained(error) from error
         except BaseException:
             await self._close()
             raise
@@ -100,6 +102,20 @@ class VideoSource:
             limits=self.limits,
             share=Share(0, count),
         )
+
+    async def _explained(self, error: SourceError) -> SourceError:
+        """Return why opening has failed: a login that FFmpeg can't do is no wrong password."""
+        bare, options = source_url.options(self.url)
+        parts = urls.split(bare)
+        if (
+            isinstance(error, SourceDenied)
+            and parts.scheme.startswith("rtsp")
+            and parts.username is not None
+        ):
+            verify = options.get("verify") != "false"
+            if why := await login_obstacle(bare, self.access, verify=verify):
+                return SourceDenied(f"{urls.mask(bare)}: access denied: {why}")
+        return self._meant(error)
 
     def _meant(self, error: SourceError) -> SourceError:
         """Return the error, or the proxy's refusal where that is behind it."""

@@ -1,12 +1,15 @@
 """Facts about the drawn scene: pure, endless, never crowded, and its truth is what the picture shows."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from stream_sttm.errors import ConfigError
+from stream_sttm.metrics import FRAMES_DROPPED
+from stream_sttm.scene import world
 from stream_sttm.scene.timeline import (
     APART,
     CHAPTER,
@@ -19,6 +22,7 @@ from stream_sttm.scene.timeline import (
 )
 from stream_sttm.sources import open_source
 from stream_sttm.sources.scene import Scene
+from tests.support.resources import decoders, until
 
 SEEDS = range(4)
 HOUR = 3600.0
@@ -143,3 +147,39 @@ def test_a_wrong_scene_option_is_one_clear_line(url, message):
     with pytest.raises(ConfigError, match=r"^[^\n]*$") as caught:
         open_source(url, stream="x", fps=2, max_side=640)
     assert message in str(caught.value)
+
+
+async def test_sixteen_drawn_cameras_draw_nothing_in_the_service_s_own_process(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Scene, "render", lambda *_: drawn.append(1))
+    urls = [f"scene://hall?seed={seed}&size=64" for seed in range(16)]
+    async with AsyncExitStack() as stack, asyncio.timeout(60):
+        for url in urls:
+            source = open_source(url, stream="hall", fps=2, max_side=64)
+            await stack.enter_async_context(source)
+            assert (await anext(source.frames())).image.shape == (64, 64, 3)
+        assert len(decoders()) == 16
+    assert drawn == []
+    assert await until(lambda: not decoders())
+
+
+async def test_a_drawn_camera_draws_only_what_is_due():
+    stream = "due"
+    source = open_source("scene://x?seed=1&fps=50&size=64", stream=stream, fps=2, max_side=64)
+    async with source, asyncio.timeout(20):
+        frames = source.frames()
+        times = [(await anext(frames)).pts for _ in range(3)]
+        left = FRAMES_DROPPED.labels(stream, "sampled_out")._value.get()
+    assert [b - a >= 0.4 for a, b in pairwise(times)] == [True, True]
+    assert left >= 20
+
+
+def test_the_wall_is_drawn_once_for_a_scene_however_many_there_are(monkeypatch):
+    painted = []
+    paint = world.background
+    monkeypatch.setattr(world, "background", lambda *args: painted.append(1) or paint(*args))
+    scenes = [Scene(seed) for seed in range(20)]
+    for t in range(3):
+        for scene in scenes:
+            scene.render(float(t), 32)
+    assert len(painted) == 20

@@ -30,6 +30,7 @@ from stream_sttm.sources.decoding.frame_selection import Astray, FrameSelection,
 from stream_sttm.sources.decoding.mailbox import Mailbox
 from stream_sttm.sources.decoding.playout import BURSTS, played
 from stream_sttm.sources.decoding.protocol import Request
+from stream_sttm.sources.decoding.scene_worker import SceneWorker
 from stream_sttm.sources.decoding.segments import ROOM, Part, begun, numbered
 
 SIGN_EVERY = 1.0  # seconds after which there is an answer without a frame: a sign of life
@@ -50,7 +51,8 @@ def run(channel: socket.socket) -> NoReturn:
         mailbox, done = Mailbox(), threading.Event()
         telling = threading.Thread(target=_tell, args=(channel, mailbox, done))
         telling.start()
-        Decoder(request, mailbox).run()
+        work = SceneWorker if request.opening.by == "scene" else Decoder
+        work(request, mailbox).run()
         done.set()
         telling.join()
     os._exit(0)

@@ -23,6 +23,7 @@ from stream_sttm import urls
 from stream_sttm.errors import NotVideo, SourceDenied, SourceError, SourceUnavailable
 from stream_sttm.sources.network import hls, tls
 from stream_sttm.sources.network.access import Access
+from stream_sttm.sources.network.challenges import HTTPX, obstacle
 from stream_sttm.sources.network.http_body import Body
 from stream_sttm.sources.network.motion_jpeg import MotionJpeg, is_motion_jpeg
 
@@ -48,9 +49,10 @@ class Login(httpx.Auth):
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Ask without credentials first, then as the response demands."""
         answer = yield request
-        demanded = answer.headers.get("www-authenticate", "").lower()
-        if answer.status_code != 401:
+        challenges = answer.headers.get_list("www-authenticate")
+        if answer.status_code != 401 or obstacle(challenges, HTTPX):
             return
+        demanded = ", ".join(challenges).lower()
         if "digest" in demanded:
             flow = httpx.DigestAuth(self._user, self._password).auth_flow(request)
             next(flow)
@@ -206,6 +208,9 @@ class HttpClient:
         if 200 <= status < 300:
             return answer
         answer.close()
+        demanded = answer.headers.get_list("www-authenticate")
+        if status == 401 and self._login is not None and (why := obstacle(demanded, HTTPX)):
+            raise SourceDenied(self.line(f"access denied: {why}"))
         if status in (401, 403):
             raise SourceDenied(self.line(f"access denied (HTTP {status}): check user and password"))
         if status == 404:

@@ -34,7 +34,7 @@ _DEVICE = ("input_format", "video_size", "framerate", "pixel_format")  # of FFmp
 
 @dataclass(frozen=True)
 class Opening:
-    """What to open: an `address` for FFmpeg, or for us where `by` is web (HTTP) or folder (a checked file)."""
+    """What to open: an `address` for FFmpeg, or for us where `by` is web (HTTP), folder (a checked file) or scene."""
 
     address: str
     by: str = "ffmpeg"

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from urllib.parse import SplitResult, quote, urlunsplit
 
 from stream_sttm import urls
-from stream_sttm.errors import NotVideo, SourceUnavailable
+from stream_sttm.errors import NotVideo, SourceError, SourceUnavailable
 from stream_sttm.sources.network import tls
 from stream_sttm.sources.network.access import EVERYTHING, Access
+from stream_sttm.sources.network.challenges import FFMPEG, obstacle
 
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
 TIMEOUT = 5.0  # seconds for name, connection and the first line of an answer
@@ -52,6 +53,33 @@ async def check_reachable(
     if not line.startswith(f"{speaks}/".encode()):
         raise NotVideo(f"{shown}: something answers there, but it does not speak {speaks}")
     return address
+
+
+async def login_obstacle(url: str, access: Access, *, verify: bool) -> str | None:
+    """Ask an RTSP server what login it wants. Returns why FFmpeg can't answer it, None where it can. Never raises."""
+    parts = urls.split(url)
+    port = parts.port or PORTS[parts.scheme]
+    target = urlunsplit(
+        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, "")
+    )
+    request = f"DESCRIBE {target} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n"
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            addresses = await access.resolve(url, port)
+            trust = tls.context(verify=verify) if parts.scheme in _TLS else None
+            reader, writer, _ = await _connect(addresses, port, trust, str(parts.hostname))
+            try:
+                writer.write(request.encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+            finally:
+                writer.transport.abort()
+                await writer.wait_closed()
+    except (OSError, SourceError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return None
+    lines = (line.partition(":") for line in head.decode(errors="replace").splitlines())
+    return obstacle(
+        [value for name, _, value in lines if name.strip().lower() == "www-authenticate"], FFMPEG
+    )
 
 
 def _why(error: OSError) -> str:

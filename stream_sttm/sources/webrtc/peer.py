@@ -20,6 +20,7 @@ from aiortc.sdp import SessionDescription
 
 from stream_sttm.errors import NotAnOffer, SourceUnavailable
 from stream_sttm.sources.webrtc.codecs import unmet
+from stream_sttm.sources.webrtc.loss import withhold_damage
 from stream_sttm.sources.webrtc.track import LatestPicture
 from stream_sttm.sources.webrtc.whep import BAD_SDP, CONNECT_TIMEOUT
 
@@ -96,6 +97,7 @@ class Publisher:
         track = transceiver.receiver.track  # only where the other side offers to send
         if transceiver.kind == "video" and self._track is None and track is not None:
             self._track = track
+            withhold_damage(transceiver.receiver, self.latest.count_damaged)
             transceiver.direction = "recvonly"
         else:
             transceiver.direction = "inactive"

@@ -67,6 +67,9 @@ class LatestPicture:
             except MediaStreamError:
                 return
             metrics.FRAMES_RECEIVED.labels(self._stream).inc()
+            if picture.is_corrupt:
+                self.count_damaged()
+                continue
             self.heard_at = now = time.monotonic()
             if picture.time is not None and delay.measure(picture.time, now) > MAX_BEHIND:
                 metrics.FRAMES_DROPPED.labels(self._stream, "too_late").inc()
@@ -78,6 +81,10 @@ class LatestPicture:
                 metrics.FRAMES_DROPPED.labels(self._stream, "superseded").inc()
             self._newest = (picture, now, time.time())
             self._arrived.set()
+
+    def count_damaged(self) -> None:
+        """Count a frame that is left out because it is damaged, or rests on one that is."""
+        metrics.FRAMES_DROPPED.labels(self._stream, "corrupt").inc()
 
     def end(self, error: SourceError) -> None:
         """End the pictures. `error` says why, and is raised to the consumer."""

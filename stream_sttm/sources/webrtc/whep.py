@@ -27,6 +27,7 @@ from stream_sttm.config import source_url
 from stream_sttm.errors import NotVideo, SourceUnavailable
 from stream_sttm.sources.network.access import EVERYTHING, Access
 from stream_sttm.sources.webrtc.codecs import unmet
+from stream_sttm.sources.webrtc.loss import withhold_damage
 from stream_sttm.sources.webrtc.signalling import Answer, Signalling
 from stream_sttm.sources.webrtc.track import LatestPicture
 from stream_sttm.types import Frame
@@ -79,6 +80,7 @@ class WhepSource:
             stack.push_async_callback(peer.close)
             peer.add_listener("connectionstatechange", self._changed.set)
             video = peer.addTransceiver("video", direction="recvonly")
+            withhold_damage(video.receiver, self._latest.count_damaged)
             describing = asyncio.create_task(_describe(peer), name=f"offer[{self.stream}]")
             stack.push_async_callback(asyncio.wait, [describing])
             offer = await asyncio.shield(
