@@ -185,6 +185,9 @@ class Connection:
         if flags.is_disconnect_packet_from_server:
             self._reason = reason.value
         self._client._on_disconnect(paho, data, flags, reason, properties)  # noqa: SLF001
+        ended = self._client._disconnected  # noqa: SLF001
+        if ended.done() and not ended.cancelled():
+            ended.exception()  # seen; the library would have asyncio log it as never retrieved
 
     def _acknowledged(
         self, _client: Any, _data: Any, mid: int, reason: ReasonCode, _properties: Any
