@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -124,7 +125,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/chat/completions", response_model=None)
     async def complete(asked: ChatRequest, request: Request) -> Response:
         """Ask a stream in the form of a chat."""
-        question = _question(service, asked)
+        question = replace(_question(service, asked), caller=ask.caller_of(request))
         ask.check(service, [question], request)
         if asked.stream:
             told = _chunks(service, question, asked.model)
