@@ -24,7 +24,7 @@ from stream_sttm.api import answers, ask, openai, static, websocket
 from stream_sttm.api import sse as events
 from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
-from stream_sttm.api.middleware import ErrorBody, Guard, refusal
+from stream_sttm.api.middleware import ErrorBody, Guard, Numbered, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.config.faults import fault_line
 from stream_sttm.config.http import HttpSettings
@@ -105,6 +105,7 @@ def create_app(
     )
     http = http or HttpSettings()
     app.add_middleware(Guard, tokens=Tokens(http), cors=http.cors)
+    app.add_middleware(Numbered, concerns=openai.is_ours)
     if http.cors:  # outermost, for a page asks what it may without its token
         app.add_middleware(
             CORSMiddleware, allow_origins=http.cors, allow_methods=["*"], allow_headers=["*"]
@@ -236,7 +237,7 @@ def _refused(request: Request, status: int, line: str, headers: Mapping[str, str
     """An error in the shape that is used to be seen on its path, with when to come back where that helps."""
     wait = _RETRY_AFTER.get(status)
     headers = {**headers, **({"Retry-After": wait} if wait else {})}
-    if request.url.path.startswith(openai.PATHS):
+    if openai.is_ours(request.url.path):
         return JSONResponse(openai.error_body(status, " ".join(line.split())), status, headers)
     return refusal(status, line, headers)
 
@@ -269,6 +270,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     return _refused(request, error.status_code, str(error.detail), error.headers or {})
 
 
-async def _on_defect(_: Request, error: Exception) -> Response:
+async def _on_defect(request: Request, error: Exception) -> Response:
     """A defect of ours: the log has the trace, the caller a line."""
-    return refusal(500, f"internal error ({type(error).__name__}); the log says more")
+    line = f"internal error ({type(error).__name__}); the log says more"
+    return _refused(request, 500, line, {})
