@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from stream_sttm.api import answers, ask, openai, static, websocket
 from stream_sttm.api import sse as events
 from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
+from stream_sttm.api.methods import Heads, allowed
 from stream_sttm.api.middleware import ErrorBody, Guard, Numbered, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.config.faults import fault_line
@@ -104,6 +106,7 @@ def create_app(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
     )
     http = http or HttpSettings()
+    app.add_middleware(Heads)
     app.add_middleware(Guard, tokens=Tokens(http), cors=http.cors)
     app.add_middleware(Numbered, concerns=openai.is_ours)
     if http.cors:  # outermost, for a page asks what it may without its token
@@ -267,7 +270,10 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # what the framework makes of a body that no parser can read
         return _refused(request, 422, "body: can't be read; send JSON in UTF-8", {})
-    return _refused(request, error.status_code, str(error.detail), error.headers or {})
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and error.detail == HTTPStatus(405).phrase:  # no route's own word
+        headers["Allow"] = allowed(request.app.router.routes, request.scope)
+    return _refused(request, error.status_code, str(error.detail), headers)
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:

@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 
 from stream_sttm.api.auth import Caller
 from stream_sttm.config import source_url
-from stream_sttm.control.additions import check_source
+from stream_sttm.config.streams import SourceRules
+from stream_sttm.control.additions import check_source, filled
 from stream_sttm.errors import ConfigError, SourceError, TooManyTests
 from stream_sttm.sources.network.access import Access
 from stream_sttm.sources.probe import tried
@@ -60,8 +61,10 @@ class Tried(BaseModel):
     )
 
 
-def routes(access: Callable[[], Access]) -> APIRouter:
-    """The route that tries; `access` gives the rules that hold now."""
+def routes(
+    access: Callable[[], Access], rules: Callable[[], SourceRules] = SourceRules
+) -> APIRouter:
+    """The route that tries; `access` and `rules` give what holds now."""
     router = APIRouter()
     running = 0
 
@@ -72,16 +75,23 @@ def routes(access: Callable[[], Access]) -> APIRouter:
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is not None and caller.streams is not None:
             raise HTTPException(403, f"token {caller.name!r} is limited to some streams")
-        rules = access()
-        await asyncio.to_thread(check_source, "source", trial.source, rules)
+        reach = access()
+        source = await asyncio.to_thread(_allowed, trial.source, rules(), reach)
         if running >= AT_ONCE:
             raise TooManyTests(f"{AT_ONCE} sources are being tried; try again in a moment")
         running += 1
         try:
-            return Tried(ok=True, **await tried(trial.source, rules, seconds=trial.seconds))
+            return Tried(ok=True, **await tried(source, reach, seconds=trial.seconds))
         except SourceError as error:
             return Tried(ok=False, error=" ".join(str(error).split()))
         finally:
             running -= 1
 
     return router
+
+
+def _allowed(source: str, rules: SourceRules, access: Access) -> str:
+    """The source with the values of its variables. Raises ConfigError or SourceDenied, as a new stream's does."""
+    url = source_url.plain(filled("source", source, rules))
+    check_source("source", url, access)
+    return url
