@@ -84,7 +84,8 @@ class Question:
     frame that it is about, None for all that is remembered. `fresh_frames`: newest frames shown unmerged, None for the
     memory's setting. `recall`: whether the archived past is searched, None for the memory's setting, and never with a
     `window_s`. The greatest `priority` is answered first. `turns`: earlier questions and answers of the same
-    conversation, oldest first. With `is_streamed`, a free answer is reported while it is written.
+    conversation, oldest first. With `is_streamed`, a free answer is reported while it is written. `caller`: whose
+    question it is, for turns and shares of the queue, None where it is nobody's. It is never shown.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Question:
     priority: int = 0
     turns: tuple[tuple[str, str], ...] = ()
     is_streamed: bool = False
+    caller: str | None = None
 
     @property
     def look(self) -> tuple[float | None, int | None]:

@@ -62,7 +62,7 @@ async def run(
         whip.routes(publishers),
         control_routes(control),
         entry_routes(LiveAdditions(control, additions, switches)),
-        trial_routes(lambda: strangers(control.settings.sources)),
+        trial_routes(lambda: strangers(control.settings.sources), lambda: control.settings.sources),
         event_routes(log, service.event_snapshot),
     ):
         app.include_router(routes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ from stream_sttm.api import answers, ask, openai, static, websocket, whip
 from stream_sttm.api import sse as events
 from stream_sttm.api.auth import Tokens
 from stream_sttm.api.feed import Feed
-from stream_sttm.api.middleware import ErrorBody, Guard, refusal
+from stream_sttm.api.methods import Heads, allowed
+from stream_sttm.api.middleware import ErrorBody, Guard, Numbered, refusal
 from stream_sttm.api.service import Service
 from stream_sttm.config.faults import fault_line
 from stream_sttm.config.http import HttpSettings
@@ -106,7 +108,9 @@ def create_app(
         title="stream-sttm", version=__version__, docs_url=None, redoc_url=None, responses=errors
     )
     http = http or HttpSettings()
+    app.add_middleware(Heads)
     app.add_middleware(Guard, tokens=Tokens(http), cors=http.cors)
+    app.add_middleware(Numbered, concerns=openai.is_ours)
     if http.cors:  # outermost, because preflight requests carry no token
         app.add_middleware(
             CORSMiddleware,
@@ -242,7 +246,7 @@ def _refused(request: Request, status: int, line: str, headers: Mapping[str, str
     """Return an error in its path's JSON form, with `Retry-After` where that helps."""
     wait = _RETRY_AFTER.get(status)
     headers = {**headers, **({"Retry-After": wait} if wait else {})}
-    if request.url.path.startswith(openai.PATHS):
+    if openai.is_ours(request.url.path):
         return JSONResponse(openai.error_body(status, " ".join(line.split())), status, headers)
     return refusal(status, line, headers)
 
@@ -272,9 +276,13 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # the framework's status for a body that can't be parsed
         return _refused(request, 422, "body: can't be read; send JSON in UTF-8", {})
-    return _refused(request, error.status_code, str(error.detail), error.headers or {})
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and error.detail == HTTPStatus(405).phrase:  # no route's own word
+        headers["Allow"] = allowed(request.app.router.routes, request.scope)
+    return _refused(request, error.status_code, str(error.detail), headers)
 
 
-async def _on_defect(_: Request, error: Exception) -> Response:
+async def _on_defect(request: Request, error: Exception) -> Response:
     """Respond to a bug: the log has the traceback, the caller gets one line."""
-    return refusal(500, f"internal error ({type(error).__name__}); the log says more")
+    line = f"internal error ({type(error).__name__}); the log says more"
+    return _refused(request, 500, line, {})

@@ -64,7 +64,14 @@ class AskRequest(AskSettings):
             raise ValueError("name one stream, or several as streams")
         return self
 
-    def of(self, stream: str, answering: AnsweringSettings, *, is_streamed: bool) -> Question:
+    def of(
+        self,
+        stream: str,
+        answering: AnsweringSettings,
+        *,
+        caller: str | None,
+        is_streamed: bool,
+    ) -> Question:
         """Return the question for one stream."""
         return Question(
             id=uuid4().hex,
@@ -80,6 +87,7 @@ class AskRequest(AskSettings):
             priority=self.priority,
             turns=tuple((turn.question, turn.answer) for turn in self.turns),
             is_streamed=is_streamed,
+            caller=caller,
         )
 
 
@@ -101,7 +109,10 @@ def routes(service: Service) -> APIRouter:
             raise QuestionRejected("streams: only one stream's answer can be told as it is written")
         names = list(dict.fromkeys(asked.streams or [asked.stream or ""]))
         limits = service.answering
-        questions = [asked.of(name, limits, is_streamed=is_streamed) for name in names]
+        caller = caller_of(request)
+        questions = [
+            asked.of(name, limits, caller=caller, is_streamed=is_streamed) for name in names
+        ]
         check(service, questions, request)
         if is_streamed:
             events = _events(service, questions[0])
@@ -114,6 +125,12 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+def caller_of(request: Request) -> str | None:
+    """Return the name of the token that calls, None where none is needed."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return None if caller is None else caller.name
+
+
 def may_see(request: Request, stream: str) -> bool:
     """Return whether the caller's token is valid for a stream."""
     caller: Caller | None = getattr(request.state, "caller", None)
@@ -122,7 +139,12 @@ def may_see(request: Request, stream: str) -> bool:
 
 def check(service: Service, questions: Sequence[Question], request: Request) -> None:
     """Raise where one of the questions can't be asked, by this caller or at all, or the service is not ready."""
+    caller: Caller | None = getattr(request.state, "caller", None)
     for question in questions:
+        if caller is not None and not caller.may_rank(question.priority):
+            raise HTTPException(
+                403, f"priority: token {caller.name!r} may ask with {caller.max_priority} at most"
+            )
         if not may_see(request, question.stream):
             raise HTTPException(403, f"the token is not for stream {question.stream[:64]!r}")
         question_check.check(question, service.answering)

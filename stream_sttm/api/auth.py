@@ -63,6 +63,7 @@ class Caller:
     scopes: frozenset[Scope]
     streams: frozenset[str] | None
     rate: float
+    max_priority: int = 0
     clock: Callable[[], float] = time.monotonic
     _left: float = field(init=False)
     _at: float = field(init=False)
@@ -87,6 +88,10 @@ class Caller:
     def may_see(self, stream: str) -> bool:
         """Return whether the token is valid for a stream."""
         return self.streams is None or stream in self.streams
+
+    def may_rank(self, priority: int) -> bool:
+        """Whether its questions may have a priority."""
+        return Scope.ADMIN in self.scopes or priority <= self.max_priority
 
     def refusal(self, method: str, path: str, query: str) -> str | None:
         """Return why a request is not allowed, in one line. None where it is."""
@@ -136,12 +141,13 @@ class Tokens:
         self._known: list[tuple[str, Caller]] = []
         if settings.token is not None:
             secret = settings.token.get_secret_value().encode()
-            everything = Caller(MAIN, frozenset([Scope.ADMIN]), None, settings.rate, clock)
+            everything = Caller(MAIN, frozenset([Scope.ADMIN]), None, settings.rate, clock=clock)
             self._known.append((_hash(secret), everything))
         for one in settings.tokens:
             streams = None if one.streams is None else frozenset(one.streams)
             rate = settings.rate if one.rate is None else one.rate
-            caller = Caller(one.name, frozenset(one.scopes), streams, rate, clock)
+            scopes, most = frozenset(one.scopes), one.max_priority
+            caller = Caller(one.name, scopes, streams, rate, most, clock)
             self._known.append((one.hash, caller))
 
     def __bool__(self) -> bool:

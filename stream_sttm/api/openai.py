@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -19,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationErro
 from starlette.exceptions import HTTPException
 
 from stream_sttm.api import ask
+from stream_sttm.api.openai_options import MAX_STOPS, Cut, Stop, refused
 from stream_sttm.api.service import Service
 from stream_sttm.config.queries import FormSettings
 from stream_sttm.config.question_check import MAX_TURNS
 from stream_sttm.errors import QuestionRejected, StreamSTTMError
 from stream_sttm.types import FREE_TEXT, Answer, AnswerType, Form, Question
 
-PATHS = ("/v1/models", "/v1/chat/")
+_BASE, _HEALTH = "/v1/", "/v1/health/"
 
 
 class _Body(BaseModel):
@@ -91,16 +93,34 @@ class ResponseFormat(_Body):
     json_schema: NamedSchema | None = None
 
 
+class StreamOptions(_Body):
+    """What else is sent while an answer is written."""
+
+    include_usage: bool = False
+
+
 class ChatRequest(_Body):
     """A conversation about a stream. `seed`, `temperature` and the like are ignored: decoding is greedy."""
 
+    model_config = ConfigDict(extra="allow")  # so that what would change the answer can be refused
     model: str
     messages: list[Message] = Field(min_length=1, max_length=2 * MAX_TURNS + 1)
     stream: bool = False
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat = ResponseFormat()
-    n: Literal[1] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """The words before which the answer ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is one under which OpenAI's clients look."""
+    return path.startswith(_BASE) and not path.startswith(_HEALTH)
 
 
 def routes(service: Service) -> APIRouter:
@@ -124,12 +144,15 @@ def routes(service: Service) -> APIRouter:
     @router.post("/chat/completions", response_model=None)
     async def complete(asked: ChatRequest, request: Request) -> Response:
         """Ask a stream in the form of a chat."""
-        question = _question(service, asked)
+        sent = asked.model_extra or {}
+        if (fault := refused(sent) or _misplaced(asked)) is not None:
+            return JSONResponse(error_body(400, fault[1], param=fault[0]), 400)
+        question = replace(_question(service, asked), caller=ask.caller_of(request))
         ask.check(service, [question], request)
         if asked.stream:
-            chunks = _chunks(service, question, asked.model)
+            chunks = _chunks(service, question, asked)
             return StreamingResponse(chunks, media_type=ask.EVENT_STREAM, headers=ask.UNBUFFERED)
-        return JSONResponse(_completion(await ask.answered(service, question), asked.model))
+        return JSONResponse(_completion(await ask.answered(service, question), asked))
 
     return router
 
@@ -150,14 +173,21 @@ class FaultBody(BaseModel):
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": FaultBody} for code in (401, 403, 404, 409, 413, 422, 429, 503, 504)
+    code: {"model": FaultBody} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)
 }
 
 
-def error_body(status: int, line: str) -> dict[str, Any]:
+def error_body(status: int, line: str, *, param: str | None = None) -> dict[str, Any]:
     """Return an error in OpenAI's form."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": line, "type": kind, "param": None, "code": None}}
+    code = None if param is None else "unsupported_parameter"
+    return {"error": {"message": line, "type": kind, "param": param, "code": code}}
+
+
+def _misplaced(asked: ChatRequest) -> tuple[str, str] | None:
+    if asked.stream_options is None or asked.stream:
+        return None
+    return "stream_options", "stream_options: goes with stream true alone"
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -239,16 +269,23 @@ def _form(wanted: ResponseFormat) -> Form:
         raise QuestionRejected(f"response_format: {error.errors()[0]['msg']}") from error
 
 
-def _completion(answer: Answer, model: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": _end(answer), "logprobs": None}
-    body = _head(answer.question.id, model, "chat.completion")
+def _completion(answer: Answer, asked: ChatRequest) -> dict[str, Any]:
+    cut = Cut(asked.stops)
+    message = {
+        "role": "assistant", "content": cut.more(answer.text, is_last=True), "refusal": None
+    }  # fmt: skip
+    end = _end(answer, cut)
+    choice = {"index": 0, "message": message, "finish_reason": end, "logprobs": None}
+    body = _head(answer.question.id, asked.model, "chat.completion")
     extra = answer.as_dict(published_at=time.time())
     return {**body, "choices": [choice], "usage": _usage(answer), "stream_sttm": extra}
 
 
-async def _chunks(service: Service, question: Question, model: str) -> AsyncIterator[str]:
-    head = _head(question.id, model, "chat.completion.chunk")
+async def _chunks(service: Service, question: Question, asked: ChatRequest) -> AsyncIterator[str]:
+    wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    usage: dict[str, Any] = {"usage": None} if wants_usage else {}
+    head = {**_head(question.id, asked.model, "chat.completion.chunk"), **usage}
+    cut = Cut(asked.stops)
 
     def chunk(delta: dict[str, str], end: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": end, "logprobs": None}
@@ -257,20 +294,22 @@ async def _chunks(service: Service, question: Question, model: str) -> AsyncIter
     yield chunk({"role": "assistant", "content": ""})
     try:
         async for text, answer in ask.written(service, question):
-            if text:
-                yield chunk({"content": text})
+            if told := cut.more(text, is_last=answer is not None):
+                yield chunk({"content": told})
             if answer is not None:
-                yield chunk({}, _end(answer))
+                yield chunk({}, _end(answer, cut))
+                if wants_usage:
+                    yield _data({**head, "choices": [], "usage": _usage(answer)})
     except StreamSTTMError as error:
         yield _data(error_body(500, " ".join(str(error).split())))
     yield "data: [DONE]\n\n"
 
 
-def _end(answer: Answer) -> str:
+def _end(answer: Answer, cut: Cut) -> str:
     is_cut = answer.question.form == FREE_TEXT and (
         answer.tokens.answer >= answer.question.max_new_tokens
     )
-    return "length" if is_cut else "stop"
+    return "length" if is_cut and not cut.has_ended else "stop"
 
 
 def _data(content: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 
 from stream_sttm.api.auth import Caller
 from stream_sttm.config import source_url
-from stream_sttm.control.additions import check_source
+from stream_sttm.config.streams import SourceRules
+from stream_sttm.control.additions import check_source, filled
 from stream_sttm.errors import ConfigError, SourceError, TooManyTests
 from stream_sttm.sources.network.access import Access
 from stream_sttm.sources.probe import probe
@@ -60,8 +61,10 @@ class ProbeResult(BaseModel):
     )
 
 
-def routes(access: Callable[[], Access]) -> APIRouter:
-    """Return the route that probes a source. `access` returns the current rules."""
+def routes(
+    access: Callable[[], Access], rules: Callable[[], SourceRules] = SourceRules
+) -> APIRouter:
+    """Return the route that probes a source. `access` and `rules` return what holds now."""
     router = APIRouter()
     running = 0
 
@@ -72,16 +75,23 @@ def routes(access: Callable[[], Access]) -> APIRouter:
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is not None and caller.streams is not None:
             raise HTTPException(403, f"token {caller.name!r} is limited to some streams")
-        rules = access()
-        await asyncio.to_thread(check_source, "source", body.source, rules)
+        reach = access()
+        source = await asyncio.to_thread(_allowed, body.source, rules(), reach)
         if running >= AT_ONCE:
             raise TooManyTests(f"{AT_ONCE} sources are being tried; try again in a moment")
         running += 1
         try:
-            return ProbeResult(ok=True, **await probe(body.source, rules, seconds=body.seconds))
+            return ProbeResult(ok=True, **await probe(source, reach, seconds=body.seconds))
         except SourceError as error:
             return ProbeResult(ok=False, error=" ".join(str(error).split()))
         finally:
             running -= 1
 
     return router
+
+
+def _allowed(source: str, rules: SourceRules, access: Access) -> str:
+    """Return the source with its variables filled in. Raises ConfigError or SourceDenied, as for a new stream."""
+    url = source_url.plain(filled("source", source, rules))
+    check_source("source", url, access)
+    return url

@@ -47,6 +47,13 @@ class TokenSettings(Section):
         None, gt=0, description="Requests per second instead of http.rate; twice as many at once."
     )
 
+    max_priority: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Greatest priority that its questions may have; with the scope admin any.",
+    )
+
     @field_validator("hash")
     @classmethod
     def _is_a_hash(cls, text: str) -> str:

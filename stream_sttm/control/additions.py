@@ -121,19 +121,24 @@ def strangers(rules: SourceRules) -> Access:
 def stream_of(name: str, given: Mapping[str, Any], rules: SourceRules) -> AddedStream:
     """Return the stream sent as `given`. Raises ConfigError, or SourceDenied where it may not be reached."""
     path = f"streams.{name}"
-    source = given.get("source")
-    for one in source if isinstance(source, list) else [source]:
-        _check_variables(f"{path}.source", one if isinstance(one, str) else "", rules)
-    filled, faults = yaml_file.expand(source, f"{path}.source")
-    if faults:
-        raise ConfigError("\n".join(faults))
+    source = filled(f"{path}.source", given.get("source"), rules)
     try:
-        stream = AddedStream.model_validate({**given, "source": filled})
+        stream = AddedStream.model_validate({**given, "source": source})
     except ValidationError as error:
         raise ConfigError(_fault_lines(path, error)) from None
     for url in stream.candidates:
         check_source(f"{path}.source", url, strangers(rules))
     return stream
+
+
+def filled(path: str, source: Any, rules: SourceRules) -> Any:
+    """Return a source with the values of its variables. Raises SourceDenied or ConfigError where one can't be taken."""
+    for one in source if isinstance(source, list) else [source]:
+        _check_variables(path, one if isinstance(one, str) else "", rules)
+    expanded, faults = yaml_file.expand(source, path)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return expanded
 
 
 def query_of(

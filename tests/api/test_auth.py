@@ -161,3 +161,42 @@ def test_secret_is_nowhere_but_with_its_holder() -> None:
 def test_what_can_not_be_is_told_in_a_line(told: dict[str, Any], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
         HttpSettings.model_validate(told)
+
+
+@pytest.mark.parametrize(
+    ("token", "priority", "may"),
+    [
+        ({}, 0, True),
+        ({}, -5, True),
+        ({}, 1, False),
+        ({}, 100, False),
+        ({"max_priority": 10}, 10, True),
+        ({"max_priority": 10}, 11, False),
+        ({"scopes": ["admin"]}, 100, True),
+    ],
+)
+async def test_priority_needs_a_token_that_may(
+    tmp_path: Path, token: dict[str, Any], priority: int, may: bool
+) -> None:
+    secret, hashed = new_token()
+    async with serving(tmp_path, http=settings(("x", hashed, token))) as served:
+        for named in ({"stream": "door"}, {"streams": ["door", "yard"]}):
+            body = {**named, "question": "Who?", "priority": priority}
+            reply = await served.client.post("/api/v1/ask", json=body, headers=bearer(secret))
+            if may:
+                assert reply.is_success
+                assert "caller" not in reply.text
+            else:
+                most = token.get("max_priority", 0)
+                line = f"priority: token 'x' may ask with {most} at most"
+                assert line_of(reply, 403) == line
+        if may:
+            assert {question.caller for question in served.service.asked} == {"x"}
+        else:
+            assert served.service.asked == []
+
+
+async def test_without_tokens_everybody_may_have_priority(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        assert (await served.ask(priority=100)).is_success
+        assert served.service.asked[0].caller is None

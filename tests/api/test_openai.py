@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from stream_sttm.api.openai_options import Cut
 from stream_sttm.errors import QuestionExpired, TooManyQuestions
 from stream_sttm.types import AnswerType
 from tests.support.api_server import Served, serving
@@ -147,3 +148,157 @@ async def test_key_is_the_token(tmp_path: Path) -> None:
         async with openai.AsyncOpenAI(base_url=url, api_key="wrong", max_retries=0) as client:
             with pytest.raises(openai.AuthenticationError):
                 await asked(client, user(DOOR, "Who?"))
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        (" ", "a"),
+        (["white", "cross"], "a blue "),
+        (["nowhere"], "a blue cross and a white cross"),
+        ("and a", "a blue cross "),
+        (["a"], ""),
+        ("cross", "a blue "),
+        ([], "a blue cross and a white cross"),
+        (None, "a blue cross and a white cross"),
+    ],
+)
+async def test_answer_ends_before_the_first_stop_whole_or_as_it_is_written(
+    client: openai.AsyncOpenAI, stop: Any, text: str
+) -> None:
+    said = "a blue cross and a white cross"
+    done = await asked(client, user(DOOR, said), stop=stop)
+    assert done.choices[0].message.content == text
+    assert done.choices[0].finish_reason == "stop"
+    chunks = [
+        chunk async for chunk in await asked(client, user(DOOR, said), stop=stop, stream=True)
+    ]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_what_might_begin_a_stop_is_not_told_before_it_is_clear() -> None:
+    for stops in (["abc", "xy"], ["c"], ["bcd"], ["zzzz"], ["ab", "abc"]):
+        for text in ("ababcabxy", "aaabbbccc", "", "xaby", "abcd"):
+            cut, told = Cut(stops), ""
+            for index, letter in enumerate(text):
+                told += cut.more(letter, is_last=index == len(text) - 1)
+            ends = [text.find(stop) for stop in stops if stop in text]
+            assert told == text[: min(ends, default=len(text))], (stops, text)
+
+
+async def test_stops_are_few_and_not_empty(client: openai.AsyncOpenAI) -> None:
+    for stop in ("", ["a", ""], ["a", "b", "c", "d", "e"], ["x" * 257]):
+        with pytest.raises(openai.UnprocessableEntityError, match="stop"):
+            await asked(client, user(DOOR, "Who?"), stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_usage"),
+    [
+        ({"include_usage": True}, True),
+        ({}, False),
+        ({"include_usage": False}, False),
+        (None, False),
+    ],
+)
+async def test_tokens_are_told_in_a_last_chunk_where_that_is_asked(
+    client: openai.AsyncOpenAI, options: Any, has_usage: bool
+) -> None:
+    more = {} if options is None else {"stream_options": options}
+    stream = await asked(client, user(DOOR, "one two"), stream=True, **more)
+    *chunks, last = [chunk async for chunk in stream]
+    assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+    if has_usage:
+        assert last.choices == []
+        assert (last.usage.prompt_tokens, last.usage.total_tokens) == (
+            49, 49 + last.usage.completion_tokens
+        )  # fmt: skip
+    else:
+        assert last.usage is None
+        assert last.choices[0].finish_reason == "stop"
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tools", [TOOL]),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("logprobs", True),
+        ("top_logprobs", 2),
+        ("logit_bias", {"1": -100}),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "x", "format": "wav"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("n", 2),
+        ("web_search_options", {}),
+        ("stream_options", {"include_usage": True}),  # without stream
+        ("guided_choice", ["a", "b"]),
+    ],
+)
+async def test_what_would_change_the_answer_is_refused_by_its_name(
+    served: Served, client: openai.AsyncOpenAI, key: str, value: Any
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"{key}: ") as caught:
+        await asked(client, user(DOOR, "Who?"), extra_body={key: value})
+    assert caught.value.body == {
+        "message": caught.value.body["message"],
+        "type": "invalid_request_error",
+        "param": key,
+        "code": "unsupported_parameter",
+    }
+    assert "\n" not in caught.value.body["message"]
+    assert served.service.asked == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"temperature": 0.5, "top_p": 0.1, "seed": 7, "presence_penalty": 1, "user": "me"},
+        {"tools": [], "tool_choice": "none", "logprobs": False, "logit_bias": {}, "n": 1},
+        {"tools": None, "functions": None, "n": None, "modalities": ["text"], "audio": None},
+        {"store": True, "metadata": {"a": "b"}, "service_tier": "auto", "unheard_of": [1]},
+        {"tool_choice": "auto", "parallel_tool_calls": True, "reasoning_effort": "low"},
+    ],
+)
+async def test_what_asks_for_nothing_else_is_left_alone(
+    client: openai.AsyncOpenAI, body: dict[str, Any]
+) -> None:
+    done = await asked(client, user(DOOR, "Who?"), extra_body=body)
+    assert done.choices[0].message.content == "Who?"
+
+
+async def test_every_answer_has_a_number_of_its_own(
+    served: Served, client: openai.AsyncOpenAI
+) -> None:
+    done = await asked(client, user(DOOR, "Who?"))
+    assert done._request_id.startswith("req_")
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.models.retrieve("echo/dor")
+    assert caught.value.request_id not in (None, done._request_id)
+    assert "x-request-id" not in (await served.client.get("/v1/health/live")).headers
+
+
+async def test_paths_that_are_not_there_are_told_in_openais_shape(
+    served: Served, client: openai.AsyncOpenAI
+) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.embeddings.create(model="echo", input="x")
+    assert caught.value.body["type"] == "invalid_request_error"
+    for method, path, status in (
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1/responses", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+    ):
+        reply = await served.client.request(method, path)
+        assert reply.status_code == status
+        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+        assert reply.headers["x-request-id"]
+    assert isinstance((await served.client.get("/v1/health/x")).json()["error"], str)

@@ -90,3 +90,22 @@ async def test_few_are_tried_at_once() -> None:
             assert not (await reply).json()["ok"]
         for writer in held:
             writer.close()
+
+
+async def test_variables_are_filled_in_as_a_new_streams_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAMERA_SIZE", "64")
+    monkeypatch.setenv("CAMERA_URL", "scene://x?size=64")
+    monkeypatch.setenv("SECRET", "hidden")
+    (tmp_path / "secret").write_text("hidden")
+    async with trying() as client:
+        for source in ("scene://x?size=${CAMERA_SIZE}", "${CAMERA_URL}"):
+            body = (await told(client, source, seconds=20)).json()
+            assert (body["ok"], body["frames"]) == (True, 1), body
+        for source in ("scene://${SECRET}", f"scene://${{file:{tmp_path}/secret}}"):
+            line = line_of(await told(client, source), 403)
+            assert "is not among sources.http_variables" in line
+            assert "hidden" not in line
+        line = line_of(await told(client, "scene://${CAMERA_NOT_SET}"), 422)
+        assert "the environment has no variable 'CAMERA_NOT_SET'" in line

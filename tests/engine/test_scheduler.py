@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stream_sttm.engine.scheduler import Append, Ask, Decode, Scheduler
-from stream_sttm.errors import QuestionRejected
+from stream_sttm.errors import QuestionRejected, TooManyQuestions
 from stream_sttm.types import Clip, Frame, Question
 
 
@@ -144,3 +144,98 @@ def test_questions_of_higher_priority_go_first_and_equals_in_their_order() -> No
     assert [[q.id for q in work.questions] for work in taken if isinstance(work, Ask)] == [
         ["c", "b"], ["a", "e"], ["d"],
     ]  # fmt: skip
+
+
+def _asked(caller: str | None, stream: str, name: str, priority: int = 0) -> Question:
+    return replace(_question(stream, name), caller=caller, priority=priority)
+
+
+def _served(scheduler: Scheduler, steps: int) -> list[Question]:
+    """What is begun in so many steps, each batch ending with the step that follows it."""
+    order: list[Question] = []
+    for number in range(steps):
+        work = scheduler.next(0.0)
+        if isinstance(work, Ask):
+            order += work.questions
+            scheduler.add_batch(number)
+            scheduler.remove_batch(number)
+    return order
+
+
+def test_no_caller_fills_the_queue_alone() -> None:
+    scheduler = Scheduler(max_waiting=8, max_batch=1)
+    for number in range(4):
+        scheduler.add_question(_asked("much", "ab"[number % 2], str(number)))
+    with pytest.raises(TooManyQuestions, match="4 questions of yours are waiting already"):
+        scheduler.add_question(_asked("much", "c", "5"))
+    for caller in ("one", "two", None, None):
+        scheduler.add_question(_asked(caller, "a", f"of {caller}"))
+    with pytest.raises(TooManyQuestions, match="8 questions are waiting already"):
+        scheduler.add_question(_asked("three", "a", "9"))
+
+
+@pytest.mark.parametrize("streams", [["a"], ["a", "b"], [f"s{n}" for n in range(16)]])
+@pytest.mark.parametrize("late", ["one", None])
+def test_whoever_asks_little_waits_for_one_batch_of_whoever_asks_much(
+    streams: list[str], late: str | None
+) -> None:
+    scheduler = Scheduler(max_waiting=256, max_batch=2)
+    for number in range(128):
+        stream = streams[number % len(streams)]
+        scheduler.add_question(_asked("much", stream, str(number)))
+    _served(scheduler, 5)
+    for turn in range(10):
+        scheduler.add_question(_asked(late, "other", f"late {turn}"))
+        assert any(q.caller == late for q in _served(scheduler, 2))
+
+
+def test_streams_take_turns_where_one_caller_asks_all_of_them() -> None:
+    scheduler = Scheduler(max_waiting=256, max_batch=1)
+    for number in range(60):
+        scheduler.add_question(_asked("x", "a" if number < 50 else "bc"[number % 2], str(number)))
+    order = [question.stream for question in _served(scheduler, 15)]
+    assert [order.count(stream) for stream in "abc"] == [5, 5, 5]
+
+
+def test_callers_share_a_batch_in_turns() -> None:
+    scheduler = Scheduler(max_waiting=256, max_batch=4)
+    for number in range(20):
+        scheduler.add_question(_asked("much", "a", str(number)))
+    for caller in ("one", "two"):
+        scheduler.add_question(_asked(caller, "a", caller))
+    work = scheduler.next(0.0)
+    assert isinstance(work, Ask)
+    assert [question.id for question in work.questions] == ["0", "one", "two", "1"]
+
+
+def test_no_caller_takes_all_open_batches() -> None:
+    scheduler = Scheduler(max_waiting=256, max_batch=1, max_open=4)
+    for number in range(20):
+        scheduler.add_question(_asked("much", "a", str(number)))
+    kinds = []
+    for number in range(6):
+        work = scheduler.next(0.0)
+        kinds.append(type(work))
+        if isinstance(work, Ask):
+            scheduler.add_batch(number)
+    assert kinds == [Ask, Ask, Decode, Decode, Decode, Decode]
+    scheduler.add_question(_asked("one", "a", "late"))
+    work = scheduler.next(0.0)
+    assert isinstance(work, Ask)
+    assert work.questions[0].id == "late"
+
+
+def test_priority_goes_before_turns_within_what_a_caller_may_have() -> None:
+    scheduler = Scheduler(max_waiting=8, max_batch=1)
+    for name, caller, priority in (("0", "x", 0), ("1", "y", 5), ("2", "y", 5), ("3", "z", 0)):
+        scheduler.add_question(_asked(caller, "a", name, priority))
+    assert [question.id for question in _served(scheduler, 4)] == ["1", "2", "0", "3"]
+
+
+def test_those_who_were_served_are_remembered_within_bounds() -> None:
+    scheduler = Scheduler(max_waiting=8, max_batch=1)
+    for number in range(3000):
+        scheduler.add_question(_asked(f"c{number}", f"s{number}", str(number)))
+        _served(scheduler, 1)
+    assert max(len(scheduler._served), len(scheduler._served_streams)) <= 1024
+    assert scheduler.is_idle

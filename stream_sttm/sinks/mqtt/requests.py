@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
 OUTCOMES = ("done", "refused", "dropped")
 _MAX_TOPIC_BYTES = 1000
+CALLER = "mqtt:"  # no token is called so
 _AT_ONCE = 32  # messages handled at the same time
 _IDS = 1000  # ids remembered, so that none is answered twice
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -144,6 +145,9 @@ class Requests:
 
     async def _ask(self, stream: str, message: Incoming) -> None:
         asked = _read(message.payload)
+        if asked.priority > 0:
+            line = "priority: above 0 needs a token, which MQTT has not; ask over HTTP"
+            raise Refused(line, asked.id)
         question = Question(
             id=asked.id or uuid4().hex,
             stream=stream,
@@ -156,6 +160,7 @@ class Requests:
             fresh_frames=asked.fresh_frames,
             recall=asked.recall,
             priority=asked.priority,
+            caller=CALLER,
         )
         try:
             check(question, self._commands.answering)

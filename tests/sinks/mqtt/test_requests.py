@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from stream_sttm import metrics
 from stream_sttm.errors import ConfigError, SinkError, SinkRefused
 from stream_sttm.sinks import open_sink
+from stream_sttm.sinks.mqtt.requests import CALLER
 from stream_sttm.sinks.mqtt.sink import MqttSink
 from stream_sttm.storage.outbox import OutboxTable
 from stream_sttm.types import AnswerType, StreamState
@@ -77,7 +78,7 @@ async def test_a_question_in_plain_text_or_json_reaches_the_service(
         asked = {
             "question": "Which?", "type": "choice", "choices": ["a", "b"], "id": "my-1",
             "max_new_tokens": 3, "timeout": 2.5,
-            "window_s": 60, "fresh_frames": 2, "recall": "auto", "priority": 7,
+            "window_s": 60, "fresh_frames": 2, "recall": "auto", "priority": -7,
         }  # fmt: skip
         await publish(broker, "test/door-2/ask", json.dumps(asked))
         await until(lambda: len(service.asked) == 2)
@@ -90,7 +91,7 @@ async def test_a_question_in_plain_text_or_json_reaches_the_service(
     )
     assert (full.id, full.text, full.max_new_tokens, full.timeout) == ("my-1", "Which?", 3, 2.5)
     assert (full.form.type, full.form.choices) == (AnswerType.CHOICE, ("a", "b"))
-    assert (full.look, full.recall, full.priority) == ((60, 2), "auto", 7)
+    assert (full.look, full.recall, full.priority) == ((60, 2), "auto", -7)
 
 
 async def test_an_answer_comes_on_the_response_topic_with_its_correlation_data(
@@ -504,3 +505,13 @@ async def test_a_broker_out_of_memory_loses_nothing(
                 await until(lambda: "q499" in reader.payloads(topic)[-1:][0], within=40)
                 received = [json.loads(payload)["id"] for payload in reader.payloads(topic)]
     assert list(dict.fromkeys(received)) == ids(range(500))
+
+
+async def test_priority_above_zero_is_refused_in_a_line(broker: Mosquitto) -> None:
+    service = Steered()
+    async with listening(broker.url, service):
+        for priority in (1, 100, 0):
+            asked = {"question": "Who?", "id": f"p{priority}", "priority": priority}
+            await publish(broker, "test/cam/ask", json.dumps(asked))
+        await until(lambda: bool(service.asked))
+    assert [(question.id, question.caller) for question in service.asked] == [("p0", CALLER)]
