@@ -47,8 +47,13 @@ class Login(httpx.Auth):
         self._user, self._password = user, password
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Ask without credentials first, then as the response demands."""
+        """Ask without credentials first, then as the response demands.
+
+        The second request goes over a new connection: a server may close the first one just as it is used again.
+        """
+        request.headers["Connection"] = "close"
         answer = yield request
+        request.headers["Connection"] = "keep-alive"
         challenges = answer.headers.get_list("www-authenticate")
         if answer.status_code != 401 or obstacle(challenges, HTTPX):
             return
