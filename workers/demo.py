@@ -153,10 +153,13 @@ async def _read(broker: str, truth: _Truth, tally: Tally) -> None:
         password=parts.password,
     ) as client:
         prefix = parts.path.strip("/")
-        await client.subscribe(f"{prefix}/{STREAM}/query/+/answer")
+        answers = f"{prefix}/{STREAM}/query/+/answer"
+        await client.subscribe(answers)
         async for message in client.messages:
-            payload = message.payload
-            answer = json.loads(payload if isinstance(payload, bytes | str) else b"{}")
+            # The embedded broker was seen to deliver another topic, the service's availability.
+            if not message.topic.matches(answers) or not isinstance(message.payload, bytes):
+                continue
+            answer = json.loads(message.payload)
             tally.add("mqtt", answer, truth.of(answer, *truth.standing[answer["query"]]))
 
 
